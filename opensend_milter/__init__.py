@@ -1,0 +1,1 @@
+"""API-key mail gateway: Postfix and Dovecot in front, one transaction, a worker behind."""

@@ -1,0 +1,179 @@
+"""Composition root: a Config in, wired objects out; the only place where servers and adapters meet."""
+
+from __future__ import annotations
+
+import grp
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from opensend_milter.adapters import postgres
+from opensend_milter.adapters.postgres_intake import PostgresIntakeStore
+from opensend_milter.config import Config, Milter as MilterSettings, load
+from opensend_milter.core.errors import ConfigError, OpensendError, StoreUnavailable
+from opensend_milter.core.intake import Gatherer, Intake
+from opensend_milter.core.model import Carries, Limits, Message, Outcome
+from opensend_milter.core.policy import Policy
+from opensend_milter.core.ports import IntakeStore
+from opensend_milter.servers.milter import Callbacks, Door, MilterProcess, OpenDoor, open_socket
+from opensend_milter.servers.supervisor import Line, Supervisor
+
+log = logging.getLogger(__name__)
+
+BATCH = 64
+MOST_PROCESSES = 4
+
+
+def policy_of(config: Config) -> Policy:
+    """Return the rules that the configuration asks for."""
+    size = config.size
+    # Beside OpenSend its ingester writes the message again: lines and 8-bit content are its business.
+    carries = (
+        Carries(eight_bit=config.relay.eight_bit)
+        if config.profile == "standalone"
+        else Carries(max_line_octets=None, eight_bit=True)
+    )
+    limits = Limits(
+        max_message_bytes=size.max_message_bytes,
+        max_attachment_bytes=size.max_attachment_bytes,
+        max_recipients=size.max_recipients,
+        max_header_bytes=size.max_header_bytes,
+        max_header_fields=size.max_header_fields,
+        max_addresses=size.max_addresses,
+        max_parts=size.max_parts,
+        max_depth=size.max_depth,
+    )
+    return Policy(limits=limits, carries=carries, sender_domains=config.policy.sender_domains)
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Two ways in: a large message never makes small ones wait in its batch."""
+
+    small: Gatherer
+    large: Gatherer
+    large_above_bytes: int
+    stores: tuple[PostgresIntakeStore, ...]
+
+    def accept(self, message: Message) -> Outcome:
+        """Wait for the outcome of one message."""
+        return (self.large if message.size > self.large_above_bytes else self.small).accept(message)
+
+    def close(self) -> None:
+        """Finish what was handed in, then let go."""
+        for gatherer in (self.small, self.large):
+            gatherer.stop()
+        for store in self.stores:
+            store.close()
+
+
+def open_lanes(config: Config) -> Lanes:
+    """Start the two threads that decide, each with a connection of its own."""
+    settings = config.milter
+    info = postgres.conninfo_for(config.database.url, config.database.password_dir, "opensend_milter")
+    policy = policy_of(config)
+    # A large message waits for others of its kind, one at a time: that is slow, not stuck.
+    lanes = (
+        ("opensend-intake", BATCH, settings.soft_timeout_s, settings.hard_timeout_s),
+        ("opensend-intake-large", 1, settings.hard_timeout_s, settings.hard_timeout_s * 2),
+    )
+    opened = [
+        _open_lane(info, policy, settings, name=name, at_most=at_most, soft_s=soft_s, hard_s=hard_s)
+        for name, at_most, soft_s, hard_s in lanes
+    ]
+    (small, small_store), (large, large_store) = opened
+    return Lanes(small, large, settings.spool_above_bytes, (small_store, large_store))
+
+
+def _open_lane(
+    info: str, policy: Policy, settings: MilterSettings, *, name: str, at_most: int, soft_s: float, hard_s: float
+) -> tuple[Gatherer, PostgresIntakeStore]:
+    postgres_store = PostgresIntakeStore(info, name=name, timeout_s=settings.soft_timeout_s)
+    store: IntakeStore = postgres_store
+    gatherer = Gatherer(
+        Intake(store, policy),
+        name=name,
+        window_s=settings.gather_window_ms / 1000,
+        at_most=at_most,
+        soft_s=soft_s,
+        hard_s=hard_s,
+    )
+    gatherer.start()
+    return gatherer, postgres_store
+
+
+def serve(path: Path | None) -> None:
+    """Run the milter until SIGTERM."""
+    config = load(path)
+    settings = config.milter
+    group = _group(settings.socket_group)
+    settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _await_database(config)
+    callbacks = Callbacks()
+    callbacks.register("opensend-milter")
+    descriptor = open_socket(settings.socket, group)
+    inode = settings.socket.stat().st_ino
+
+    def child(line: Line) -> None:
+        MilterProcess(callbacks, descriptor, lambda: _open_door(load(path)), settings.drain_s).run(line)
+
+    supervisor = Supervisor(
+        child,
+        count=settings.processes or min(os.cpu_count() or 1, MOST_PROCESSES),
+        drain_s=settings.drain_s,
+        reload=lambda: _good(lambda: load(path)),
+        healthy=lambda: settings.socket.exists() and settings.socket.stat().st_ino == inode,
+    )
+    log.info("listening on %s", settings.socket)
+    supervisor.run()
+    if settings.socket.exists() and settings.socket.stat().st_ino == inode:
+        settings.socket.unlink()
+
+
+def _open_door(config: Config) -> OpenDoor:
+    lanes = open_lanes(config)
+    door = Door(
+        accept=lanes.accept,
+        spool_dir=config.milter.spool_dir,
+        spool_above_bytes=config.milter.spool_above_bytes,
+        max_message_bytes=config.size.max_message_bytes,
+    )
+    return OpenDoor(door=door, longest_wait_s=config.milter.hard_timeout_s * 2, close=lanes.close)
+
+
+def _good(check: Callable[[], object]) -> bool:
+    try:
+        check()
+    except OpensendError as error:
+        log.error("not reloaded, the old configuration stays: %s", error)  # noqa: TRY400  # no traceback: ours
+        return False
+    return True
+
+
+def _group(name: str) -> int | None:
+    """Only root may give a socket to a group it is not in; a service gets there by its directory's set-group-id bit."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError(f"milter.socket_group: expected a group of this system, got {name!r}") from None
+
+
+def _await_database(config: Config) -> None:
+    """Listen only when the database is ready: until then Postfix answers 451 by itself."""
+    info = postgres.conninfo_for(config.database.url, config.database.password_dir, "opensend_milter")
+    said = False
+    while True:
+        try:
+            postgres.connect(info, application_name="opensend-serve").close()
+        except StoreUnavailable as error:
+            if not said:
+                log.warning("waiting for the database: %s", error)
+                said = True
+            time.sleep(1)
+        else:
+            return

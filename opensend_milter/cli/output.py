@@ -1,0 +1,86 @@
+"""What people and scripts see: tables or JSON on standard output, errors on standard error, sysexits codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from opensend_milter.core.errors import ConfigError, OpensendError, StoreUnavailable, TemporaryError, UsageError
+
+EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE, EX_TEMPFAIL, EX_CONFIG = 64, 69, 70, 75, 78
+
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Configuration file [default: /etc/opensend-milter/opensend-milter.yaml]."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def show(value: Any, *, as_json: bool, table: Callable[[], Table | str]) -> None:
+    """Print a value as JSON, or what `table` makes of it for people."""
+    if as_json:
+        sys.stdout.write(json.dumps(value, default=_plain, ensure_ascii=False) + "\n")
+        return
+    drawn = table()
+    if isinstance(drawn, str):
+        sys.stdout.write(drawn.rstrip("\n") + "\n")
+    else:
+        Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200).print(drawn)
+
+
+def table_of(columns: Sequence[str], rows: Iterator[Sequence[object]] | Sequence[Sequence[object]]) -> Table:
+    """Draw rows under columns; None shows as empty."""
+    drawn = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        drawn.add_row(*("" if cell is None else str(cell) for cell in row))
+    return drawn
+
+
+_PLAIN: tuple[tuple[type, Callable[[Any], object]], ...] = (
+    (datetime, datetime.isoformat),
+    (Enum, lambda member: member.value),
+    (bytes, bytes.hex),
+    (Mapping, dict),
+    (frozenset, sorted),
+)
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return next((plain(value) for kind, plain in _PLAIN if isinstance(value, kind)), str(value))
+
+
+_EXIT_CODES = (
+    (ConfigError, EX_CONFIG),
+    (UsageError, EX_USAGE),
+    (StoreUnavailable, EX_UNAVAILABLE),
+    (TemporaryError, EX_TEMPFAIL),
+    (OpensendError, EX_SOFTWARE),
+)
+
+
+@contextmanager
+def exits() -> Iterator[None]:
+    """Turn an error of ours into one line on standard error and its exit code."""
+    try:
+        yield
+    except OpensendError as error:
+        fail(str(error), next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
+
+
+def fail(text: str, code: int) -> NoReturn:
+    """Say what is wrong and exit."""
+    sys.stderr.write("".join(f"opensend-milter: {line}\n" for line in text.splitlines()))
+    raise typer.Exit(code)

@@ -1,0 +1,1 @@
+"""What we decide: standard library only, no sockets, no SQL."""

@@ -1,0 +1,276 @@
+"""Read, normalise and compare addresses and domains (RFC 5322, 3.4, and 6531 for UTF-8)."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from email.errors import HeaderParseError
+from email.header import decode_header
+
+from opensend_milter.core.model import Address, Mailbox
+
+_TOKEN = re.compile(
+    r"""(?P<space>[ \t\r\n]+)
+    | (?P<quoted>"(?:[^"\\\x00]|\\[^\x00])*")
+    | (?P<literal>\[[^\[\]\\\x00-\x20]*\])
+    | (?P<atom>[^\s()<>@,;:\\".\[\]\x00-\x1f\x7f]+)
+    | (?P<special>[()<>@,;:.])""",
+    re.VERBOSE,
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+MAX_DOMAIN_OCTETS = 253
+MAX_ADDRESS_OCTETS = 320
+
+
+class NotAnAddressListError(ValueError):
+    """The field is no list of addresses; the text says why."""
+
+
+@dataclass(slots=True)
+class _Token:
+    kind: str
+    text: str
+    spaced: bool
+    """White space or a comment stands before it."""
+
+
+def parse_addresses(value: str, *, at_most: int) -> tuple[Mailbox, ...]:
+    """Read a header field's addresses strictly, members of groups included.
+
+    Raise NotAnAddressListError where anything in it is not an address, a comment or a group.
+    """
+    return tuple(_Reader(value, at_most).read())
+
+
+def parse_some_addresses(value: str, *, at_most: int) -> tuple[Mailbox, ...]:
+    """Read what can be read: a header that only says how a recipient is shown need not be perfect."""
+    try:
+        return parse_addresses(value, at_most=at_most)
+    except NotAnAddressListError:
+        pieces = re.findall(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+', value)
+    found: list[Mailbox] = []
+    for piece in pieces[:at_most]:
+        try:
+            found += parse_addresses(piece, at_most=at_most)
+        except NotAnAddressListError:
+            continue
+    return tuple(found)
+
+
+class _Reader:
+    def __init__(self, value: str, at_most: int) -> None:
+        self._tokens = list(_tokens(value))
+        self._next = 0
+        self._at_most = at_most
+
+    def _peek(self) -> str:
+        return self._tokens[self._next].text if self._next < len(self._tokens) else ""
+
+    def _take(self) -> _Token:
+        self._next += 1
+        return self._tokens[self._next - 1]
+
+    def read(self) -> Iterator[Mailbox]:
+        found = 0
+        in_group = False
+        while self._next < len(self._tokens):
+            if self._peek() == ",":
+                self._take()
+                continue
+            if self._peek() == ";" and in_group:
+                self._take()
+                in_group = False
+                continue
+            phrase = self._words()
+            if self._peek() == ":" and phrase and not in_group:
+                self._take()
+                in_group = True
+                continue
+            mailbox = self._angle(phrase) if self._peek() == "<" else self._bare(phrase)
+            if self._peek() not in {"", ",", ";"}:
+                raise NotAnAddressListError(f"unexpected {self._peek()!r} after an address")
+            found += 1
+            if found > self._at_most:
+                raise NotAnAddressListError(f"more than {self._at_most} addresses")
+            yield mailbox
+        if in_group:
+            raise NotAnAddressListError("a group without its ';'")
+
+    def _words(self) -> list[_Token]:
+        words = []
+        while self._next < len(self._tokens) and (
+            self._tokens[self._next].kind in {"atom", "quoted"} or self._peek() == "."
+        ):
+            words.append(self._take())
+        return words
+
+    def _angle(self, phrase: list[_Token]) -> Mailbox:
+        self._take()
+        if self._peek() == "@":
+            self._skip_route()
+        address = self._addr_spec(self._words())
+        if self._peek() != ">":
+            raise NotAnAddressListError("'<' without '>'")
+        self._take()
+        return Mailbox(_display_name(phrase), address)
+
+    def _skip_route(self) -> None:
+        while self._peek() and self._peek() != ":":
+            if self._peek() in {"<", ">"}:
+                raise NotAnAddressListError("a route without its ':'")
+            self._take()
+        if not self._peek():
+            raise NotAnAddressListError("a route without its ':'")
+        self._take()
+
+    def _bare(self, phrase: list[_Token]) -> Mailbox:
+        return Mailbox("", self._addr_spec(phrase))
+
+    def _addr_spec(self, local: list[_Token]) -> Address:
+        if self._peek() != "@":
+            unexpected = self._peek() and not local
+            raise NotAnAddressListError(f"unexpected {self._peek()!r}" if unexpected else "an address without '@'")
+        if self._take().spaced or (self._peek() and self._tokens[self._next].spaced):
+            raise NotAnAddressListError("white space around '@'")
+        domain = self._take().text if self._peek().startswith("[") else _dotted(self._words(), "domain")
+        return Address(f"{_dotted(local, 'local part')}@{domain}")
+
+
+def _tokens(value: str) -> Iterator[_Token]:
+    """Split into tokens, comments and white space left out."""
+    at = 0
+    depth = 0
+    spaced = False
+    while at < len(value):
+        if depth:
+            spaced = True
+            at, depth = _in_comment(value, at, depth)
+            continue
+        match = _TOKEN.match(value, at)
+        if not match:
+            raise NotAnAddressListError(f"unexpected {value[at]!r}")
+        at = match.end()
+        kind = match.lastgroup or ""
+        if match.group() == "(":
+            depth = 1
+        elif match.group() == ")":
+            raise NotAnAddressListError("')' without '('")
+        elif kind == "space":
+            spaced = True
+        else:
+            yield _Token(kind, match.group(), spaced)
+            spaced = False
+    if depth:
+        raise NotAnAddressListError("a comment without its ')'")
+
+
+def _in_comment(value: str, at: int, depth: int) -> tuple[int, int]:
+    char = value[at]
+    if char == "\\":
+        return at + 2, depth
+    return at + 1, depth + {"(": 1, ")": -1}.get(char, 0)
+
+
+def _dotted(words: list[_Token], what: str) -> str:
+    """Join a dot-atom or a quoted local part.
+
+    RFC 5322 lets old mail put white space and comments around the dots; readers differ on those, so we refuse them.
+    """
+    for place, word in enumerate(words):
+        if (word.text == ".") != bool(place % 2) or (place and word.spaced):
+            raise NotAnAddressListError(f"a {what} that is not one word")
+        if what == "domain" and word.kind == "quoted":
+            raise NotAnAddressListError("a quoted domain")
+    if len(words) % 2 == 0:
+        raise NotAnAddressListError(f"a {what} that {'ends with a dot' if words else 'is missing'}")
+    return "".join(word.text for word in words)
+
+
+def _display_name(phrase: list[_Token]) -> str:
+    name = ""
+    for word in phrase:
+        text = re.sub(r"\\(.)", r"\1", word.text[1:-1]) if word.kind == "quoted" else word.text
+        name += " " + text if word.spaced and name else text
+    return decode_words(name)
+
+
+def decode_words(value: str) -> str:
+    """Decode RFC 2047 words; what cannot be decoded stays as it is. No control character survives."""
+    if "=?" in value:
+        with suppress(HeaderParseError, ValueError):  # not an encoded word after all: shown as sent
+            value = "".join(_decoded(part, charset) for part, charset in decode_header(value))
+    return _CONTROL.sub(" ", value).strip()
+
+
+def _decoded(part: bytes | str, charset: str | None) -> str:
+    if isinstance(part, str):
+        return part
+    try:
+        return part.decode(charset or "utf-8", "replace")
+    except LookupError:
+        return part.decode("utf-8", "replace")
+
+
+def domain_of(address: str) -> str:
+    """Return what is behind the last @."""
+    return address.rpartition("@")[2]
+
+
+def normal_domain(domain: str) -> str | None:
+    """Return the domain in lower case with A-labels (RFC 5890), or None where it is no domain name.
+
+    A trailing dot is no part of an address (RFC 5321, 2.3.5), so such a name is none.
+    """
+    labels = []
+    for label in unicodedata.normalize("NFC", domain).lower().split("."):
+        spelled = label if label.isascii() else "xn--" + label.encode("punycode").decode("ascii")
+        if not _LABEL.fullmatch(spelled):
+            return None
+        labels.append(spelled)
+    name = ".".join(labels)
+    return name if len(name) <= MAX_DOMAIN_OCTETS and len(labels) > 1 else None
+
+
+def spellings(address: Address) -> tuple[str, ...]:
+    """Return how a suppression list may spell an address: lower case, the domain in both forms."""
+    local, _, domain = address.rpartition("@")
+    lowered = f"{local}@{domain}".lower()
+    ascii_domain = normal_domain(domain)
+    if ascii_domain is None or (domain.isascii() and "xn--" not in ascii_domain):
+        return (lowered,)
+    return tuple({lowered, f"{local.lower()}@{ascii_domain}", f"{local.lower()}@{unicode_domain(ascii_domain)}"})
+
+
+def unicode_domain(ascii_domain: str) -> str:
+    """Return a domain's other spelling, with U-labels."""
+    return ".".join(_unicode_label(label) for label in ascii_domain.split("."))
+
+
+def _unicode_label(label: str) -> str:
+    if not label.startswith("xn--"):
+        return label
+    try:
+        return label[4:].encode("ascii").decode("punycode")
+    except UnicodeError:
+        return label
+
+
+def same_recipient(address: Address) -> tuple[str, str]:
+    """Return a key equal for two spellings of one mailbox: only the domain is without case (RFC 5321, 2.4)."""
+    local, _, domain = address.rpartition("@")
+    return local, normal_domain(domain) or domain.lower()
+
+
+def envelope_address(argument: str) -> Address | None:
+    """Read a MAIL or RCPT argument as Postfix hands it over; None where it is no mailbox."""
+    bare = argument[1:-1] if argument.startswith("<") and argument.endswith(">") else argument
+    if bare.startswith("@") and ":" in bare:
+        bare = bare.partition(":")[2]
+    local, at, domain = bare.rpartition("@")
+    if not (at and local and domain) or _CONTROL.search(bare) or len(bare.encode()) > MAX_ADDRESS_OCTETS:
+        return None
+    return Address(bare)

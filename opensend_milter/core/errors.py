@@ -1,0 +1,67 @@
+"""Every error that is ours.
+
+OpensendError
+  ConfigError            wrong configuration: exit 78, the text names the key
+  UsageError             a request of the operator that cannot be done: exit 64
+  TemporaryError         try again: 451, HTTP 503, back to the queue
+    StoreUnavailable
+    QueueUnavailable
+    DeliveryDeferred
+  PermanentError         never again: 554, HTTP 422, dead letter
+    MalformedMessage
+    DeliveryRefused
+  DeliveryUncertain      the message may be out: never sent again blindly
+
+A refusal by policy is a value (`model.Refuse`), not an exception: an exception means that something broke.
+An exception that is not listed here counts as temporary: we would rather be asked again than lose mail.
+"""
+
+from __future__ import annotations
+
+
+class OpensendError(Exception):
+    """Something of ours went wrong."""
+
+    def __init__(self, detail: str = "") -> None:
+        """`detail` is for the log; a sender never sees it."""
+        super().__init__(detail or (self.__doc__ or "").strip())
+
+
+class ConfigError(OpensendError):
+    """The configuration is wrong."""
+
+
+class UsageError(OpensendError):
+    """This cannot be done as asked."""
+
+
+class TemporaryError(OpensendError):
+    """Try again later."""
+
+
+class StoreUnavailable(TemporaryError):  # noqa: N818  # the tree reads as mail says it
+    """The database does not answer."""
+
+
+class QueueUnavailable(TemporaryError):  # noqa: N818
+    """The queue does not answer."""
+
+
+class DeliveryDeferred(TemporaryError):  # noqa: N818
+    """The next hop asks to come back later."""
+
+
+class PermanentError(OpensendError):
+    """It will never work like this."""
+
+
+class MalformedMessage(PermanentError):  # noqa: N818
+    """The message cannot be read."""
+
+
+class DeliveryRefused(PermanentError):  # noqa: N818
+    """The next hop refuses the message."""
+
+
+class DeliveryUncertain(OpensendError):  # noqa: N818
+    """The connection broke after the message was handed over."""

@@ -1,0 +1,292 @@
+"""Raw bytes -> header fields, bodies, attachments. Works on slices; never builds a message again.
+
+Whatever a stranger sends, `read` returns: sizes and counts are bounded before anything is looked at closely, and
+what a part claims of itself (charset, encoding, boundary) is taken as mail clients take it, never as a promise.
+"""
+
+from __future__ import annotations
+
+import binascii
+import mimetypes
+import quopri
+import re
+from base64 import encodebytes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.message import Message as HeaderParameters
+from email.utils import collapse_rfc2231_value
+
+from opensend_milter.core.address import (
+    NotAnAddressListError,
+    decode_words,
+    parse_addresses,
+    parse_some_addresses,
+)
+from opensend_milter.core.model import Attachment, Buffer, Limits, Mailbox, Reading, Refuse, Rule
+
+_FOLD = re.compile(rb"\r?\n(?=[ \t])")
+_HEADER_END = re.compile(rb"\n\r?\n")
+_EMPTY_LINE = re.compile(rb"\r?\n")
+_AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]*(?:\r?\n|\Z)")
+_FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
+_WRAPPED_BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{76}\r\n)*[A-Za-z0-9+/]{2,76}={0,2}\r\n")
+_NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
+_EIGHT_BIT = re.compile(rb"[\x80-\xff]")
+_OF_A_PART = frozenset({"content-type", "content-disposition", "content-transfer-encoding", "content-id"})
+_PARAMETER_BYTES = 16_384
+"""Longest value whose parameters are read: decoding RFC 2231 continuations is quadratic."""
+
+
+class _RefusedError(Exception):
+    def __init__(self, refusal: Refuse) -> None:
+        self.refusal = refusal
+
+
+def read(raw: Buffer, limits: Limits) -> Reading | Refuse:
+    """Read a message, or say why it cannot be taken."""
+    try:
+        return _read(raw, limits)
+    except _RefusedError as error:
+        return error.refusal
+
+
+def header_fields(raw: Buffer, start: int, end: int) -> tuple[list[tuple[str, bytes]], int]:
+    """Return the fields of a header section (lower-case name, value unfolded) and where the body begins."""
+    match = _EMPTY_LINE.match(raw, start, end) or _HEADER_END.search(raw, start, end)
+    head = bytes(raw[start : match.start() if match else end])
+    body = match.end() if match else end
+    lines = re.split(rb"\r?\n", _FOLD.sub(b"", head))
+    found = filter(None, map(_FIELD.match, lines))
+    return [(field[1].decode("ascii").lower(), field[2].strip(b" \t")) for field in found], body
+
+
+def has_longer_line(raw: Buffer, octets: int) -> bool:
+    """Tell whether a line, its CRLF included, is longer than that."""
+    return re.search(rb"[^\n]{%d}" % octets, raw) is not None
+
+
+def has_eight_bit(raw: Buffer) -> bool:
+    """Tell whether an octet is beyond ASCII."""
+    return _EIGHT_BIT.search(raw) is not None
+
+
+def _read(raw: Buffer, limits: Limits) -> Reading:
+    match = _HEADER_END.search(raw)
+    if (match.start() if match else len(raw)) > limits.max_header_bytes:
+        raise _beyond(f"header section over {limits.max_header_bytes} octets")
+    fields, body = header_fields(raw, 0, len(raw))
+    if len(fields) > limits.max_header_fields:
+        raise _beyond(f"more than {limits.max_header_fields} header fields")
+    text: list[str] = []
+    html: list[str] = []
+    attachments: list[Attachment] = []
+    for part in _leaves(raw, fields, body, limits):
+        if part.is_body and part.kind == "text/plain":
+            text.append(part.text())
+        elif part.is_body and part.kind == "text/html":
+            html.append(part.text())
+        else:
+            attachments.append(part.attachment(len(attachments) + 1))
+    unfolded = tuple((name, _text(value)) for name, value in fields)
+    return Reading(
+        sender=_only_sender(unfolded, limits),
+        to=_mailboxes(unfolded, "to", limits),
+        cc=_mailboxes(unfolded, "cc", limits),
+        reply_to=_mailboxes(unfolded, "reply-to", limits),
+        subject=decode_words(_first(unfolded, "subject") or ""),
+        message_id=_first(unfolded, "message-id"),
+        fields=unfolded,
+        text="\n".join(text),
+        html="\n".join(html),
+        attachments=tuple(attachments),
+    )
+
+
+def _only_sender(fields: tuple[tuple[str, str], ...], limits: Limits) -> Mailbox:
+    """Return the one address of the one From field: all that a reader of this mail can be shown."""
+    values = [value for name, value in fields if name == "from"]
+    if not values:
+        raise _no(Rule.FROM_MISSING, "the message has no From header field; add one")
+    if len(values) > 1:
+        raise _no(Rule.FROM_NOT_ONE, f"the message has {len(values)} From header fields; send exactly one")
+    if "\x00" in values[0]:
+        raise _no(Rule.FROM_MALFORMED, "the From header field holds a NUL character; remove it")
+    try:
+        found = parse_addresses(values[0], at_most=limits.max_addresses)
+    except NotAnAddressListError as error:
+        raise _no(Rule.FROM_MALFORMED, f"the From header field is not one address ({error}); "
+                                       "write it as: Name <user@domain>") from None  # fmt: skip
+    if len(found) != 1:
+        raise _no(Rule.FROM_NOT_ONE, f"the From header field holds {len(found)} addresses; it must hold exactly one")
+    return found[0]
+
+
+def _mailboxes(fields: tuple[tuple[str, str], ...], name: str, limits: Limits) -> tuple[Mailbox, ...]:
+    found: list[Mailbox] = []
+    for field, value in fields:
+        if field != name:
+            continue
+        if value.count(",") >= limits.max_addresses:
+            raise _beyond(f"more than {limits.max_addresses} addresses in the header field {name.title()}")
+        found += parse_some_addresses(value, at_most=limits.max_addresses)
+    return tuple(found)
+
+
+def _first(fields: tuple[tuple[str, str], ...], name: str) -> str | None:
+    return next((value for field, value in fields if field == name), None)
+
+
+def _text(value: bytes) -> str:
+    """Raw UTF-8 in a header is legal mail (RFC 6532); what is not UTF-8 is most likely Latin-1."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    raw: Buffer
+    start: int
+    end: int
+    kind: str
+    parameters: HeaderParameters
+
+    @property
+    def is_body(self) -> bool:
+        return (
+            self.kind in {"text/plain", "text/html"}
+            and self.parameters.get_content_disposition() != "attachment"
+            and self._filename() is None
+        )
+
+    @property
+    def encoding(self) -> str:
+        return str(self.parameters.get("content-transfer-encoding", "")).strip().lower()
+
+    def _bytes(self) -> bytes:
+        return bytes(self.raw[self.start : self.end])
+
+    def decoded(self) -> bytes:
+        """Undo the transfer encoding, dropping what does not belong into it, as mail clients do."""
+        if self.encoding == "base64":
+            letters = _NOT_BASE64.sub(b"", self._bytes())
+            letters = letters[:-1] if len(letters) % 4 == 1 else letters
+            return binascii.a2b_base64(letters + b"=" * (-len(letters) % 4))
+        if self.encoding == "quoted-printable":
+            return quopri.decodestring(self._bytes())
+        return self._bytes()
+
+    def text(self) -> str:
+        charset = self.parameters.get_content_charset() or "utf-8"
+        content = self.decoded()
+        try:
+            decoded = content.decode("utf-8" if charset == "us-ascii" else charset, "replace")
+        except (LookupError, ValueError):
+            decoded = content.decode("utf-8", "replace")
+        return decoded.replace("\x00", "\ufffd")
+
+    def attachment(self, number: int) -> Attachment:
+        content_id = str(self.parameters.get("content-id", "")).strip(" \t<>")
+        return Attachment(
+            filename=self._filename() or self._default_name(number),
+            content_type=self.kind,
+            content_id=_one_line(content_id) or None,
+            content=self._base64(),
+        )
+
+    def _base64(self) -> str:
+        """Return base64 in lines of 76: taken over as sent where it is that already."""
+        if self.encoding == "base64":
+            sent = self._bytes().rstrip(b"\r\n") + b"\r\n"
+            if _WRAPPED_BASE64.fullmatch(sent) and not _odd(sent):
+                return sent.decode("ascii")
+        return encodebytes(self.decoded()).replace(b"\n", b"\r\n").decode("ascii")
+
+    def _filename(self) -> str | None:
+        for header, parameter in (("content-disposition", "filename"), ("content-type", "name")):
+            found = self.parameters.get_param(parameter, None, header)
+            if isinstance(found, str | tuple):
+                name = _one_line(decode_words(collapse_rfc2231_value(found)))
+                if name:
+                    return name[-255:]
+        return None
+
+    def _default_name(self, number: int) -> str:
+        if self.kind == "message/rfc822":
+            return f"message-{number}.eml"
+        return f"attachment-{number}{mimetypes.guess_extension(self.kind) or '.bin'}"
+
+
+def _odd(wrapped: bytes) -> bool:
+    """Tell whether base64 letters do not fill whole groups of four."""
+    return (len(wrapped) - 2 * wrapped.count(b"\r\n")) % 4 != 0
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip()
+
+
+def _leaves(raw: Buffer, fields: list[tuple[str, bytes]], body: int, limits: Limits) -> Iterator[_Part]:
+    """Walk the MIME tree in order, without recursion."""
+    seen = 0
+    pending: list[tuple[list[tuple[str, bytes]], int, int, int]] = [(fields, body, len(raw), 0)]
+    while pending:
+        fields, start, end, depth = pending.pop()
+        seen += 1
+        if seen > limits.max_parts:
+            raise _beyond(f"more than {limits.max_parts} MIME parts")
+        if depth > limits.max_depth:
+            raise _beyond(f"MIME parts nested more than {limits.max_depth} deep")
+        parameters = _parameters(fields)
+        kind = parameters.get_content_type()
+        boundary = parameters.get_boundary() if kind.startswith("multipart/") else None
+        spans = list(_spans(raw, start, end, boundary, limits.max_parts)) if boundary else []
+        if not spans:
+            # A multipart that cannot be split is shown as text, as mail clients do.
+            yield _Part(raw, start, end, "text/plain" if kind.startswith("multipart/") else kind, parameters)
+            continue
+        for inner_start, inner_end in reversed(spans):
+            inner, inner_body = header_fields(raw, inner_start, inner_end)
+            pending.append((inner, inner_body, inner_end, depth + 1))
+
+
+def _spans(raw: Buffer, start: int, end: int, boundary: str, at_most: int) -> Iterator[tuple[int, int]]:
+    """Find the parts of a multipart; the last may lack its closing line (RFC 2046, 5.1.1)."""
+    delimiter = b"--" + boundary.encode("utf-8", "surrogateescape")
+    begun: int | None = None
+    found = 0
+    at = start
+    while (at := raw.find(delimiter, at, end)) >= 0:
+        line_start, at = at, at + len(delimiter)
+        rest = _AFTER_BOUNDARY.match(raw, at, end)
+        if raw[line_start - 1 : line_start] != b"\n" or not rest:
+            continue
+        if begun is not None:
+            line_end = line_start - (2 if raw[line_start - 2 : line_start - 1] == b"\r" else 1)
+            found += 1
+            if found > at_most:
+                raise _beyond(f"more than {at_most} MIME parts")
+            yield begun, max(line_end, begun)
+        if rest[1]:
+            return
+        begun = at = rest.end()
+    if begun is not None:
+        yield begun, end
+
+
+def _parameters(fields: list[tuple[str, bytes]]) -> HeaderParameters:
+    """Lend the standard library's reader of MIME parameters the few fields it needs."""
+    parameters = HeaderParameters()
+    for name, value in fields:
+        if name in _OF_A_PART and name not in parameters and len(value) <= _PARAMETER_BYTES:
+            parameters[name] = _text(value)
+    return parameters
+
+
+def _no(rule: Rule, text: str) -> _RefusedError:
+    return _RefusedError(Refuse(code=550, enhanced="5.7.1", text=text, rule=rule))
+
+
+def _beyond(text: str) -> _RefusedError:
+    return _RefusedError(Refuse(code=554, enhanced="5.6.0", text=f"message not taken: {text}", rule=Rule.BEYOND_LIMITS))

@@ -1,0 +1,255 @@
+"""The nouns: who sends, what was sent, what we know, what we decided."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Literal, NewType
+
+EmailId = NewType("EmailId", str)
+KeyId = NewType("KeyId", str)
+UserId = NewType("UserId", str)
+Address = NewType("Address", str)
+
+FrontDoor = Literal["smtp", "http"]
+Buffer = bytes | mmap.mmap
+"""Bytes of a message: in memory, or mapped from the spool when it is large."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """Who hands the message in."""
+
+    key_id: KeyId
+    front_door: FrontDoor
+    client_address: str
+    tls: str
+    """Protocol and cipher, empty without TLS."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """Where the message goes: the truth, whatever the header says."""
+
+    sender: str
+    """MAIL FROM without brackets; empty for `<>`. Recorded, never used to send."""
+    recipients: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message as a front door received it."""
+
+    id: EmailId
+    session: Session
+    envelope: Envelope
+    queue_id: str
+    received_at: datetime
+    raw: Buffer
+    """Header, empty line, body: the bytes as sent."""
+    size: int
+    sha256: bytes
+    fault: Refuse | None = None
+    """Why the front door already knows that it cannot be taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mailbox:
+    """A display name (decoded, may be empty) and an address."""
+
+    name: str
+    address: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A part as OpenSend's row carries it: `content` is base64, wrapped at 76 columns with CRLF."""
+
+    filename: str
+    content_type: str
+    content_id: str | None
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a reader found in a message; the bytes themselves stay where they are."""
+
+    sender: Mailbox
+    to: tuple[Mailbox, ...]
+    cc: tuple[Mailbox, ...]
+    reply_to: tuple[Mailbox, ...]
+    subject: str
+    message_id: str | None
+    fields: tuple[tuple[str, str], ...]
+    """Every header field: lower-case name, unfolded value."""
+    text: str
+    html: str
+    attachments: tuple[Attachment, ...]
+
+    @property
+    def attachment_bytes(self) -> int:
+        """Sum of the attachments as base64, line ends not counted."""
+        return sum(len(a.content) - 2 * a.content.count("\r\n") for a in self.attachments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What judging one message asks of the database."""
+
+    key_id: KeyId
+    sender_domains: tuple[str, str]
+    """From's domain, with A-labels and with U-labels."""
+    recipients: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyFacts:
+    """What the database says of an API key now."""
+
+    user_id: UserId | None
+    restricted: bool
+    """The key is bound to a domain."""
+    restricted_domain: str | None
+    """That domain's name; None where the key names a domain that is not its user's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """All that judging one message needs to know from the database."""
+
+    key: KeyFacts | None
+    sender_domain_verified: bool
+    suppressed: tuple[tuple[Address, str], ...]
+    """Recipients on the suppression list, each with its reason."""
+
+
+class Rule(Enum):
+    """Why a message was refused; the value is what logs, records and docs call it."""
+
+    UNAUTHENTICATED = "unauthenticated"
+    NOT_A_KEY = "not-a-key"
+    KEY_REVOKED = "key-revoked"
+    FROM_MISSING = "from-missing"
+    FROM_NOT_ONE = "from-not-one"
+    FROM_MALFORMED = "from-malformed"
+    FROM_RESTRICTED = "from-restricted"
+    FROM_UNVERIFIED = "from-unverified"
+    RECIPIENT_MALFORMED = "recipient-malformed"
+    RECIPIENT_SUPPRESSED = "recipient-suppressed"
+    TOO_MANY_RECIPIENTS = "too-many-recipients"
+    TOO_LARGE = "too-large"
+    ATTACHMENTS_TOO_LARGE = "attachments-too-large"
+    MALFORMED = "malformed"
+    BEYOND_LIMITS = "beyond-limits"
+    CANNOT_CARRY = "cannot-carry"
+    OURS = "ours"
+    """Not the sender's fault: always a 4xx."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """The message is not taken: code and text for the sender, rule for the record."""
+
+    code: int
+    enhanced: str
+    text: str
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accept:
+    """The message may be stored: its row, as far as judging decides it."""
+
+    user_id: UserId
+    reading: Reading
+
+
+Verdict = Accept | Refuse
+Outcome = EmailId | Refuse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """One message with its verdict, on its way into the database."""
+
+    message: Message
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of a message that may be taken."""
+
+    max_message_bytes: int = 41_943_040
+    max_attachment_bytes: int = 41_943_040
+    max_recipients: int = 50
+    max_header_bytes: int = 1_048_576
+    max_header_fields: int = 1_000
+    max_addresses: int = 2_000
+    """Addresses in one header field."""
+    max_parts: int = 1_000
+    max_depth: int = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carries:
+    """What a courier can carry; what it cannot is refused at accept."""
+
+    max_line_octets: int | None = 1_000
+    """CRLF included (RFC 5321, 4.5.3.1.6)."""
+    eight_bit: bool = True
+
+
+class JobState(Enum):
+    """Where a delivery stands."""
+
+    WAITING = "waiting"
+    CLAIMED = "claimed"
+    ATTEMPTING = "attempting"
+    """Committed before the first byte goes out: a lease that ends here is uncertain."""
+    UNCERTAIN = "uncertain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announcement:
+    """One email whose job is to be put on the queue."""
+
+    email_id: EmailId
+    requested_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """One job received from the queue: a hint that an email may be due."""
+
+    receipt: str
+    email_id: EmailId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A claimed email, with all a courier needs."""
+
+    email_id: EmailId
+    user_id: UserId
+    attempts: int
+    """Attempts begun before this one."""
+    from_address: Address
+    recipients: tuple[Address, ...]
+    raw: bytes
+    received_at: datetime
+    queue_id: str
+    client_address: str
+    front_door: FrontDoor
+    tls: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """A courier's yes: the next hop's answer, and whom it did not take."""
+
+    reply: str
+    refused: tuple[tuple[Address, str], ...] = field(default=())

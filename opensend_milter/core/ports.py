@@ -1,0 +1,93 @@
+"""What the core asks of the world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from opensend_milter.core.model import (
+    Announcement,
+    Carries,
+    EmailId,
+    Facts,
+    Job,
+    Notice,
+    Question,
+    Sent,
+    Settlement,
+)
+
+
+class IntakeStore(Protocol):
+    """The way in. Raises StoreUnavailable when the answer is unknown."""
+
+    def facts_for(self, questions: Sequence[Question]) -> list[Facts]:
+        """Answer for a batch in one round trip."""
+        ...
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Store rows, raw bytes, jobs and refusals in one transaction; return after COMMIT."""
+        ...
+
+
+class JobStore(Protocol):
+    """The way out. Raises StoreUnavailable."""
+
+    def due_announcements(self, limit: int) -> list[Announcement]:
+        """Take emails whose job is to be announced; they come again after a minute unless `announced`."""
+        ...
+
+    def announced(self, email_ids: Sequence[EmailId]) -> None:
+        """Note that the queue has these."""
+        ...
+
+    def claim(self, email_id: EmailId) -> Job | None:
+        """Claim one email, or None where it is not to be sent now."""
+        ...
+
+    def claim_due(self) -> Job | None:
+        """Claim the email that has waited longest."""
+        ...
+
+    def begin(self, job: Job) -> bool:
+        """Commit that the attempt begins; False where the claim is no longer ours."""
+        ...
+
+    def record_sent(self, job: Job, sent: Sent) -> None: ...
+
+    def record_deferred(self, job: Job, reason: str, next_attempt_at: datetime) -> None: ...
+
+    def record_failed(self, job: Job, reason: str) -> None: ...
+
+    def record_uncertain(self, job: Job, reason: str) -> None: ...
+
+    def release_expired(self) -> int:
+        """Give back claims whose worker died; mark begun ones uncertain. Return how many."""
+        ...
+
+    def prune_refusals(self) -> int: ...
+
+
+class JobQueue(Protocol):
+    """Where announcements go and notices come from. Raises QueueUnavailable."""
+
+    def announce(self, announcements: Sequence[Announcement]) -> list[EmailId]:
+        """Send up to ten; return those that the queue took."""
+        ...
+
+    def receive(self, wait_s: float) -> list[Notice]: ...
+
+    def done(self, notice: Notice) -> None: ...
+
+
+class Courier(Protocol):
+    """How a message leaves. Raises DeliveryDeferred, DeliveryRefused or DeliveryUncertain."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def carries(self) -> Carries: ...
+
+    def send(self, job: Job) -> Sent: ...

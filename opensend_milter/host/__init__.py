@@ -1,0 +1,1 @@
+"""What touches the machine of a sysadmin."""

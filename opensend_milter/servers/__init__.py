@@ -1,0 +1,1 @@
+"""The processes we run: front doors and the worker. Translation only."""
