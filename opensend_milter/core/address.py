@@ -20,7 +20,7 @@ _TOKEN = re.compile(
     | (?P<special>[()<>@,;:.])""",
     re.VERBOSE,
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 MAX_DOMAIN_OCTETS = 253
 MAX_ADDRESS_OCTETS = 320

@@ -89,6 +89,7 @@ class Gatherer:
         self._at_most = at_most
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -97,8 +98,15 @@ class Gatherer:
 
     def stop(self) -> None:
         """Finish what was handed in, then end the thread."""
-        self._queue.put(None)
+        with self._lock:
+            self._stopped = True
+            self._queue.put(None)
         self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """Messages that no batch has taken up yet."""
+        return self._queue.qsize()
 
     def accept(self, message: Message) -> Outcome:
         """Wait for the outcome of one message.
@@ -107,7 +115,10 @@ class Gatherer:
         waited for until `hard_s`; beyond that the answer is 451 though it may be stored.
         """
         waiting = _Waiting(message, time.monotonic())
-        self._queue.put(waiting)
+        with self._lock:
+            if self._stopped:
+                return OURS
+            self._queue.put(waiting)
         if not waiting.done.wait(self._soft_s):
             with self._lock:
                 waiting.withdrawn = not waiting.taken

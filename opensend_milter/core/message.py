@@ -57,7 +57,7 @@ def header_fields(raw: Buffer, start: int, end: int) -> tuple[list[tuple[str, by
     body = match.end() if match else end
     lines = re.split(rb"\r?\n", _FOLD.sub(b"", head))
     found = filter(None, map(_FIELD.match, lines))
-    return [(field[1].decode("ascii").lower(), field[2].strip(b" \t")) for field in found], body
+    return [(field[1].decode("ascii").lower(), field[2].strip(b" \t\r\n")) for field in found], body
 
 
 def has_longer_line(raw: Buffer, octets: int) -> bool:

@@ -1,0 +1,254 @@
+"""The sections of the configuration: every key with its default, its help and its check."""
+
+# ruff: noqa: RUF009  # option() is dataclasses.field() with more to say
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from opensend_milter.config.option import (
+    ABSOLUTE,
+    ADDRESS,
+    DATABASE_URL,
+    GROUP,
+    HOST,
+    HOSTNAME,
+    HTTP_URL,
+    LISTEN_HOST,
+    PORT,
+    REGION,
+    SOCKET,
+    number,
+    option,
+    whole,
+)
+from opensend_milter.core.model import Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """Where messages are recorded."""
+
+    url: str = option(
+        "postgresql:///opensend?host=/var/run/postgresql",
+        "the database; a password belongs in DATABASE_URL or password_dir, never into this file",
+        env="DATABASE_URL",
+        renders=True,
+        secret=True,
+        check=DATABASE_URL,
+    )
+    password_dir: Path | None = option(
+        None,
+        "directory that `db init` fills with one file per role, named after the role, holding its password. With it "
+        "each process connects as its own role; without it all connect as the URL says",
+        renders=True,
+        check=ABSOLUTE,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Smtp:
+    """Where Postfix listens."""
+
+    host: str = option(
+        "0.0.0.0",  # noqa: S104  # a mail gateway is there to be reached
+        "address to listen on",
+        env="SMTP_RELAY_HOST",
+        renders=True,
+        check=LISTEN_HOST,
+    )
+    hostname: str = option(
+        "", "name in the greeting; empty: this host's own", env="SMTP_DOMAIN", renders=True, check=HOSTNAME
+    )
+    relay_port: int = option(
+        2587, "port with STARTTLS, OpenSend's; 0: off", env="SMTP_RELAY_PORT", renders=True, check=PORT
+    )
+    submission_port: int = option(587, "port with STARTTLS; 0: off", env="PORT_SUBMISSION", renders=True, check=PORT)
+    smtps_port: int = option(465, "port with implicit TLS; 0: off", env="PORT_SECURE", renders=True, check=PORT)
+    plaintext_auth: bool = option(
+        default=False,
+        text="offer AUTH without TLS: for development, and only where host is a loopback address",
+        renders=True,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """The certificate that Postfix shows: two files, or a folder with fullchain.pem and privkey.pem."""
+
+    certificate: Path | None = option(
+        None, "PEM file, chain included", env="SMTP_RELAY_TLS_CERT_PATH", renders=True, check=ABSOLUTE
+    )
+    key: Path | None = option(
+        None, "PEM file, without a passphrase", env="SMTP_RELAY_TLS_KEY_PATH", renders=True, check=ABSOLUTE
+    )
+    folder: Path | None = option(
+        None, "folder with fullchain.pem and privkey.pem", env="CERT_PATH", renders=True, check=ABSOLUTE
+    )
+    acme_json: Path | None = option(
+        None, "Traefik's acme.json; the entry is chosen by smtp.hostname", env="ACME_JSON_PATH", renders=True,
+        check=ABSOLUTE,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much one message may be."""
+
+    max_message_bytes: int = option(
+        Limits().max_message_bytes,
+        "largest message",
+        env="SMTP_RELAY_MAX_MESSAGE_SIZE_BYTES",
+        renders=True,
+        check=whole(1_024, 1_073_741_824),
+    )
+    max_attachment_bytes: int = option(
+        Limits().max_attachment_bytes, "largest sum of attachments, as base64", check=whole(0, 1_073_741_824)
+    )
+    max_recipients: int = option(
+        Limits().max_recipients, "recipients of one message", env="MAX_RECIPIENTS", renders=True,
+        check=whole(1, 1_000),
+    )  # fmt: skip
+    max_header_bytes: int = option(
+        Limits().max_header_bytes, "all header fields together", check=whole(1_024, 1_048_576)
+    )
+    max_header_fields: int = option(Limits().max_header_fields, "number of header fields", check=whole(10, 100_000))
+    max_addresses: int = option(Limits().max_addresses, "addresses in one header field", check=whole(1, 100_000))
+    max_parts: int = option(Limits().max_parts, "MIME parts", check=whole(1, 100_000))
+    max_depth: int = option(Limits().max_depth, "MIME parts within parts", check=whole(1, 500))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Milter:
+    """The daemon that Postfix asks."""
+
+    socket: Path = option(
+        Path("/var/spool/postfix-opensend/opensend-milter/milter.sock"),
+        "unix socket, group-accessible to Postfix; milters over TCP trust whoever connects",
+        renders=True,
+        check=SOCKET,
+    )
+    socket_group: str = option("postfix", "group that may connect to the socket", check=GROUP)
+    processes: int = option(0, "worker processes; 0: one per core, at most four", check=whole(0, 64))
+    soft_timeout_s: float = option(10.0, "a message not taken up by then gets 451", check=number(1, 25))
+    hard_timeout_s: float = option(25.0, "a database call is cut off at this age", check=number(2, 100))
+    drain_s: float = option(20.0, "how long SIGTERM waits for messages in hand", check=number(0, 600))
+    spool_dir: Path = option(
+        Path("/var/spool/opensend-milter"), "directory for messages over spool_above_bytes", check=ABSOLUTE
+    )
+    spool_above_bytes: int = option(1_048_576, "larger messages are spooled to a file", check=whole(4_096, 2**30))
+    gather_window_ms: float = option(2.0, "how long a busy process gathers a batch", check=number(0, 100))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """The auth gate between Postfix and Dovecot."""
+
+    socket: Path = option(
+        Path("/var/spool/postfix-opensend/opensend-milter/auth.sock"),
+        "unix socket that Postfix asks",
+        renders=True,
+        check=SOCKET,
+    )
+    socket_group: str = option("postfix", "group that may connect to the socket", check=GROUP)
+    dovecot_socket: Path = option(
+        Path("/run/opensend-dovecot/auth.sock"), "unix socket of Dovecot's auth service", renders=True, check=SOCKET
+    )
+    timeout_s: float = option(8.0, "hang up (454) when Dovecot has not answered by then", check=number(1, 9))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """The SQS queue; without a URL a worker polls the database."""
+
+    url: str = option("", "SQS queue; empty: none", env="BACKGROUND_JOBS_QUEUE_URL", check=HTTP_URL)
+    require: bool = option(default=False, text="refuse to start without a queue", env="BACKGROUND_JOBS_REQUIRE_QUEUE")
+    db_polling_fallback: bool = option(
+        default=True, text="without a queue, the database is polled", env="BACKGROUND_JOBS_DB_POLLING_FALLBACK"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aws:
+    """Amazon's services; credentials come the way boto3 finds them."""
+
+    region: str = option("us-east-1", "region of the queue", env="AWS_REGION", check=REGION)
+    endpoint_url: str = option("", "another endpoint, for tests", env="AWS_ENDPOINT_URL", check=HTTP_URL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Who may send what."""
+
+    sender_domains: Literal["verified", "restricted-only"] = option(
+        "verified",
+        "`verified`: From must be a verified domain of the key's user; `restricted-only`: only a restricted key is "
+        "held to its domain",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """The SMTP server that the worker hands messages to."""
+
+    host: str = option("127.0.0.1", "host name or address", check=HOST)
+    port: int = option(25, "port", check=whole(1, 65535))
+    tls: Literal["none", "starttls", "tls"] = option(
+        "none", "`starttls` and `tls` verify the certificate; a relay without STARTTLS is then not used"
+    )
+    ca_file: Path | None = option(None, "PEM file of the authorities to trust; none: the system's", check=ABSOLUTE)
+    username: str = option("", "for AUTH; empty: no AUTH")
+    password_file: Path | None = option(None, "file that holds the password", secret=True, check=ABSOLUTE)
+    eight_bit: bool = option(
+        default=True, text="the relay offers 8BITMIME; if not, 8-bit messages are refused at accept"
+    )
+    timeout_s: float = option(60.0, "for each answer", check=number(1, 600))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """The worker of the standalone profile."""
+
+    courier: Literal["smtp"] = option("smtp", "how messages leave")
+    bounce_address: str = option("", "return path of every message; empty: its From address", check=ADDRESS)
+    concurrency: int = option(4, "messages in hand at once", check=whole(1, 256))
+    poll_interval_s: float = option(1.0, "pause when nothing is due", check=number(0.05, 60))
+    lease_s: float = option(300.0, "a worker that is silent for so long has lost its messages", check=number(10, 3600))
+    max_attempts: int = option(12, "temporary failures before a message is given up", check=whole(1, 100))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """Plunk's API, for a courier to come."""
+
+    uri: str = option("", "base URL", env="API_URI", check=HTTP_URL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = option("info", "least level written")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The effective configuration."""
+
+    profile: Literal["standalone", "opensend"] = option(
+        "standalone", "`standalone`: our worker delivers; `opensend`: beside OpenSend, whose ingester delivers"
+    )
+    database: Database = field(default_factory=Database)
+    smtp: Smtp = field(default_factory=Smtp)
+    tls: Tls = field(default_factory=Tls)
+    size: Size = field(default_factory=Size)
+    milter: Milter = field(default_factory=Milter)
+    auth: Auth = field(default_factory=Auth)
+    queue: Queue = field(default_factory=Queue)
+    aws: Aws = field(default_factory=Aws)
+    policy: Policy = field(default_factory=Policy)
+    delivery: Delivery = field(default_factory=Delivery)
+    relay: Relay = field(default_factory=Relay)
+    api: Api = field(default_factory=Api)
+    log: Log = field(default_factory=Log)

@@ -1,0 +1,26 @@
+"""Messages for unit tests."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+
+from opensend_milter.core.ids import new_email_id
+from opensend_milter.core.model import Address, Envelope, KeyId, Message, Session
+
+KEY = KeyId("3f0f8f3e-5f0e-4c57-9d5c-0b8f5f1d9a11")
+PLAIN = b"From: a@example.org\r\nTo: b@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
+
+
+def message(raw: bytes = PLAIN, *recipients: str) -> Message:
+    """Make a message as a front door would."""
+    return Message(
+        id=new_email_id(),
+        session=Session(key_id=KEY, front_door="smtp", client_address="192.0.2.7", tls=""),
+        envelope=Envelope(sender="", recipients=tuple(map(Address, recipients or ("b@example.net",)))),
+        queue_id="4XQUEUE",
+        received_at=datetime(2026, 1, 2, tzinfo=UTC),
+        raw=raw,
+        size=len(raw),
+        sha256=hashlib.sha256(raw).digest(),
+    )

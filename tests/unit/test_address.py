@@ -1,0 +1,170 @@
+"""Reading addresses: what is shown to a person must be what we judged."""
+
+from __future__ import annotations
+
+import pytest
+
+from opensend_milter.core.address import (
+    NotAnAddressListError,
+    decode_words,
+    envelope_address,
+    normal_domain,
+    parse_addresses,
+    parse_some_addresses,
+    same_recipient,
+    spellings,
+)
+from opensend_milter.core.model import Address
+
+
+def parsed(value: str) -> list[tuple[str, str]]:
+    return [(mailbox.name, mailbox.address) for mailbox in parse_addresses(value, at_most=10)]
+
+
+@pytest.mark.case(24)
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a@example.org", [("", "a@example.org")]),
+        ("(office) a@example.org (home)", [("", "a@example.org")]),
+        ('"Doe, Jane" <a@example.org>', [("Doe, Jane", "a@example.org")]),
+        ("J. Doe <a@example.org>", [("J. Doe", "a@example.org")]),
+        ("Jürgen <a@example.org>", [("Jürgen", "a@example.org")]),
+        ("=?utf-8?q?J=C3=BCrgen?= <a@example.org>", [("Jürgen", "a@example.org")]),
+        ("<@relay1,@relay2:a@example.org>", [("", "a@example.org")]),
+        ('"a b"@example.org', [("", '"a b"@example.org')]),
+        ("user@[192.0.2.1]", [("", "user@[192.0.2.1]")]),
+        ("a@example.org, B <b@example.net>", [("", "a@example.org"), ("B", "b@example.net")]),
+        ("Team: a@example.org, b@example.net;", [("", "a@example.org"), ("", "b@example.net")]),
+        ("undisclosed-recipients:;", []),
+        ("", []),
+    ],
+)
+def test_reads_what_mail_clients_write(value: str, expected: list[tuple[str, str]]) -> None:
+    assert parsed(value) == expected
+
+
+@pytest.mark.case(24)
+@pytest.mark.case(28)
+@pytest.mark.parametrize(
+    "value",
+    [
+        "alice@example.org)bob@example.com",
+        "a@ok)b@evil.example",
+        "a@ok(comment)b@evil.example",
+        "a@ok.example@evil.example",
+        "a@ok.example b@evil.example",
+        "<a@ok.example> <b@evil.example>",
+        "<a@ok.example",
+        "a@ok.example>",
+        "a@ok.example.",
+        "a@ok .example",
+        "a @ok.example",
+        "a@",
+        "@ok.example",
+        "Team: a@ok.example",
+        "a@ok.example (never closed",
+        "<@route a@ok.example>",
+        "just a name",
+    ],
+)
+def test_refuses_what_two_readers_could_read_differently(value: str) -> None:
+    with pytest.raises(NotAnAddressListError):
+        parse_addresses(value, at_most=10)
+
+
+@pytest.mark.case(24)
+@pytest.mark.case(27)
+def test_an_encoded_word_never_becomes_an_address() -> None:
+    """`=?..?=` is decoded in the display name only, after the address was found."""
+    assert parsed("=?utf-8?q?ceo=40bank.example?= <a@example.org>") == [("ceo@bank.example", "a@example.org")]
+    with pytest.raises(NotAnAddressListError):
+        parse_addresses("=?utf-8?q?a=40example.org?=", at_most=10)
+
+
+@pytest.mark.case(27)
+def test_decoding_leaves_no_control_character() -> None:
+    assert decode_words("=?utf-8?q?a=0D=0ABcc:_x=00=E2=80=A8y?=") == "a Bcc: x y"
+
+
+@pytest.mark.parametrize("word", ["=?no-such-charset?q?caf=C3=A9?=", "=?utf-8?b?Y2Fmw6k?=", "caf\u00e9"])
+def test_decodes_as_well_as_it_can(word: str) -> None:
+    assert decode_words(word) == "café"
+
+
+def test_what_cannot_be_decoded_is_shown_as_sent() -> None:
+    assert decode_words("=?utf-8?b?!!!!!?=") in {"=?utf-8?b?!!!!!?=", ""}
+
+
+def test_one_bad_address_hides_no_good_one() -> None:
+    found = parse_some_addresses('a@example.org, broken@@x, "b, c" <d@example.net>', at_most=10)
+    assert [mailbox.address for mailbox in found] == ["a@example.org", "d@example.net"]
+
+
+def test_counts_addresses() -> None:
+    with pytest.raises(NotAnAddressListError, match="more than 3"):
+        parse_addresses("a@b.c," * 4, at_most=3)
+
+
+@pytest.mark.case(30)
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [
+        ("Example.ORG", "example.org"),
+        ("exämple.org", "xn--exmple-cua.org"),
+        ("EXÄMPLE.org", "xn--exmple-cua.org"),
+        ("exa\u0308mple.org", "xn--exmple-cua.org"),
+        ("xn--exmple-cua.org", "xn--exmple-cua.org"),
+        ("example.org.", None),
+        ("[192.0.2.1]", None),
+        ("localhost", None),
+        ("a..b", None),
+        ("-a.example", None),
+        ("a b.example", None),
+        ("", None),
+        ("x" * 64 + ".example", None),
+        (".".join(["abcdefgh"] * 30), None),
+    ],
+)
+def test_a_domain_has_one_normal_form(domain: str, expected: str | None) -> None:
+    assert normal_domain(domain) == expected
+
+
+def test_two_domains_that_older_rules_mapped_together_stay_two() -> None:
+    """IDNA 2003 took ß for ss: then somebody who owns fass.example could send as faß.example."""
+    assert normal_domain("faß.example") != normal_domain("fass.example")
+
+
+@pytest.mark.case(36)
+def test_a_suppressed_address_is_found_in_any_spelling() -> None:
+    assert spellings(Address("Jane@Example.ORG")) == ("jane@example.org",)
+    assert set(spellings(Address("jane@exämple.org"))) == {"jane@exämple.org", "jane@xn--exmple-cua.org"}
+    assert set(spellings(Address("jane@xn--exmple-cua.org"))) == {"jane@exämple.org", "jane@xn--exmple-cua.org"}
+    assert "jane@example.org" not in spellings(Address("jane+tag@example.org"))
+
+
+@pytest.mark.case(22)
+def test_only_the_domain_is_without_case() -> None:
+    assert same_recipient(Address("a@Example.org")) == same_recipient(Address("a@example.ORG"))
+    assert same_recipient(Address("A@example.org")) != same_recipient(Address("a@example.org"))
+
+
+@pytest.mark.case(22)
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("<a@example.org>", "a@example.org"),
+        ("a@example.org", "a@example.org"),
+        ('<"a b"@example.org>', '"a b"@example.org'),
+        ("<a%b@example.org>", "a%b@example.org"),
+        ("<user@[192.0.2.1]>", "user@[192.0.2.1]"),
+        ("<jürgen@exämple.org>", "jürgen@exämple.org"),
+        ("<@relay:a@example.org>", "a@example.org"),
+        ("<>", None),
+        ("<postmaster>", None),
+        ("<a@b\x00c>", None),
+        ("<" + "a" * 400 + "@example.org>", None),
+    ],
+)
+def test_reads_an_envelope_recipient(argument: str, expected: str | None) -> None:
+    assert envelope_address(argument) == expected

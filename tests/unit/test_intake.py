@@ -1,0 +1,216 @@
+"""Taking messages in: batches, outcomes, and what happens when something of ours breaks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from opensend_milter.core import intake as intake_module
+from opensend_milter.core.errors import StoreUnavailable
+from opensend_milter.core.intake import Gatherer, Intake
+from opensend_milter.core.model import (
+    Accept,
+    Carries,
+    Facts,
+    KeyFacts,
+    Limits,
+    Message,
+    Question,
+    Refuse,
+    Rule,
+    Settlement,
+    UserId,
+)
+from opensend_milter.core.policy import NOT_A_KEY, OURS, Policy
+from tests.unit.messages import PLAIN, message
+
+POLICY = Policy(limits=Limits(), carries=Carries(), sender_domains="verified")
+KNOWN = Facts(
+    key=KeyFacts(user_id=UserId("u1"), restricted=False, restricted_domain=None),
+    sender_domain_verified=True,
+    suppressed=(),
+)
+
+
+class Store:
+    """Records what it is asked; `trouble` may raise or wait."""
+
+    def __init__(self, trouble: Callable[[Sequence[Settlement]], None] = lambda _: None) -> None:
+        self.batches: list[list[Settlement]] = []
+        self.questions: list[Question] = []
+        self._trouble = trouble
+
+    def facts_for(self, questions: Sequence[Question]) -> list[Facts]:
+        self.questions += questions
+        return [KNOWN for _ in questions]
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        self._trouble(settlements)
+        self.batches.append(list(settlements))
+
+
+@contextmanager
+def gatherer(store: Store, soft_s: float = 5, hard_s: float = 10) -> Iterator[Gatherer]:
+    opened = Gatherer(Intake(store, POLICY), name="test", window_s=0.02, at_most=10, soft_s=soft_s, hard_s=hard_s)
+    opened.start()
+    yield opened
+    opened.stop()
+
+
+def await_release(release: threading.Event) -> None:
+    assert release.wait(10)
+
+
+def together(take: Callable[[Message], object], messages: Sequence[Message]) -> list[object]:
+    outcomes: list[object] = [None] * len(messages)
+
+    def one(place: int) -> None:
+        outcomes[place] = take(messages[place])
+
+    threads = [threading.Thread(target=one, args=(place,)) for place in range(len(messages))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+def test_an_id_is_given_only_after_it_was_stored() -> None:
+    store = Store()
+    mail = message()
+    assert Intake(store, POLICY).accept([mail]) == [mail.id]
+    assert [s.message.id for s in store.batches[0] if isinstance(s.verdict, Accept)] == [mail.id]
+
+
+def test_good_and_bad_messages_share_a_batch_in_order() -> None:
+    store = Store()
+    good, bad = message(), message(b"To: b@example.net\r\n\r\nno from")
+    outcomes = Intake(store, POLICY).accept([bad, good])
+    assert isinstance(outcomes[0], Refuse)
+    assert outcomes[1] == good.id
+    assert [type(s.verdict).__name__ for s in store.batches[0]] == ["Refuse", "Accept"]
+
+
+@pytest.mark.case(15)
+def test_what_the_front_door_knows_is_recorded_without_asking() -> None:
+    store = Store()
+    assert Intake(store, POLICY).accept([replace(message(), fault=NOT_A_KEY)]) == [NOT_A_KEY]
+    assert store.questions == []
+    assert [s.verdict for s in store.batches[0]] == [NOT_A_KEY]
+
+
+def test_a_message_that_trips_our_reader_is_451_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store()
+    trap, good = message(b"From: trap@example.org\r\n\r\n"), message()
+
+    def read(raw: bytes, limits: Limits) -> object:
+        if b"trap" in raw:
+            raise RuntimeError("a fault of ours")
+        return original(raw, limits)
+
+    original = intake_module.read
+    monkeypatch.setattr(intake_module, "read", read)
+    assert Intake(store, POLICY).accept([trap, good]) == [OURS, good.id]
+    assert [s.message.id for s in store.batches[0]] == [good.id]
+
+
+def test_sessions_share_batches() -> None:
+    store = Store(lambda _: time.sleep(0.01))
+    messages = [message() for _ in range(40)]
+    with gatherer(store) as opened:
+        assert together(opened.accept, messages) == [m.id for m in messages]
+    assert len(store.batches) < 40
+    assert max(map(len, store.batches)) <= 10
+
+
+def test_a_lone_session_does_not_wait_for_company() -> None:
+    with gatherer(Store()) as opened:
+        began = time.monotonic()
+        for _ in range(20):
+            opened.accept(message())
+        assert time.monotonic() - began < 20 * 0.02
+
+
+def test_a_lost_database_is_451_for_the_batch_and_not_tried_again() -> None:
+    calls = []
+
+    def lost(settlements: Sequence[Settlement]) -> None:
+        calls.append(len(settlements))
+        raise StoreUnavailable("gone")
+
+    with gatherer(Store(lost)) as opened:
+        assert set(together(opened.accept, [message() for _ in range(5)])) == {OURS}
+    assert sum(calls) == 5
+
+
+def test_one_bad_row_does_not_tempfail_its_neighbours() -> None:
+    def picky(settlements: Sequence[Settlement]) -> None:
+        time.sleep(0.01)
+        if any(b"poison" in bytes(s.message.raw) for s in settlements):
+            raise ValueError("a value that the database does not take")
+
+    store = Store(picky)
+    messages = [message(PLAIN + (b"poison" if n == 3 else b"")) for n in range(12)]
+    with gatherer(store) as opened:
+        outcomes = together(opened.accept, messages)
+    assert outcomes[3] == OURS
+    assert [o for n, o in enumerate(outcomes) if n != 3] == [m.id for n, m in enumerate(messages) if n != 3]
+    stored = [s.message.id for batch in store.batches for s in batch]
+    assert len(stored) == len(set(stored)) == 11
+
+
+@pytest.mark.case(56)
+def test_a_message_withdrawn_after_the_soft_limit_is_never_stored() -> None:
+    release = threading.Event()
+    store = Store(lambda _: await_release(release))
+    first, second = message(), message()
+    with gatherer(store, soft_s=0.2, hard_s=5) as opened:
+        begun = threading.Thread(target=opened.accept, args=(first,))
+        begun.start()
+        time.sleep(0.05)
+        outcome = opened.accept(second)
+        release.set()
+        begun.join()
+    assert isinstance(outcome, Refuse)
+    assert (outcome.code, outcome.rule) == (451, Rule.OURS)
+    assert [s.message.id for batch in store.batches for s in batch] == [first.id]
+
+
+@pytest.mark.case(56)
+def test_the_hard_limit_ends_a_wait_for_a_hung_store() -> None:
+    release = threading.Event()
+    with gatherer(Store(lambda _: await_release(release)), soft_s=0.1, hard_s=0.3) as opened:
+        began = time.monotonic()
+        assert opened.accept(message()) == OURS
+        assert 0.25 < time.monotonic() - began < 3
+        release.set()
+
+
+def test_stopping_finishes_what_was_handed_in() -> None:
+    release = threading.Event()
+    store = Store(lambda _: await_release(release))
+    messages = [message() for _ in range(30)]
+    with gatherer(store) as opened:
+        outcomes = threading.Thread(target=together, args=(opened.accept, messages))
+        outcomes.start()
+        while opened.waiting < 20:
+            time.sleep(0.01)
+        threading.Timer(0.1, release.set).start()
+    outcomes.join()
+    assert sum(map(len, store.batches)) == 30
+
+
+@pytest.mark.case(60)
+def test_after_stopping_the_answer_is_451_at_once() -> None:
+    store = Store()
+    with gatherer(store) as opened:
+        pass
+    began = time.monotonic()
+    assert opened.accept(message()) == OURS
+    assert time.monotonic() - began < 1
+    assert store.batches == []

@@ -1,0 +1,248 @@
+"""Reading a message: what it says, whatever state it is in."""
+
+from __future__ import annotations
+
+import base64
+import mmap
+import tempfile
+import time
+
+import pytest
+
+from opensend_milter.core.message import has_eight_bit, has_longer_line, read
+from opensend_milter.core.model import Limits, Reading, Refuse, Rule
+
+FROM = b"From: a@example.org\r\n"
+
+
+def reading(raw: bytes, **limits: int) -> Reading:
+    found = read(raw, Limits(**limits))
+    assert isinstance(found, Reading), found
+    return found
+
+
+def refusal(raw: bytes, **limits: int) -> Refuse:
+    found = read(raw, Limits(**limits))
+    assert isinstance(found, Refuse)
+    return found
+
+
+def multipart(*parts: bytes, kind: bytes = b"mixed") -> bytes:
+    head = FROM + b"MIME-Version: 1.0\r\nContent-Type: multipart/" + kind + b'; boundary="b"\r\n\r\n'
+    return head + b"".join(b"--b\r\n" + part + b"\r\n" for part in parts) + b"--b--\r\n"
+
+
+@pytest.mark.case(45)
+def test_an_empty_message_is_legal() -> None:
+    found = reading(FROM + b"\r\n")
+    assert (found.subject, found.text, found.html, found.attachments) == ("", "", "", ())
+    assert found.message_id is None
+
+
+def test_reads_the_header() -> None:
+    found = reading(
+        b"From: =?utf-8?q?J=C3=BCrgen?=\r\n <a@example.org>\r\nTo: b@example.net,\r\n\tC <c@example.net>\r\n"
+        b"Cc: d@example.net\r\nReply-To: e@example.net\r\nSubject: =?utf-8?b?w6k=?= =?utf-8?b?w6k=?=\r\n"
+        b"Message-ID: <1@example.org>\r\nX-One: 1\r\nX-One: 2\r\n\r\nhello\r\n"
+    )
+    assert (found.sender.name, found.sender.address) == ("Jürgen", "a@example.org")
+    assert [mailbox.address for mailbox in found.to] == ["b@example.net", "c@example.net"]
+    assert [mailbox.address for mailbox in (*found.cc, *found.reply_to)] == ["d@example.net", "e@example.net"]
+    assert (found.subject, found.message_id, found.text) == ("éé", "<1@example.org>", "hello\r\n")
+    assert [value for name, value in found.fields if name == "x-one"] == ["1", "2"]
+
+
+@pytest.mark.case(24)
+@pytest.mark.parametrize(
+    ("head", "rule"),
+    [
+        (b"Subject: x\r\n", Rule.FROM_MISSING),
+        (FROM + b"From: b@example.org\r\n", Rule.FROM_NOT_ONE),
+        (FROM + b"From : b@example.org\r\n", Rule.FROM_NOT_ONE),
+        (b"From : b@example.org\r\n" + FROM, Rule.FROM_NOT_ONE),
+        (b"From: a@example.org,\r\n b@example.org\r\n", Rule.FROM_NOT_ONE),
+        (b"From: Team: a@example.org, b@example.org;\r\n", Rule.FROM_NOT_ONE),
+        (b"From: undisclosed:;\r\n", Rule.FROM_NOT_ONE),
+        (b"From:\r\n", Rule.FROM_NOT_ONE),
+        (b"From: a@ok)b@evil.example\r\n", Rule.FROM_MALFORMED),
+        (b"From: a\x00@example.org\r\n", Rule.FROM_MALFORMED),
+        (b"From: =?utf-8?q?a=40example.org?=\r\n", Rule.FROM_MALFORMED),
+    ],
+)
+def test_from_is_exactly_one_address(head: bytes, rule: Rule) -> None:
+    found = refusal(head + b"\r\nhi")
+    assert (found.code, found.enhanced, found.rule) == (550, "5.7.1", rule)
+    assert "From" in found.text
+
+
+def test_raw_utf8_and_latin1_display_names_are_legal() -> None:
+    assert reading("From: Jürgen <a@example.org>\r\n\r\n".encode()).sender.name == "Jürgen"
+    assert reading("From: Jürgen <a@example.org>\r\n\r\n".encode("latin-1")).sender.name == "Jürgen"
+
+
+def test_text_html_and_attachment() -> None:
+    found = reading(
+        multipart(
+            b"Content-Type: text/plain; charset=iso-8859-1\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\ncaf=E9",
+            b"Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n\r\nPGI+w6k8L2I+",
+            b"Content-Type: application/pdf\r\nContent-Disposition: attachment; filename*=utf-8''caf%C3%A9.pdf\r\n"
+            b"Content-ID: <one@x>\r\nContent-Transfer-Encoding: base64\r\n\r\nAAEC",
+        )
+    )
+    assert (found.text, found.html) == ("café", "<b>é</b>")
+    (attachment,) = found.attachments
+    assert (attachment.filename, attachment.content_type, attachment.content_id) == (
+        "café.pdf",
+        "application/pdf",
+        "one@x",
+    )
+    assert base64.b64decode(attachment.content) == b"\x00\x01\x02"
+
+
+def test_a_text_part_with_a_name_is_an_attachment() -> None:
+    found = reading(multipart(b'Content-Type: text/plain; name="a.txt"\r\n\r\nattached', b"\r\nshown"))
+    assert found.text == "shown"
+    assert [attachment.filename for attachment in found.attachments] == ["a.txt"]
+
+
+def test_base64_is_taken_over_as_sent() -> None:
+    content = base64.encodebytes(bytes(range(256)) * 4).replace(b"\n", b"\r\n")
+    found = reading(multipart(b"Content-Type: image/png\r\nContent-Transfer-Encoding: base64\r\n\r\n" + content))
+    assert found.attachments[0].content.encode() == content
+
+
+@pytest.mark.case(41)
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"AAEC\r\n", b"\x00\x01\x02"),
+        (b"AAEC" * 200, b"\x00\x01\x02" * 200),
+        (b"AA!E\r\nC", b"\x00\x01\x02"),
+        (b"AAECA", b"\x00\x01\x02"),
+        (b"AAECAw", b"\x00\x01\x02\x03"),
+        (b"", b""),
+    ],
+)
+def test_broken_base64_gives_what_can_be_read(sent: bytes, expected: bytes) -> None:
+    found = reading(multipart(b"Content-Type: image/png\r\nContent-Transfer-Encoding: base64\r\n\r\n" + sent))
+    content = found.attachments[0].content
+    assert base64.b64decode(content, validate=False) == expected
+    assert all(len(line) <= 76 for line in content.split("\r\n"))
+
+
+@pytest.mark.case(41)
+@pytest.mark.parametrize("charset", [b"no-such", b"utf-7", b"rot13", b"unicode_escape", b"idna", b"=?x"])
+def test_any_charset_gives_text_without_nul(charset: bytes) -> None:
+    found = reading(FROM + b"Content-Type: text/plain; charset=" + charset + b"\r\n\r\nab\x00\xff\\ud800")
+    assert found.text.startswith("ab")
+    assert "\x00" not in found.text
+
+
+@pytest.mark.case(40)
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (FROM + b"Content-Type: multipart/mixed\r\n\r\nno boundary", "no boundary"),
+        (FROM + b"Content-Type: multipart/mixed; boundary=x\r\n\r\nnever there", "never there"),
+        (FROM + b'Content-Type: multipart/mixed; boundary="b "\r\n\r\n--b \t\r\n\r\nspaces\r\n--b --',
+         "spaces\r\n--b --"),
+        (FROM + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\none\r\n--bb\r\n\r\ntwo\r\n--b--",
+         "one\r\n--bb\r\n\r\ntwo"),
+        (FROM + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nnever closed", "never closed"),
+        (FROM + b"Content-Type: multipart/mixed; boundary=b\r\n\r\nx--b\r\n--b\r\n\r\nin line\r\n--b--", "in line"),
+        (FROM + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\n\nbare LF\n--b--\n", "bare LF"),
+    ],
+)  # fmt: skip
+def test_boundaries_as_people_write_them(raw: bytes, text: str) -> None:
+    assert reading(raw).text == text
+
+
+def nested(depth: int) -> bytes:
+    head, tail = FROM, b""
+    for level in range(depth):
+        head += b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (level, level)
+    return head + b"\r\ndeep" + tail
+
+
+@pytest.mark.case(38)
+@pytest.mark.parametrize(("depth", "taken"), [(1, True), (50, True), (51, False), (1000, False)])
+def test_depth_is_bounded(depth: int, taken: bool) -> None:  # noqa: FBT001
+    found = read(nested(depth), Limits())
+    if taken:
+        assert isinstance(found, Reading)
+        assert found.text == "deep"
+    else:
+        assert isinstance(found, Refuse)
+        assert (found.code, found.enhanced, found.rule) == (554, "5.6.0", Rule.BEYOND_LIMITS)
+
+
+@pytest.mark.case(39)
+def test_the_number_of_parts_is_bounded_and_cheap() -> None:
+    before = time.process_time()
+    found = refusal(multipart(*[b"\r\n"] * 100_000))
+    assert found.rule is Rule.BEYOND_LIMITS
+    assert time.process_time() - before < 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "limits", "named"),
+    [
+        (FROM + b"X: " + b"y" * 2_000 + b"\r\n\r\n", {"max_header_bytes": 1_000}, "1000 octets"),
+        (FROM + b"X: y\r\n" * 20 + b"\r\n", {"max_header_fields": 10}, "10 header fields"),
+        (FROM + b"To: " + b"a@b.c," * 20 + b"\r\n\r\n", {"max_addresses": 10}, "10 addresses"),
+    ],
+)
+def test_the_header_is_bounded(raw: bytes, limits: dict[str, int], named: str) -> None:
+    found = refusal(raw, **limits)
+    assert (found.code, found.rule) == (554, Rule.BEYOND_LIMITS)
+    assert named in found.text
+
+
+@pytest.mark.case(42)
+def test_a_file_name_in_ten_thousand_pieces_costs_nothing() -> None:
+    pieces = b"".join(b"; filename*%d=x" % number for number in range(10_000))
+    before = time.process_time()
+    found = reading(multipart(b"Content-Type: image/png\r\nContent-Disposition: attachment" + pieces + b"\r\n\r\nx"))
+    assert found.attachments[0].filename == "attachment-1.png"
+    assert time.process_time() - before < 1
+
+
+@pytest.mark.case(29)
+def test_a_file_name_is_one_line() -> None:
+    found = reading(multipart(b"Content-Type: image/png; name*=utf-8''a%0D%0ABcc:%00b.png\r\n\r\nx"))
+    assert found.attachments[0].filename == "a Bcc: b.png"
+
+
+@pytest.mark.case(43)
+def test_an_attached_message_stays_closed() -> None:
+    inner = b"From: x@example.org\r\nSubject: inner\r\n\r\ninner text"
+    found = reading(multipart(b"\r\nouter", b"Content-Type: message/rfc822\r\n\r\n" + inner))
+    assert found.text == "outer"
+    assert base64.b64decode(found.attachments[0].content) == inner
+    assert found.attachments[0].filename == "message-1.eml"
+
+
+def test_a_mapped_file_reads_like_bytes() -> None:
+    raw = multipart(b"\r\nshown", b"Content-Type: image/png\r\nContent-Transfer-Encoding: base64\r\n\r\nAAEC")
+    with tempfile.TemporaryFile() as spool:
+        spool.write(raw)
+        spool.flush()
+        with mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            assert read(mapped, Limits()) == reading(raw)
+
+
+@pytest.mark.case(19)
+def test_line_lengths_count_the_line_end() -> None:
+    assert not has_longer_line(b"x" * 998 + b"\r\nshort\r\n", 1_000)
+    assert has_longer_line(b"short\r\n" + b"x" * 999 + b"\r\n", 1_000)
+    assert has_longer_line(b"x" * 2_048, 1_000)
+
+
+def test_eight_bit() -> None:
+    assert has_eight_bit("é".encode())
+    assert not has_eight_bit(b"e")
+
+
+def test_attachment_bytes_are_those_of_base64() -> None:
+    found = reading(multipart(b"Content-Type: image/png\r\nContent-Transfer-Encoding: 8bit\r\n\r\n" + b"x" * 300))
+    assert found.attachment_bytes == 400
