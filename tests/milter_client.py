@@ -33,8 +33,12 @@ class MilterClient:
     def __init__(self, path: Path | str, timeout_s: float = 30) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(timeout_s)
-        self.socket.connect(str(path))
         self.flags = 0
+        try:
+            self.socket.connect(str(path))
+        except OSError:
+            self.socket.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

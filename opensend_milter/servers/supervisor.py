@@ -96,7 +96,8 @@ class Supervisor:
                 waiting = False
                 log.info("ready: %d processes", len(self._children))
                 notify("READY=1")
-            notify("WATCHDOG=1")
+            if "WATCHDOG_USEC" in os.environ:
+                notify("WATCHDOG=1")
         notify("STOPPING=1")
         self._stop()
 
@@ -189,6 +190,7 @@ def notify(state: str) -> None:
     address = "\0" + address[1:] if address.startswith("@") else address
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as endpoint:
         try:
-            endpoint.sendto(state.encode(), address)
+            # Nobody may be reading; that must not stop the mail.
+            endpoint.sendto(state.encode(), socket.MSG_DONTWAIT, address)
         except OSError as error:
             log.warning("cannot notify %s: %s", address, error)
