@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from opensend_milter.cli import admin, daemons, db, sandbox, settings
+from opensend_milter.cli import daemons, db, domains, emails, keys, sandbox, settings, suppressions
 
 app = typer.Typer(
     help="API-key mail gateway: Postfix and Dovecot in front, a milter that records, a worker that delivers.",
@@ -17,10 +17,10 @@ app.command("worker")(daemons.worker)
 app.command("auth-gate")(daemons.auth_gate)
 app.command("check-config")(settings.check_config)
 app.add_typer(db.app, name="db")
-app.add_typer(admin.keys, name="key")
-app.add_typer(admin.domains, name="domain")
-app.add_typer(admin.suppressions, name="suppression")
-app.add_typer(admin.emails, name="email")
+app.add_typer(keys.app, name="key")
+app.add_typer(domains.app, name="domain")
+app.add_typer(suppressions.app, name="suppression")
+app.add_typer(emails.app, name="email")
 app.add_typer(sandbox.app, name="sandbox")
 
 

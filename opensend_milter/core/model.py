@@ -219,6 +219,8 @@ class Announcement:
 
     email_id: EmailId
     requested_at: datetime
+    attempts: int
+    """Attempts made so far: a FIFO queue drops what it was told within five minutes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +237,8 @@ class Job:
 
     email_id: EmailId
     user_id: UserId
+    lease_id: str
+    """Proof of the claim; whoever lost it records nothing."""
     attempts: int
     """Attempts begun before this one."""
     from_address: Address
@@ -251,5 +255,6 @@ class Job:
 class Sent:
     """A courier's yes: the next hop's answer, and whom it did not take."""
 
+    courier: str
     reply: str
     refused: tuple[tuple[Address, str], ...] = field(default=())

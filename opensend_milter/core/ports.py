@@ -32,7 +32,7 @@ class IntakeStore(Protocol):
 
 
 class JobStore(Protocol):
-    """The way out. Raises StoreUnavailable."""
+    """The way out, for one thread. Raises StoreUnavailable."""
 
     def due_announcements(self, limit: int) -> list[Announcement]:
         """Take emails whose job is to be announced; they come again after a minute unless `announced`."""
@@ -54,7 +54,13 @@ class JobStore(Protocol):
         """Commit that the attempt begins; False where the claim is no longer ours."""
         ...
 
-    def record_sent(self, job: Job, sent: Sent) -> None: ...
+    def give_back(self, job: Job) -> None:
+        """Undo a claim for which not one byte went out."""
+        ...
+
+    def record_sent(self, job: Job, sent: Sent) -> None:
+        """Close the job. This and the other records may be repeated: the first that arrives counts."""
+        ...
 
     def record_deferred(self, job: Job, reason: str, next_attempt_at: datetime) -> None: ...
 
@@ -66,28 +72,45 @@ class JobStore(Protocol):
         """Give back claims whose worker died; mark begun ones uncertain. Return how many."""
         ...
 
-    def prune_refusals(self) -> int: ...
+    def prune(self) -> int:
+        """Delete old refusals and jobs that nobody needs any more. Return how many."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class JobQueue(Protocol):
-    """Where announcements go and notices come from. Raises QueueUnavailable."""
+    """Where announcements go and notices come from; for any number of threads. Raises QueueUnavailable."""
 
     def announce(self, announcements: Sequence[Announcement]) -> list[EmailId]:
         """Send up to ten; return those that the queue took."""
         ...
 
-    def receive(self, wait_s: float) -> list[Notice]: ...
+    def receive(self, wait_s: float) -> list[Notice]:
+        """Wait for notices; each comes again after the lease unless `done`."""
+        ...
 
     def done(self, notice: Notice) -> None: ...
 
+    def give_back(self, notice: Notice) -> None:
+        """Let it come again at once."""
+        ...
+
 
 class Courier(Protocol):
-    """How a message leaves. Raises DeliveryDeferred, DeliveryRefused or DeliveryUncertain."""
-
-    @property
-    def name(self) -> str: ...
+    """How a message leaves, for one thread. Raises DeliveryDeferred, DeliveryRefused or DeliveryUncertain."""
 
     @property
     def carries(self) -> Carries: ...
 
     def send(self, job: Job) -> Sent: ...
+
+    def rest(self) -> None:
+        """Nothing is due: let go of what has not been used for a while."""
+        ...
+
+    def abort(self) -> None:
+        """End what is in hand, from another thread: `send` raises what is true then."""
+        ...
+
+    def close(self) -> None: ...

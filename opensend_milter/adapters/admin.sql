@@ -1,0 +1,116 @@
+-- user_exists -- whether a user of this id is there
+SELECT EXISTS (SELECT FROM public."user" WHERE id = %(id)s);
+
+-- some_users -- ids of a few users, for a hint
+SELECT id FROM public."user" ORDER BY created_at, id LIMIT 5;
+
+-- add_user -- a user, but only in a table that `db init` made: OpenSend's users are its own
+INSERT INTO public."user" (id, name, email)
+SELECT %(id)s, %(id)s, %(id)s || '@localhost'
+WHERE EXISTS (SELECT FROM opensend_milter.migrations WHERE starts_with(name, 'opensend/'))
+ON CONFLICT DO NOTHING;
+
+-- add_key -- an API key as OpenSend stores it: hash and preview, for a restricted key the domain's id
+INSERT INTO public.api_keys (name, token_hash, token_preview, permission, domain, user_id)
+VALUES (%(name)s, %(token_hash)s, %(preview)s, %(permission)s, %(domain)s, %(user_id)s)
+RETURNING id::text;
+
+-- list_keys -- keys of one user or of all, with the name of the domain they are bound to
+SELECT k.id::text AS id, k.name, k.user_id, k.permission, k.token_preview AS preview, k.created_at, k.last_used_at,
+    nullif(btrim(k.domain), '') IS NOT NULL AS restricted,
+    coalesce(
+        (SELECT d.name FROM public.domains d WHERE d.user_id = k.user_id AND d.id::text = lower(btrim(k.domain))),
+        CASE WHEN lower(btrim(k.domain)) !~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+            THEN nullif(lower(btrim(k.domain)), '') END) AS domain
+FROM public.api_keys k
+WHERE (%(user_id)s::text IS NULL OR k.user_id = %(user_id)s) AND starts_with(k.id::text, %(prefix)s)
+ORDER BY k.created_at, k.id;
+
+-- delete_key -- revoke: as in OpenSend, a key is good as long as its row is there
+DELETE FROM public.api_keys WHERE id = %(id)s::uuid;
+
+-- add_domain -- a domain of a user
+INSERT INTO public.domains (name, status, user_id) VALUES (%(name)s, %(status)s, %(user_id)s)
+RETURNING id::text;
+
+-- list_domains -- domains by user, by name or id, or all, with the number of keys bound to them
+SELECT d.id::text AS id, d.name, d.user_id, d.status, d.created_at,
+    (SELECT count(*) FROM public.api_keys k
+        WHERE k.user_id = d.user_id AND lower(btrim(k.domain)) IN (d.id::text, lower(d.name))) AS keys
+FROM public.domains d
+WHERE (%(user_id)s::text IS NULL OR d.user_id = %(user_id)s)
+    AND (%(name)s::text IS NULL OR lower(d.name) = %(name)s OR d.id::text = %(name)s)
+ORDER BY d.status = 'verified' DESC, lower(d.name), d.created_at;
+
+-- verify_domain -- mail may be sent from this domain
+UPDATE public.domains SET status = 'verified' WHERE id = %(id)s::uuid;
+
+-- delete_domain -- forget a domain
+DELETE FROM public.domains WHERE id = %(id)s::uuid;
+
+-- put_suppression -- suppress an address, or say anew why it is
+INSERT INTO public.email_suppressions (user_id, email, reason) VALUES (%(user_id)s, %(email)s, %(reason)s)
+ON CONFLICT (user_id, email) DO UPDATE SET reason = excluded.reason, updated_at = now()
+RETURNING user_id, email, reason, suppressed_at, updated_at;
+
+-- delete_suppression -- let mail reach an address again
+DELETE FROM public.email_suppressions WHERE user_id = %(user_id)s AND email = %(email)s
+RETURNING user_id, email, reason, suppressed_at, updated_at;
+
+-- list_suppressions -- suppressed addresses of one user or of all, latest first
+SELECT user_id, email, reason, suppressed_at, updated_at
+FROM public.email_suppressions
+WHERE %(user_id)s::text IS NULL OR user_id = %(user_id)s
+ORDER BY suppressed_at DESC, email LIMIT %(limit)s;
+
+-- list_emails -- emails, latest first
+SELECT e.id::text AS id, e.created_at, e.status, e.user_id, s.queue_id, e."from" AS sender,
+    coalesce(to_jsonb(s.recipients), e."to") AS recipients, e.subject
+FROM public.emails e LEFT JOIN opensend_milter.submissions s ON s.email_id = e.id
+WHERE (%(status)s::text IS NULL OR e.status = %(status)s)
+    AND (%(user_id)s::text IS NULL OR e.user_id = %(user_id)s)
+    AND (%(since)s::timestamptz IS NULL OR e.created_at >= %(since)s)
+ORDER BY e.created_at DESC, e.id LIMIT %(limit)s;
+
+-- find_email -- the latest email of a queue id: Postfix uses its short ids again
+SELECT e.id::text, e.status
+FROM opensend_milter.submissions s JOIN public.emails e ON e.id = s.email_id
+WHERE s.queue_id = %(queue_id)s
+ORDER BY s.received_at DESC LIMIT 1;
+
+-- show_email -- all of one email but its contents
+SELECT id::text AS id, created_at, status, user_id, "from" AS sender, "to", cc, bcc, reply_to, subject, headers,
+    coalesce(octet_length(text), 0) AS text_bytes, coalesce(octet_length(html), 0) AS html_bytes,
+    CASE jsonb_typeof(attachments) WHEN 'array' THEN jsonb_array_length(attachments) ELSE 0 END AS attachments,
+    scheduled_at, sent_at, provider_retry_count AS retries, provider_last_attempted_at AS last_attempted_at,
+    provider_next_retry_at AS next_retry_at, provider_dead_lettered_at AS given_up_at,
+    provider_last_error_code AS last_error_code, provider_last_error_message AS last_error
+FROM public.emails WHERE id = %(id)s::uuid;
+
+-- show_submission -- how the message came in, and how much of it is kept
+SELECT s.received_at, s.key_id::text AS key_id, k.name AS key_name, s.front_door, s.queue_id, s.client_address, s.tls,
+    s.sender, s.from_address, s.recipients, s.message_id, s.size_bytes,
+    (SELECT coalesce(sum(octet_length(c.bytes)), 0)::bigint
+        FROM opensend_milter.raw_chunks c WHERE c.email_id = s.email_id) AS kept_bytes,
+    encode(s.sha256, 'hex') AS sha256
+FROM opensend_milter.submissions s LEFT JOIN public.api_keys k ON k.id = s.key_id
+WHERE s.email_id = %(id)s::uuid;
+
+-- show_job -- where its delivery stands; no row: it is finished
+SELECT state, attempts, not_before, announce_at, lease_until, worker, last_error
+FROM opensend_milter.jobs WHERE email_id = %(id)s::uuid;
+
+-- show_events -- what happened to it, in order
+SELECT received_at AS at, type, payload, source_id
+FROM public.email_events WHERE email_id = %(id)s::uuid
+ORDER BY received_at, id;
+
+-- list_refusals -- messages that were not taken, latest first
+SELECT refused_at, rule, code, enhanced, text, front_door, queue_id, client_address, key_id, user_id, sender,
+    recipients, message_id, size_bytes
+FROM opensend_milter.refusals
+WHERE (%(queue_id)s::text IS NULL OR queue_id = %(queue_id)s)
+    AND (%(rule)s::text IS NULL OR rule = %(rule)s)
+    AND (%(user_id)s::text IS NULL OR user_id = %(user_id)s)
+    AND (%(since)s::timestamptz IS NULL OR refused_at >= %(since)s)
+ORDER BY refused_at DESC, id DESC LIMIT %(limit)s;

@@ -1,0 +1,183 @@
+"""What the administrator's commands get from the database: one frozen dataclass per kind of row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from opensend_milter.core.model import EmailId, KeyId, UserId
+
+Permission = Literal["full_access", "sending_access"]
+Reason = Literal["manual", "bounced", "complained"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewKey:
+    """A key just made: the only time that its token is there."""
+
+    id: KeyId
+    token: str = field(repr=False)
+    preview: str
+    name: str
+    user_id: UserId
+    permission: Permission
+    domain: str | None
+    """Name of the domain that the key is bound to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRow:
+    """An API key as it is stored."""
+
+    id: KeyId
+    name: str
+    user_id: UserId | None
+    permission: str
+    preview: str | None
+    created_at: datetime
+    last_used_at: datetime | None
+    restricted: bool
+    domain: str | None
+    """None for a restricted key: its domain is gone, so it can send nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainRow:
+    """A domain that a user may send from once it is verified."""
+
+    id: str
+    name: str
+    user_id: UserId | None
+    status: str
+    created_at: datetime
+    keys: int
+    """Keys bound to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuppressionRow:
+    """An address that a user's mail must not reach."""
+
+    user_id: UserId
+    email: str
+    reason: str
+    suppressed_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmailRow:
+    """One line of a list of emails."""
+
+    id: EmailId
+    created_at: datetime
+    status: str
+    user_id: UserId | None
+    queue_id: str | None
+    sender: str
+    recipients: list[str]
+    subject: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmailFields:
+    """OpenSend's row of an email, without its contents."""
+
+    id: EmailId
+    created_at: datetime
+    status: str
+    user_id: UserId | None
+    sender: str
+    to: list[str]
+    cc: list[str] | None
+    bcc: list[str] | None
+    reply_to: list[str] | None
+    subject: str
+    headers: dict[str, str] | None
+    text_bytes: int
+    html_bytes: int
+    attachments: int
+    scheduled_at: datetime | None
+    sent_at: datetime | None
+    retries: int
+    last_attempted_at: datetime | None
+    next_retry_at: datetime | None
+    given_up_at: datetime | None
+    last_error_code: str | None
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionRow:
+    """How a message came in."""
+
+    received_at: datetime
+    key_id: KeyId
+    key_name: str | None
+    """None: the key is revoked."""
+    front_door: str
+    queue_id: str
+    client_address: str
+    tls: str
+    sender: str
+    from_address: str
+    recipients: list[str]
+    message_id: str | None
+    size_bytes: int
+    kept_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRow:
+    """Where a delivery stands."""
+
+    state: str
+    attempts: int
+    not_before: datetime
+    announce_at: datetime | None
+    lease_until: datetime | None
+    worker: str | None
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRow:
+    """Something that happened to an email."""
+
+    at: datetime
+    type: str
+    payload: object
+    source_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusalRow:
+    """A message that was not taken."""
+
+    refused_at: datetime
+    rule: str
+    code: int
+    enhanced: str
+    text: str
+    front_door: str
+    queue_id: str
+    client_address: str
+    key_id: str
+    user_id: UserId | None
+    sender: str
+    recipients: list[str]
+    message_id: str | None
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmailDetail:
+    """Everything known of one id: an email, or only refusals of that queue id."""
+
+    email: EmailFields | None
+    submission: SubmissionRow | None
+    job: JobRow | None
+    events: list[EventRow]
+    refusals: list[RefusalRow]

@@ -1,0 +1,262 @@
+"""JobStore over psycopg: the outbox, the claims and what came of each attempt."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from typing import Any, LiteralString
+
+from opensend_milter.adapters.postgres import Connection, connect, statements, store_errors
+from opensend_milter.adapters.postgres_intake import _Cutter
+from opensend_milter.core import backoff
+from opensend_milter.core.errors import StoreUnavailable
+from opensend_milter.core.model import Address, Announcement, EmailId, Job, Sent, UserId
+
+log = logging.getLogger(__name__)
+SQL = statements("jobs")
+SHORTEST_WAIT = timedelta(seconds=backoff.FIRST_S / 2)
+LONGEST_WAIT = timedelta(seconds=backoff.LONGEST_S)
+REFUSALS_FOR = timedelta(days=30)
+REFUSALS_KEPT = 100_000
+PRUNED_AT_ONCE = 1_000
+PRUNE_ROUNDS = 50
+RECORDED_CHARACTERS = 1_000
+FINISHED = frozenset({
+    "sent", "delivered", "bounced", "complained", "suppressed", "failed", "canceled", "cancelled",
+})  # fmt: skip
+LOST_WORKER = "the worker was lost while it was sending"
+
+Parameters = Mapping[str, Any]
+
+
+class PostgresJobStore:
+    """One connection for one thread, opened when first needed and again after it was lost."""
+
+    def __init__(self, info: str, *, worker: str, lease_s: float, timeout_s: float, hand_over: bool) -> None:
+        """With `hand_over` an announced job is OpenSend's business: its row goes. Else it is announced again."""
+        self._info = info
+        self._worker = worker
+        self._lease = timedelta(seconds=lease_s)
+        self._timeout_s = timeout_s
+        self._hand_over = hand_over
+        self._connection: Connection | None = None
+        self._cutter = _Cutter(worker)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._cutter.stop()
+        if self._connection is not None:
+            self._connection.close()
+
+    def due_announcements(self, limit: int) -> list[Announcement]:
+        """Take emails whose job is to be announced; they come again after a minute unless `announced`."""
+        rows = self._all("due_announcements", {"limit": limit})
+        return [
+            Announcement(email_id=EmailId(email_id), requested_at=created_at, attempts=attempts)
+            for email_id, created_at, attempts in sorted(rows, key=lambda row: row[1])
+        ]
+
+    def announced(self, email_ids: Sequence[EmailId]) -> None:
+        """Note that the queue has these."""
+        with self._connected() as connection:
+            connection.execute(SQL["handed_over" if self._hand_over else "announced"], {"ids": list(email_ids)})
+
+    def claim(self, email_id: EmailId) -> Job | None:
+        """Claim one email, or None where it is not to be sent now."""
+        with self._connected() as connection, connection.transaction():
+            taken = self._take(connection, SQL["take"], {"id": email_id})
+            return self._load(connection, taken) if taken and self._mark(connection, taken) else None
+
+    def claim_due(self) -> Job | None:
+        """Claim the email that has waited longest; jobs that are not to be sent are put away on the way."""
+        while True:
+            with self._connected() as connection, connection.transaction():
+                taken = self._take(connection, SQL["take_due"], {})
+                if taken is None:
+                    return None
+                job = self._load(connection, taken) if self._mark(connection, taken) else None
+            if job:
+                return job
+
+    def _take(self, connection: Connection, statement: LiteralString, parameters: Parameters) -> _Taken | None:
+        lease = {"lease": self._lease, "worker": self._worker}
+        row = connection.execute(statement, {**parameters, **lease}).fetchone()
+        return _Taken(*row) if row else None
+
+    def _mark(self, connection: Connection, taken: _Taken) -> bool:
+        """Mark the email as in hand; where that cannot be, put its job away and return False."""
+        if connection.execute(SQL["mark_processing"], taken.key).fetchone():
+            return True
+        row = connection.execute(SQL["email_status"], taken.key).fetchone()
+        status, scheduled_at = row or (None, None)
+        if status is None or status in FINISHED:
+            connection.execute(SQL["forget"], taken.key)
+        elif status == "processing":
+            # Not through us: whoever took it may have sent it.
+            connection.execute(SQL["begin"], {**taken.key, "attempt": taken.attempts, "lease": self._lease})
+            connection.execute(SQL["record_uncertain"], {**taken.key, "reason": "somebody else has it in hand"})
+            log.error('email=%s status=uncertain reason="somebody else has it in hand"', taken.email_id)
+        else:
+            connection.execute(SQL["postpone"], {**taken.key, "until": scheduled_at if status == "scheduled" else None})
+        return False
+
+    def _load(self, connection: Connection, taken: _Taken) -> Job | None:
+        row = connection.execute(SQL["submission"], taken.key).fetchone()
+        raw = b"".join(piece for (piece,) in connection.execute(SQL["raw"], taken.key))
+        if row is None or row[-1] != len(raw):
+            reason = "the stored message is not whole"
+            log.error('email=%s status=failed reason="%s"', taken.email_id, reason)
+            user_id = row[0] if row else None
+            connection.execute(SQL["record_failed"], _failure(taken.key, taken.attempts + 1, user_id, reason))
+            return None
+        user_id, from_address, recipients, received_at, queue_id, client_address, front_door, tls, _ = row
+        return Job(
+            email_id=taken.email_id,
+            user_id=UserId(user_id),
+            lease_id=taken.lease_id,
+            attempts=taken.attempts,
+            from_address=Address(from_address),
+            recipients=tuple(map(Address, recipients)),
+            raw=raw,
+            received_at=received_at,
+            queue_id=queue_id,
+            client_address=client_address,
+            front_door=front_door,
+            tls=tls,
+        )
+
+    def begin(self, job: Job) -> bool:
+        """Commit that the attempt begins; False where the claim is no longer ours."""
+        return bool(self._all("begin", {**_key(job), "attempt": job.attempts + 1, "lease": self._lease}))
+
+    def give_back(self, job: Job) -> None:
+        """Undo a claim for which not one byte went out."""
+        with self._connected() as connection:
+            connection.execute(SQL["give_back"], {**_key(job), "attempt": job.attempts + 1})
+
+    def record_sent(self, job: Job, sent: Sent) -> None:
+        """Close the job; what the next hop did not take is in the event."""
+        payload = {
+            "courier": sent.courier,
+            "reply": sent.reply,
+            "refused": [{"email": address, "reason": reason} for address, reason in sent.refused],
+        }
+        self._record(
+            "record_sent", _key(job) | _event("sent", f"opensend-milter:sent:{job.email_id}", job.user_id, payload)
+        )
+
+    def record_deferred(self, job: Job, reason: str, next_attempt_at: datetime) -> None:
+        """Let it wait."""
+        attempt = job.attempts + 1
+        payload = {"reason": reason, "attempt": attempt, "next_attempt_at": next_attempt_at.isoformat()}
+        event = _event("delayed", f"provider-delayed:{job.email_id}:{attempt}", job.user_id, payload)
+        later = {"next_attempt_at": next_attempt_at, "shortest": SHORTEST_WAIT, "longest": LONGEST_WAIT}
+        self._record("record_deferred", _key(job) | event | later | {"reason": _text(reason)})
+
+    def record_failed(self, job: Job, reason: str) -> None:
+        """Close the job: it will not be sent."""
+        self._record("record_failed", _failure(_key(job), job.attempts + 1, job.user_id, reason))
+
+    def record_uncertain(self, job: Job, reason: str) -> None:
+        """Keep the job where nobody takes it."""
+        if not self._all("record_uncertain", {**_key(job), "reason": _text(reason)}):
+            log.error("%s: email=%s is no longer ours: uncertain outcome not recorded", job.queue_id, job.email_id)
+
+    def release_expired(self) -> int:
+        """Give back claims whose worker died; mark begun ones uncertain. Return how many."""
+        given_back = self._all("release_claimed", {})
+        for (email_id,) in given_back:
+            log.warning("email=%s given back: its worker was lost before it sent anything", email_id)
+        uncertain = self._all("release_attempting", {"reason": LOST_WORKER})
+        for email_id, queue_id in uncertain:
+            log.error('%s: email=%s status=uncertain reason="%s"', queue_id, email_id, LOST_WORKER)
+        return len(given_back) + len(uncertain)
+
+    def prune(self) -> int:
+        """Delete old refusals, and beside OpenSend the jobs whose email its ingester has sent. Return how many."""
+        age, keep = {"age": REFUSALS_FOR}, {"keep": REFUSALS_KEPT}
+        deleted = self._prune("prune_old_refusals", age) + self._prune("prune_surplus_refusals", keep)
+        return deleted + (self._prune("prune_jobs", {}) if self._hand_over else 0)
+
+    def _prune(self, name: str, parameters: Parameters) -> int:
+        """Delete in small transactions, so that nobody waits long for a lock."""
+        deleted = 0
+        for _ in range(PRUNE_ROUNDS):
+            with self._connected() as connection:
+                batch = connection.execute(SQL[name], {**parameters, "limit": PRUNED_AT_ONCE}).rowcount
+            deleted += batch
+            if batch < PRUNED_AT_ONCE:
+                break
+        return deleted
+
+    def _record(self, name: str, parameters: Parameters) -> None:
+        with self._connected() as connection, connection.transaction():
+            row = connection.execute(SQL[name], parameters).fetchone()
+            if row and row[0]:
+                return
+            recorded = connection.execute(SQL["is_recorded"], parameters).fetchone()
+        if not (recorded and recorded[0]):
+            log.error("email=%s is no longer ours: %s refused", parameters["id"], name)
+
+    def _all(self, name: str, parameters: Parameters) -> list[tuple[Any, ...]]:
+        with self._connected() as connection:
+            return connection.execute(SQL[name], parameters).fetchall()
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        """Lend the connection for as long as `timeout_s`, and drop it when it fails."""
+        if self._connection is None or self._connection.closed:
+            self._connection = connect(self._info, application_name=self._worker)
+        connection = self._connection
+        try:
+            with self._cutter.after(self._timeout_s, connection.fileno()), store_errors():
+                yield connection
+        except StoreUnavailable:
+            self._connection = None
+            with suppress(Exception):  # it is lost already; closing only frees the descriptor
+                connection.close()
+            raise
+
+
+class _Taken:
+    """A job row just leased."""
+
+    def __init__(self, email_id: str, lease_id: str, attempts: int) -> None:
+        self.email_id = EmailId(email_id)
+        self.lease_id = lease_id
+        self.attempts = attempts
+        self.key: Parameters = {"id": email_id, "lease_id": lease_id}
+
+
+def _key(job: Job) -> dict[str, Any]:
+    return {"id": job.email_id, "lease_id": job.lease_id}
+
+
+def _event(kind: str, source_id: str, user_id: str | None, payload: object) -> dict[str, Any]:
+    return {"type": kind, "source_id": source_id, "user_id": user_id, "payload": json.dumps(_clean(payload))}
+
+
+def _failure(key: Parameters, attempt: int, user_id: str | None, reason: str) -> dict[str, Any]:
+    source_id = f"provider-dead-letter:{key['id']}:{attempt}"
+    event = _event("failed", source_id, user_id, {"reason": reason, "attempt": attempt})
+    return {**key, **event, "reason": _text(reason)}
+
+
+def _text(text: str) -> str:
+    """Make a foreign text one that Postgres takes, and not longer than anybody reads."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\ufffd")[:RECORDED_CHARACTERS]
+
+
+def _clean(value: object) -> object:
+    match value:
+        case str():
+            return _text(value)
+        case dict():
+            return {name: _clean(one) for name, one in value.items()}
+        case list():
+            return [_clean(one) for one in value]
+        case _:
+            return value

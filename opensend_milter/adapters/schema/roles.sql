@@ -1,0 +1,57 @@
+-- What each process may do, and nothing else. Applied at every `db init` and `db migrate`, in one transaction.
+
+-- A setting of the database that an installation may have hardened: nobody connects unasked.
+DO $$
+DECLARE
+    member text;
+BEGIN
+    FOREACH member IN ARRAY ARRAY['opensend_dovecot_auth', 'opensend_milter', 'opensend_worker', 'opensend_http'] LOOP
+        IF NOT has_database_privilege(member, current_database(), 'CONNECT') THEN
+            EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), member);
+        END IF;
+    END LOOP;
+END $$;
+
+-- What an earlier version granted in our own schema and this one does not.
+REVOKE ALL ON ALL TABLES IN SCHEMA opensend_milter
+    FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http;
+REVOKE ALL ON SCHEMA opensend_milter
+    FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http;
+
+-- The function runs as its owner, who may read three columns and cannot log in.
+GRANT USAGE ON SCHEMA public TO opensend_key_reader;
+GRANT SELECT (id, token_hash, user_id) ON public.api_keys TO opensend_key_reader;
+DO $$
+BEGIN
+    -- Whoever is no superuser must be a member of the new owner, and the new owner may CREATE for that moment.
+    IF NOT pg_has_role('opensend_key_reader', 'USAGE') THEN
+        GRANT opensend_key_reader TO CURRENT_USER;
+    END IF;
+    GRANT CREATE ON SCHEMA opensend_milter TO opensend_key_reader;
+    ALTER FUNCTION opensend_milter.key_id(text) OWNER TO opensend_key_reader;
+    REVOKE CREATE ON SCHEMA opensend_milter FROM opensend_key_reader;
+END $$;
+
+GRANT USAGE ON SCHEMA opensend_milter TO opensend_dovecot_auth;
+GRANT EXECUTE ON FUNCTION opensend_milter.key_id(text) TO opensend_dovecot_auth, opensend_http;
+-- Postfix gives up after ten seconds and then says 535 for ever.
+ALTER ROLE opensend_dovecot_auth SET statement_timeout = '3s';
+ALTER ROLE opensend_dovecot_auth SET default_transaction_read_only = on;
+
+GRANT USAGE ON SCHEMA public, opensend_milter TO opensend_milter, opensend_http, opensend_worker;
+
+GRANT SELECT (id, user_id, permission, domain) ON public.api_keys TO opensend_milter, opensend_http;
+GRANT SELECT (id, name, status, user_id) ON public.domains TO opensend_milter, opensend_http;
+GRANT SELECT (user_id, email, reason) ON public.email_suppressions TO opensend_milter, opensend_http;
+GRANT INSERT ON public.emails, opensend_milter.submissions, opensend_milter.raw_chunks, opensend_milter.jobs,
+    opensend_milter.refusals TO opensend_milter, opensend_http;
+
+GRANT SELECT (id, status, scheduled_at, user_id, created_at, provider_retry_count),
+    UPDATE (status, sent_at, provider_retry_count, provider_last_attempted_at, provider_next_retry_at,
+            provider_dead_lettered_at, provider_last_error_code, provider_last_error_message)
+    ON public.emails TO opensend_worker;
+GRANT INSERT ON public.email_events TO opensend_worker;
+GRANT SELECT (source_id) ON public.email_events TO opensend_worker;
+GRANT SELECT ON opensend_milter.submissions, opensend_milter.raw_chunks TO opensend_worker;
+GRANT SELECT, UPDATE, DELETE ON opensend_milter.jobs TO opensend_worker;
+GRANT SELECT (id, refused_at), DELETE ON opensend_milter.refusals TO opensend_worker;

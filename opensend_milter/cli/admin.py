@@ -1,0 +1,90 @@
+"""What the administrator's commands share: the store, the options, the ways to ask and to show."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from opensend_milter import config
+from opensend_milter.adapters.postgres import connect, conninfo_for
+from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.cli.output import exits, table_of
+from opensend_milter.core.errors import UsageError
+
+DEFAULT_USER = "default"
+UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+Owner = Annotated[
+    str,
+    typer.Option("--user", "-u", metavar="ID", help="User it belongs to; beside OpenSend: an id of its users."),
+]
+OnlyOf = Annotated[str | None, typer.Option("--user", "-u", metavar="ID", help="Only of this user.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Without a terminal nothing is asked anyway.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Show at most so many, the latest.")]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        "--since", metavar="WHEN", help="Not older than this: 30m, 12h, 7d, 2w, or a date or time (ISO 8601)."
+    ),
+]
+
+
+@contextmanager
+def opened(path: Path | None) -> Iterator[tuple[config.Config, AdminStore]]:
+    """Connect as the configured URL says; errors of ours end the program with their exit code."""
+    with exits():
+        settings = config.load(path)
+        info = conninfo_for(settings.database.url, None, None)
+        with connect(info, application_name="opensend-milter-admin") as connection:
+            yield settings, AdminStore(connection, makes_users=settings.profile == "standalone")
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask a person; a script has decided already."""
+    if not yes and sys.stdin.isatty():
+        typer.confirm(question, abort=True)
+
+
+def moment(text: str | None) -> datetime | None:
+    """Read a point in time, or an age."""
+    if text is None:
+        return None
+    age = re.fullmatch(r"(\d{1,6})([mhdw])", text.strip())
+    try:
+        if age:
+            return datetime.now(UTC) - timedelta(**{UNITS[age[2]]: int(age[1])})
+        return datetime.fromisoformat(text.strip()).astimezone()
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"--since: {text!r} is neither an age such as 12h or 7d nor a date such as 2025-01-31"
+        ) from error
+
+
+def listing(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """Draw rows of which some cells were written by strangers: nothing in them is markup or moves the cursor."""
+    drawn = table_of(columns, ())
+    for row in rows:
+        drawn.add_row(*(Text(plain(cell)) for cell in row))
+    return drawn
+
+
+def plain(value: object) -> str:
+    """Return what a person may read of a value."""
+    match value:
+        case None:
+            return ""
+        case datetime():
+            return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
+        case list() | tuple():
+            return ", ".join(plain(item) for item in value)
+        case _:
+            return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value))

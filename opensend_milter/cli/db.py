@@ -1,0 +1,67 @@
+"""`db`: make the database ready, keep it ready, say how it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+
+from opensend_milter import config as configuration
+from opensend_milter.adapters import migrations
+from opensend_milter.cli import admin
+from opensend_milter.cli.output import AsJson, ConfigPath, exits, show
+from opensend_milter.core.errors import UsageError
+
+app = typer.Typer(help="Make the database ready and keep it so.", no_args_is_help=True)
+
+
+@app.command()
+def init(config: ConfigPath = None, as_json: AsJson = False) -> None:
+    """Make a database without OpenSend ready: tables, roles, rights, passwords.
+
+    Run it again at any time: what is there is left alone, rights and passwords are set anew. The database must exist
+    and database.url must name its owner with CREATEROLE, or a superuser.
+    """
+    with exits():
+        settings = configuration.load(config)
+        if settings.profile == "opensend":
+            raise UsageError("profile is opensend, and OpenSend makes its own tables: use `db migrate`")
+        _run(migrations.init, settings.database, as_json=as_json)
+
+
+@app.command()
+def migrate(config: ConfigPath = None, as_json: AsJson = False) -> None:
+    """Put our tables beside OpenSend's, or bring them up to date after an upgrade.
+
+    They live in a schema of their own. OpenSend's tables stay as they are: our roles get rights on them, nothing else.
+    """
+    with exits():
+        _run(migrations.migrate, configuration.load(config).database, as_json=as_json)
+
+
+@app.command()
+def status(config: ConfigPath = None, as_json: AsJson = False) -> None:
+    """List the migrations: applied, pending, changed or unknown. Exit code 1: not all of them are applied."""
+    with exits():
+        found = migrations.status(configuration.load(config).database.url)
+    show(
+        found,
+        as_json=as_json,
+        table=lambda: admin.listing(
+            ["MIGRATION", "STATE", "APPLIED"], [(one.name, one.state, one.applied_at) for one in found]
+        ),
+    )
+    if any(one.state != "applied" for one in found):
+        raise typer.Exit(1)
+
+
+def _run(command: Callable[[str, Path | None], list[str]], database: configuration.Database, *, as_json: bool) -> None:
+    applied = command(database.url, database.password_dir)
+    lines = [f"applied {name}" for name in applied] or ["nothing to apply: the tables are up to date"]
+    lines.append(
+        f"roles are ready, their passwords in {database.password_dir}"
+        if database.password_dir
+        else "roles are ready, without passwords: database.password_dir is not set"
+    )
+    show({"applied": applied, "password_dir": database.password_dir}, as_json=as_json, table=lambda: "\n".join(lines))

@@ -1,0 +1,208 @@
+"""`sandbox`: the whole product privately under one directory, to try it, to test it, to measure it."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opensend_milter import app as composition
+from opensend_milter.cli import output
+from opensend_milter.cli.output import AsJson
+from opensend_milter.host import sandbox, sandbox_mail, sandbox_state
+from opensend_milter.host.machine import Lacking
+
+app = typer.Typer(help="The whole product privately, under one directory.", no_args_is_help=True)
+
+Directory = Annotated[Path, typer.Option("--dir", help="Where all of it lives.", show_default=True)]
+Queue = Annotated[str | None, typer.Option("--queue", help="postgres or sqs [default: as it was; first: postgres].")]
+Purge = Annotated[bool, typer.Option("--purge", help="Remove the directory with all data.")]
+Recipient = Annotated[str, typer.Option("--to", help="Recipient.")]
+Sender = Annotated[str | None, typer.Option("--from", help="Sender [default: demo@ the verified domain].")]
+Wait = Annotated[float, typer.Option("--wait", help="Seconds to wait for the inbox.")]
+EX_NOT_GOOD = 1
+RECIPIENT = "you@example.net"
+
+
+@contextmanager
+def _exits() -> Iterator[None]:
+    with output.exits():
+        try:
+            yield
+        except Lacking as error:
+            output.fail(str(error), error.exit_code)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+@app.command()
+def up(
+    directory: Directory = sandbox.DEFAULT_DIR,
+    queue: Queue = None,
+    fast: Annotated[bool, typer.Option("--fast", hidden=True, help="No fsync: for tests.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start all of it and return when everything answers; a sandbox that was there keeps its data, keys and ports."""
+    with _exits():
+        place = sandbox.absolute(directory)
+        _bring_up(place, queue, fast=fast)
+        variables = sandbox_state.variables(place, sandbox_state.load(place))
+    output.show(variables, as_json=as_json, table=lambda: f"SMTP on 127.0.0.1:{variables['SANDBOX_SMTP_PORT']}")
+
+
+def _bring_up(place: Path, queue: str | None, *, fast: bool) -> None:
+    match queue:
+        case None | "postgres" | "sqs":
+            fresh = sandbox.up(place, queue=queue, fast=fast, say=_say)
+        case _:
+            output.fail(f"--queue: expected postgres or sqs, got {queue!r}", output.EX_USAGE)
+    _say(f"the sandbox in {place} {'is up' if fresh else 'runs already'}")
+
+
+@app.command()
+def down(directory: Directory = sandbox.DEFAULT_DIR, purge: Purge = False) -> None:
+    """Stop all of it; the data stays, unless purged."""
+    with _exits():
+        place = sandbox.absolute(directory)
+        sandbox.down(place, purge=purge, say=_say)
+    _say(f"the sandbox in {place} is {'gone' if purge else 'down'}")
+
+
+@app.command()
+def status(directory: Directory = sandbox.DEFAULT_DIR, as_json: AsJson = False) -> None:
+    """Show each program; exit code 0 when all run and answer."""
+    with _exits():
+        found = sandbox.status(sandbox.absolute(directory))
+    columns = ("program", "pid", "state", "restarts", "answers")
+    rows = [(one.name, one.pid, one.state, one.restarts, "yes" if one.answers else "no") for one in found.programs]
+    output.show(
+        {"good": found.good, "directory": found.directory, "keeper_pid": found.keeper_pid, "programs": found.programs},
+        as_json=as_json,
+        table=lambda: output.table_of(columns, [("keeper", found.keeper_pid, _keeper(found), None, None), *rows]),
+    )
+    if not found.good:
+        raise typer.Exit(EX_NOT_GOOD)
+
+
+def _keeper(found: sandbox.Status) -> str:
+    return "running" if found.keeper_pid else "stopped"
+
+
+@app.command()
+def env(directory: Directory = sandbox.DEFAULT_DIR, as_json: AsJson = False) -> None:
+    """Print KEY=value lines for a shell: `eval "$(opensend-milter sandbox env)"`."""
+    with _exits():
+        variables = _variables(directory)
+    lines = "\n".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    output.show(variables, as_json=as_json, table=lambda: lines)
+
+
+def _variables(directory: Path) -> Mapping[str, str]:
+    place = sandbox.absolute(directory)
+    return sandbox_state.variables(place, sandbox_state.load(place))
+
+
+@app.command()
+def send(  # noqa: PLR0917  # typer calls it by name
+    directory: Directory = sandbox.DEFAULT_DIR,
+    to: Recipient = RECIPIENT,
+    sender: Sender = None,
+    subject: Annotated[str, typer.Option("--subject")] = "Hello from the sandbox",
+    text: Annotated[str, typer.Option("--text")] = "It works.",
+    wait_s: Wait = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Send one message by STARTTLS and AUTH, and wait until it lies in the inbox."""
+    with _exits():
+        variables = _variables(directory)
+        sender = sender or f"demo@{variables['SANDBOX_FROM_DOMAIN']}"
+        draft = sandbox_mail.Draft(sender=sender, recipient=to, subject=subject, text=text)
+        sent = sandbox_mail.send(variables, draft, find_email=composition.find_email, wait_s=wait_s)
+    output.show(sent, as_json=as_json, table=lambda: _sent_text(sent))
+
+
+def _sent_text(sent: sandbox_mail.Sent) -> str:
+    return f"accepted:  {sent.reply}\nrecorded:  {sent.record}\ndelivered: {sent.delivered}"
+
+
+@app.command()
+def demo(directory: Directory = sandbox.DEFAULT_DIR, as_json: AsJson = False) -> None:
+    """Bring it up, send a first message, and show how to send your own."""
+    with _exits():
+        place = sandbox.absolute(directory)
+        _bring_up(place, None, fast=False)
+        variables = _variables(place)
+        draft = sandbox_mail.Draft(
+            sender=f"demo@{variables['SANDBOX_FROM_DOMAIN']}",
+            recipient=RECIPIENT,
+            subject="Hello from the sandbox",
+            text="It works.",
+        )
+        sent = sandbox_mail.send(variables, draft, find_email=composition.find_email, wait_s=30.0)
+    shown = {"sent": sent, "swaks": _swaks(variables), "python": _python(variables), "undo": _undo(place)}
+    output.show({**variables, **shown}, as_json=as_json, table=lambda: _demo_text(variables, sent, place))
+
+
+def _demo_text(variables: Mapping[str, str], sent: sandbox_mail.Sent, place: Path) -> str:
+    return f"""\
+A first message went through:
+{_sent_text(sent)}
+
+host: {variables["SANDBOX_SMTP_HOST"]}
+ports: {variables["SANDBOX_SMTP_PORT"]} and {variables["SANDBOX_SUBMISSION_PORT"]} (STARTTLS), \
+{variables["SANDBOX_SMTPS_PORT"]} (TLS)
+user: apikey
+password: {variables["SANDBOX_API_KEY"]}
+CA: {variables["SANDBOX_TLS_CA"]}
+inbox: {variables["SANDBOX_INBOX"]}
+
+With swaks:
+
+{_swaks(variables)}
+
+With Python:
+
+{_python(variables)}
+Names and values for a script: opensend-milter sandbox env --dir {place}
+Undo: {_undo(place)}
+"""
+
+
+def _swaks(variables: Mapping[str, str]) -> str:
+    return (
+        f"swaks --server {variables['SANDBOX_SMTP_HOST']} --port {variables['SANDBOX_SMTP_PORT']} "
+        f"--tls --tls-verify --tls-ca-path {variables['SANDBOX_TLS_CA']} "
+        f"--auth PLAIN --auth-user apikey --auth-password {variables['SANDBOX_API_KEY']} "
+        f"--from demo@{variables['SANDBOX_FROM_DOMAIN']} --to {RECIPIENT}"
+    )
+
+
+def _python(variables: Mapping[str, str]) -> str:
+    return f"""\
+import smtplib, ssl
+with smtplib.SMTP("{variables["SANDBOX_SMTP_HOST"]}", {variables["SANDBOX_SMTP_PORT"]}) as smtp:
+    smtp.starttls(context=ssl.create_default_context(cafile="{variables["SANDBOX_TLS_CA"]}"))
+    smtp.login("apikey", "{variables["SANDBOX_API_KEY"]}")
+    message = "From: demo@{variables["SANDBOX_FROM_DOMAIN"]}\\nTo: {RECIPIENT}\\nSubject: Hello\\n\\nHello.\\n"
+    smtp.sendmail("demo@{variables["SANDBOX_FROM_DOMAIN"]}", ["{RECIPIENT}"], message)
+"""
+
+
+def _undo(place: Path) -> str:
+    return f"opensend-milter sandbox down --purge --dir {place}"
+
+
+@app.command(hidden=True)
+def keep(directory: Directory = sandbox.DEFAULT_DIR) -> None:
+    """Run in the foreground what `up` starts in the background."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    with _exits():
+        sandbox.keep(sandbox.absolute(directory), composition.prepare_sandbox)

@@ -1,0 +1,329 @@
+"""Between Postfix and Dovecot: a temporary failure becomes a hang-up, which Postfix answers with 454.
+
+Postfix itself would answer 535 to a database outage and make clients give up. The greeting is ours, so a Dovecot that
+is down or restarts never stops smtpd. What Dovecot is asked is always the same: PLAIN, the constant user `apikey`,
+and the password without white space around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import grp
+import itertools
+import logging
+import os
+import secrets
+import signal
+import socket
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from opensend_milter.config import Auth
+from opensend_milter.core.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+MAX_LINE_BYTES = 65_536
+MAX_PASSWORD_BYTES = 1_024
+"""Far above any key: what is longer is refused without asking."""
+MAX_SOCKET_PATH_BYTES = 107
+BACKLOG = 512
+
+_USER = "apikey"
+_REFUSED = "reason=the password must be an API key"
+_ASK_USER, _ASK_PASSWORD = b"Username:", b"Password:"
+_WHITE = "\ufeff"
+"""JavaScript's trim(), with which OpenSend reads keys, takes this for white space; Python's strip() does not."""
+_LOG_EVERY_S = 1.0
+
+
+class HangUp(Exception):  # noqa: N818  # it is what happens, not an error of somebody
+    """Close the client's connection: Postfix answers 454."""
+
+
+@dataclass(slots=True)
+class Dialogue:
+    """One AUTH command in the middle of its questions. Postfix has one at a time on a connection."""
+
+    request: str
+    mechanism: str
+    parameters: tuple[str, ...]
+    user_known: bool
+
+
+@dataclass(slots=True)
+class OutageLog:
+    """Says that logins are put off, at most once a second, with their number."""
+
+    now: Callable[[], float] = time.monotonic
+    count: int = 0
+    said_at: float = field(default=float("-inf"))
+
+    def add(self, reason: str) -> None:
+        """Count one login that was put off."""
+        self.count += 1
+        if self.now() - self.said_at >= _LOG_EVERY_S:
+            log.warning("dovecot gives no answer: %d logins put off with 454; the last: %s", self.count, reason)
+            self.said_at, self.count = self.now(), 0
+
+
+def run(settings: Auth, ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `ready` is called once Postfix may connect."""
+    group = _group(settings.socket_group)
+    listener = open_socket(settings.socket, group)
+    inode = settings.socket.stat().st_ino
+    try:
+        asyncio.run(_serve(listener, settings, ready))
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            if settings.socket.stat().st_ino == inode:
+                settings.socket.unlink()
+        log.info("stopped")
+
+
+async def _serve(listener: socket.socket, settings: Auth, ready: Callable[[], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    gate = Gate(settings.dovecot_socket, settings.timeout_s)
+    server = await asyncio.start_unix_server(gate.attend, sock=listener, limit=MAX_LINE_BYTES, backlog=BACKLOG)
+    log.info("listening on %s, asking %s", settings.socket, settings.dovecot_socket)
+    ready()
+    await stop.wait()
+    server.close()
+    # A login in hand is cut off: Postfix answers 454.
+    await gate.close()
+
+
+class Gate:
+    """All connections of one listening socket."""
+
+    def __init__(self, dovecot_socket: Path, timeout_s: float) -> None:
+        self._dovecot = Dovecot(dovecot_socket, timeout_s)
+        self._outages = OutageLog()
+        self._attending: set[asyncio.Task[None]] = set()
+        self._connections = itertools.count(1)
+
+    async def attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one smtpd until it, or an outage, ends the connection."""
+        task = asyncio.current_task()
+        if task:
+            self._attending.add(task)
+        try:
+            writer.write(_greeting(next(self._connections)))
+            await Client(self._dovecot).answer(reader, writer)
+        except HangUp as error:
+            self._outages.add(str(error))
+        except (ConnectionError, ValueError):
+            log.debug("a client's connection ended: broken, or a line over %d bytes", MAX_LINE_BYTES)
+        except asyncio.CancelledError:
+            log.debug("a client's connection ended: stopping")
+        finally:
+            writer.close()
+            if task:
+                self._attending.discard(task)
+
+    async def close(self) -> None:
+        """End all connections."""
+        for task in self._attending:
+            task.cancel()
+        await asyncio.gather(*self._attending, return_exceptions=True)
+
+
+def _greeting(connection: int) -> bytes:
+    lines = (
+        "VERSION\t1\t2",
+        "MECH\tPLAIN\tplaintext",
+        "MECH\tLOGIN\tplaintext",
+        f"SPID\t{os.getpid()}",
+        f"CUID\t{connection}",
+        f"COOKIE\t{secrets.token_hex(16)}",
+        "DONE",
+    )
+    return ("\n".join(lines) + "\n").encode()
+
+
+@dataclass(slots=True)
+class Client:
+    """One connection of Postfix: a line in, at most one line out."""
+
+    dovecot: Dovecot
+    pending: Dialogue | None = None
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer line by line: while Dovecot is asked nothing else is read, so nothing piles up."""
+        # readuntil() would leave an over-long line in the buffer; readline() raises ValueError and drops it.
+        while line := await reader.readline():
+            reply = await self._reply_to(line)
+            if reply:
+                writer.write(reply.encode() + b"\n")
+                await writer.drain()
+
+    async def _reply_to(self, line: bytes) -> str | None:
+        command, *fields = line.decode("utf-8", errors="replace").rstrip("\n").split("\t")
+        match command, fields:
+            case "AUTH", [request, mechanism, *parameters]:
+                return await self._begin(request, mechanism.upper(), parameters)
+            case "CONT", [request, response] if self.pending and self.pending.request == request:
+                return await self._go_on(self.pending, response)
+            case _:
+                return None  # VERSION and CPID, and what a later Postfix may say
+
+    async def _begin(self, request: str, mechanism: str, parameters: list[str]) -> str | None:
+        response = next((one.removeprefix("resp=") for one in parameters if one.startswith("resp=")), None)
+        about = tuple(one for one in parameters if not one.startswith("resp="))
+        self.pending = Dialogue(request, mechanism, about, user_known=False)
+        match mechanism, response:
+            case "PLAIN", None:
+                return _question(request, b"")
+            case "LOGIN", None:
+                return _question(request, _ASK_USER)
+            case (("PLAIN" | "LOGIN"), str(text)):
+                return await self._go_on(self.pending, text)
+            case _:
+                return self._refuse(request)
+
+    async def _go_on(self, dialogue: Dialogue, response: str) -> str:
+        if dialogue.mechanism == "LOGIN" and not dialogue.user_known:
+            # Whatever name it is: not even decoded, because the key says who it is.
+            dialogue.user_known = True
+            return _question(dialogue.request, _ASK_PASSWORD)
+        key = key_in(response, plain=dialogue.mechanism == "PLAIN")
+        if key is None:
+            return self._refuse(dialogue.request)
+        self.pending = None
+        user = await self.dovecot.ask(key, dialogue.parameters)
+        return f"OK\t{dialogue.request}\tuser={user}" if user else self._refuse(dialogue.request)
+
+    def _refuse(self, request: str) -> str:
+        self.pending = None
+        return f"FAIL\t{request}\t{_REFUSED}"
+
+
+def _question(request: str, text: bytes) -> str:
+    return f"CONT\t{request}\t{base64.b64encode(text).decode()}"
+
+
+def key_in(response: str, *, plain: bool) -> str | None:
+    """Return the key that a client's response holds, or None for what can never be one.
+
+    PLAIN is `authzid NUL authcid NUL password` (RFC 4616): both names are ignored.
+    """
+    try:
+        content = base64.b64decode(response, validate=True)
+        parts = content.split(b"\0")
+        if len(parts) != (3 if plain else 1):
+            return None
+        key = parts[-1].decode("utf-8").strip().strip(_WHITE).strip()
+    except (binascii.Error, ValueError):
+        return None
+    return key if 0 < len(key.encode()) <= MAX_PASSWORD_BYTES else None
+
+
+@dataclass(slots=True)
+class Dovecot:
+    """Asks Dovecot over a connection of its own each time, so that a restarted one is used at once."""
+
+    path: Path
+    timeout_s: float
+    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    async def ask(self, key: str, parameters: tuple[str, ...]) -> str | None:
+        """Return the login name of a good key, None for a bad one; raise HangUp when there is no answer."""
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                reader, writer = await asyncio.open_unix_connection(self.path, limit=MAX_LINE_BYTES)
+                try:
+                    writer.write(self._request(key, parameters))
+                    return await _verdict(reader)
+                finally:
+                    writer.close()
+        except TimeoutError as error:
+            raise HangUp(f"no answer within {self.timeout_s:g} s") from error
+        except OSError as error:
+            raise HangUp(f"{self.path}: {error.strerror}") from error
+        except ValueError as error:
+            raise HangUp(f"a line over {MAX_LINE_BYTES} bytes") from error
+
+    def _request(self, key: str, parameters: tuple[str, ...]) -> bytes:
+        # Dovecot takes a number that is in use for a fault, so it is ours and not the smtpd's.
+        number = next(self._numbers) % 2**31
+        response = base64.b64encode(f"\0{_USER}\0{key}".encode()).decode()
+        about = "".join(f"\t{one}" for one in parameters)
+        return f"VERSION\t1\t1\nCPID\t{number}\nAUTH\t1\tPLAIN{about}\tresp={response}\n".encode()
+
+
+async def _verdict(reader: asyncio.StreamReader) -> str | None:
+    while (line := await reader.readline()).endswith(b"\n"):  # a line that is cut is no answer
+        kind, *fields = line.decode("utf-8", errors="replace").rstrip("\n").split("\t")
+        match kind:
+            case "OK":
+                user = next((one.removeprefix("user=") for one in fields if one.startswith("user=")), "")
+                if not user:
+                    raise HangUp("an OK without a user")
+                return user
+            case "FAIL":
+                if "temp" in fields or "code=temp_fail" in fields:
+                    raise HangUp("temporary failure, see Dovecot's log")
+                return None
+            case _:
+                continue
+    raise HangUp("Dovecot closed the connection")
+
+
+def open_socket(path: Path, group: int | None) -> socket.socket:
+    """Listen on a unix socket that the group may use; one that nobody listens on any more is replaced."""
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(f"auth.socket: {path}: longer than {MAX_SOCKET_PATH_BYTES} bytes")
+    endpoint = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        before = os.umask(0o117)
+        try:
+            endpoint.bind(str(path))
+        finally:
+            os.umask(before)
+        if group is not None:
+            os.chown(path, -1, group)
+        endpoint.listen(BACKLOG)
+    except OSError as error:
+        endpoint.close()
+        raise ConfigError(f"auth.socket: {path}: {error.strerror}") from error
+    except ConfigError:
+        endpoint.close()
+        raise
+    return endpoint
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"auth.socket: {path}: exists and is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise ConfigError(f"auth.socket: {path}: another program listens there")
+
+
+def _group(name: str) -> int | None:
+    """Only root may give a socket to a group it is not in; a service gets there by its directory's set-group-id bit."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError(f"auth.socket_group: expected a group of this system, got {name!r}") from None

@@ -1,0 +1,53 @@
+"""A whole product to test against.
+
+`sandbox` is one running sandbox per test process: `sandbox["SANDBOX_SMTP_PORT"]` and the other names that
+`opensend-milter sandbox env` prints, `sandbox.smtp()` for a logged-in connection, `sandbox.run(...)` for a
+subcommand. It is shared: a test that stops something, fills something up or counts restarts makes its own with
+`make_sandbox()`, which takes it down at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, new_directory
+
+
+def _take_down(sandbox: Sandbox) -> None:
+    if (sandbox.directory / "sandbox.json").exists():
+        sandbox.run("down", "--purge", check=False)
+    shutil.rmtree(sandbox.directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    """Share one running sandbox among the tests of this process."""
+    if os.geteuid() != 0:
+        pytest.skip("a sandbox needs root")
+    sandbox = Sandbox(new_directory())
+    try:
+        yield sandbox.up()
+    finally:
+        _take_down(sandbox)
+
+
+@pytest.fixture
+def make_sandbox() -> Iterator[MakeSandbox]:
+    """Return a function that makes a sandbox of the test's own: `make_sandbox("--queue", "sqs")`, `directory=...`."""
+    if os.geteuid() != 0:
+        pytest.skip("a sandbox needs root")
+    made: list[Sandbox] = []
+
+    def make(*options: str, directory: Path | None = None) -> Sandbox:
+        sandbox = Sandbox(directory or new_directory())
+        made.append(sandbox)
+        return sandbox.up(*options)
+
+    yield make
+    for sandbox in made:
+        _take_down(sandbox)

@@ -1,0 +1,78 @@
+"""What our Postfix was told, seen from a client."""
+
+from __future__ import annotations
+
+import smtplib
+from contextlib import suppress
+
+import pytest
+
+from tests.acceptance.running_sandbox import Sandbox
+
+
+@pytest.mark.case(17)
+def test_no_auth_without_tls(sandbox: Sandbox) -> None:
+    with smtplib.SMTP(sandbox["SANDBOX_SMTP_HOST"], int(sandbox["SANDBOX_SMTP_PORT"]), timeout=30) as client:
+        client.ehlo()
+        assert not client.has_extn("auth")
+        assert client.docmd("AUTH", "PLAIN AGEAYg==")[0] in {503, 530}
+
+
+def test_no_mail_without_auth(sandbox: Sandbox) -> None:
+    with sandbox.connect() as client:
+        code, text = client.mail("a@sandbox.test")
+        assert (code, text[:5]) == (530, b"5.7.0")
+        assert text.endswith(b"Authentication required")
+
+
+@pytest.mark.case(20)
+def test_delivery_status_notifications_are_not_promised(sandbox: Sandbox) -> None:
+    with sandbox.smtp() as client:
+        assert not client.has_extn("dsn")
+        assert client.mail("a@sandbox.test", ["RET=FULL"])[0] in {501, 555}
+        assert client.mail("a@sandbox.test")[0] == 250
+        assert client.rcpt("b@example.net", ["NOTIFY=NEVER"])[0] in {501, 555}
+
+
+@pytest.mark.case(21)
+def test_the_fifty_first_recipient_is_for_another_message(sandbox: Sandbox) -> None:
+    with sandbox.smtp() as client:
+        client.mail("a@sandbox.test")
+        answers = [client.rcpt(f"r{number}@example.net") for number in range(51)]
+        assert {code for code, _ in answers[:50]} == {250}
+        code, text = answers[50]
+        assert (code, text[:5]) == (452, b"4.5.3")
+        assert client.data(b"From: a@sandbox.test\r\nSubject: fifty\r\n\r\nx\r\n")[0] == 250
+
+
+@pytest.mark.case(44)
+def test_a_size_over_the_limit_is_refused_at_mail(sandbox: Sandbox) -> None:
+    with sandbox.smtp() as client:
+        code, text = client.mail("a@sandbox.test", ["SIZE=41943041"])
+        assert (code, text[:5]) == (552, b"5.3.4")
+        assert client.mail("a@sandbox.test", ["SIZE=41943040"])[0] == 250
+
+
+@pytest.mark.case(54)
+def test_guessing_ends_and_a_good_key_works_again(sandbox: Sandbox) -> None:
+    client = sandbox.connect()
+    codes: list[int] = []
+    with suppress(smtplib.SMTPServerDisconnected):
+        while len(codes) < 30:
+            # No base64 at all: refused without the two seconds that Dovecot lets a wrong key wait.
+            codes.append(client.docmd("AUTH", "PLAIN =")[0])
+    client.close()
+    assert codes[-1] == 421
+    assert len(codes) <= 21
+    sandbox.smtp().quit()
+
+
+def test_some_refusals_on_a_connection_do_not_end_it(sandbox: Sandbox) -> None:
+    with sandbox.smtp() as client:
+        for _ in range(12):
+            client.mail("a@sandbox.test")
+            client.rcpt("a@example.net")
+            assert client.data(b"From: a@unverified.test\r\n\r\nx\r\n")[0] == 550
+        client.mail("a@sandbox.test")
+        client.rcpt("a@example.net")
+        assert client.data(b"From: a@sandbox.test\r\n\r\nx\r\n")[0] == 250

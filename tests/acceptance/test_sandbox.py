@@ -1,0 +1,368 @@
+"""The sandbox as its users meet it: one command up, one down, and nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import smtplib
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, new_directory, program
+
+NAMES = {
+    "SANDBOX_SMTP_HOST",
+    "SANDBOX_SMTP_PORT",
+    "SANDBOX_SUBMISSION_PORT",
+    "SANDBOX_SMTPS_PORT",
+    "SANDBOX_TLS_CA",
+    "SANDBOX_API_KEY",
+    "SANDBOX_RESTRICTED_API_KEY",
+    "SANDBOX_FROM_DOMAIN",
+    "SANDBOX_UNVERIFIED_DOMAIN",
+    "SANDBOX_OTHER_DOMAIN",
+    "SANDBOX_SUPPRESSED",
+    "SANDBOX_DATABASE_URL",
+    "SANDBOX_INBOX",
+    "SANDBOX_DIR",
+}
+PROGRAMS = ("postgres", "dovecot", "auth-gate", "serve", "inbox", "worker", "postfix")
+GONE_S = 30.0
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a sandbox needs root")
+
+
+def processes_of(directory: Path) -> list[str]:
+    """List the living processes that have to do with a directory: by command, place or environment."""
+    wanted, found = str(directory).encode(), []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                command = (entry / "cmdline").read_bytes()
+                traces = (command, (entry / "environ").read_bytes(), os.fsencode((entry / "cwd").readlink()))
+                if state != "Z" and any(wanted in trace for trace in traces):
+                    found.append(f"{entry.name} {command.decode(errors='replace')}")
+    return found
+
+
+def await_gone(directory: Path) -> None:
+    deadline = time.monotonic() + GONE_S
+    while left := processes_of(directory):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    directory = new_directory()
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------- what it says
+
+
+def test_all_runs_and_answers(sandbox: Sandbox) -> None:
+    found = json.loads(sandbox.run("status", "--json").stdout)
+    assert found["good"]
+    assert {one["name"] for one in found["programs"]} == set(PROGRAMS)
+    assert all(one["answers"] and one["state"] == "running" for one in found["programs"])
+
+
+def test_a_shell_can_source_the_names(sandbox: Sandbox, tmp_path: Path) -> None:
+    assert set(sandbox.values) == NAMES
+    (tmp_path / "env").write_text(sandbox.run("env").stdout)
+    script = "set -eu; . ./env; " + "; ".join(f'printf "%s\\n" "{name}=${name}"' for name in sorted(NAMES))
+    said = subprocess.run(["sh", "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert dict(line.split("=", 1) for line in said.splitlines()) == sandbox.values
+
+
+def test_a_second_up_changes_nothing(sandbox: Sandbox) -> None:
+    before = sandbox.pids()
+    said = sandbox.run("up", "--fast")
+    assert "runs already" in said.stderr
+    assert sandbox.pids() == before
+
+
+def test_a_message_is_followed_to_the_inbox(sandbox: Sandbox) -> None:
+    said = sandbox.run("send", "--to", "a@example.net", "--subject", "Followed", "--text", "Body", "--json")
+    sent = json.loads(said.stdout)
+    assert sent["reply"].startswith("250 2.0.0 Ok: queued as ")
+    assert sent["reply"].endswith(sent["queue_id"])
+    assert sent["record"].endswith(" sent")
+    delivered = Path(sent["delivered"]).read_bytes()
+    assert delivered.startswith(b"Return-Path: <")
+    assert b"\r\nDelivered-To: a@example.net\r\n" in delivered
+    assert b"\r\nSubject: Followed\r\n" in delivered
+
+
+def test_a_refused_message_says_why(sandbox: Sandbox) -> None:
+    said = sandbox.run("send", "--from", f"a@{sandbox['SANDBOX_UNVERIFIED_DOMAIN']}", check=False)
+    assert said.returncode == 64
+    assert "refused: 550 5.7.1" in said.stderr
+
+
+def test_the_demo_is_shown_with_commands_that_work(sandbox: Sandbox) -> None:
+    shown = json.loads(sandbox.run("demo", "--json").stdout)
+    count = len(sandbox.inbox())
+    subprocess.run(["sh", "-c", shown["swaks"]], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", shown["python"]], check=True)
+    deadline = time.monotonic() + GONE_S
+    while len(sandbox.inbox()) < count + 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_every_port_takes_mail_with_either_key(sandbox: Sandbox) -> None:
+    message = EmailMessage()
+    message["From"] = f"a@{sandbox['SANDBOX_FROM_DOMAIN']}"
+    for port in ("SANDBOX_SMTP_PORT", "SANDBOX_SUBMISSION_PORT", "SANDBOX_SMTPS_PORT"):
+        for key in ("SANDBOX_API_KEY", "SANDBOX_RESTRICTED_API_KEY"):
+            with sandbox.smtp(key, port) as client:
+                assert client.send_message(message, to_addrs=["a@example.net"]) == {}
+
+
+def test_secrets_are_for_their_owner_only(sandbox: Sandbox) -> None:
+    secrets = [sandbox["SANDBOX_API_KEY"], sandbox["SANDBOX_RESTRICTED_API_KEY"]]
+    secrets.append(sandbox["SANDBOX_DATABASE_URL"].split(":")[2].split("@")[0])
+    secrets += [path.read_text().strip() for path in (sandbox.directory / "passwords").iterdir()]
+    for path in sandbox.directory.rglob("*"):
+        open_to_others = path.is_file() and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+        if open_to_others and not any(parent.stat().st_mode & 0o005 == 0 for parent in path.parents):
+            content = path.read_bytes()
+            assert not [secret for secret in secrets if secret.encode() in content], path
+    for line in processes_of(sandbox.directory):
+        assert not [secret for secret in secrets if secret in line]
+
+
+# ---------------------------------------------------------------------- what it survives
+
+
+def test_what_dies_is_started_again(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox()
+    before = sandbox.pids()
+    for name in PROGRAMS:
+        os.kill(before[name], signal.SIGKILL)
+        deadline = time.monotonic() + GONE_S
+        while sandbox.pids()[name] in {None, before[name]}:
+            assert time.monotonic() < deadline, name
+        sandbox.await_good()
+    assert sandbox.pids()["keeper"] == before["keeper"]
+    sandbox.run("send")
+
+
+def test_nothing_outlives_a_killed_keeper_and_all_comes_back(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox()
+    values = dict(sandbox.values)
+    client = sandbox.smtp()  # an smtpd in the middle of something
+    os.kill(sandbox.pids()["keeper"], signal.SIGKILL)
+    await_gone(sandbox.directory)
+    client.close()
+    status = sandbox.run("status", check=False)
+    assert status.returncode == 1
+    assert sandbox.up().values == values
+    sandbox.run("send")
+
+
+def test_down_leaves_nothing_and_up_finds_everything(make_sandbox: MakeSandbox) -> None:
+    shared = Path("/dev/shm")
+    before = {path.name for path in shared.iterdir() if path.owner() == "postgres"}
+    sandbox = make_sandbox()
+    values = dict(sandbox.values)
+    sandbox.run("send")
+    # Others have their own there at the same time: only what appeared, and stays, could be ours.
+    appeared = {path.name for path in shared.iterdir()} - before
+    sandbox.run("down")
+    assert processes_of(sandbox.directory) == []
+    assert not [path for path in sandbox.directory.rglob("*") if path.is_socket() or path.is_fifo()]
+    assert not list((sandbox.directory / "queue" / "pid").iterdir())
+    assert sandbox.run("down").returncode == 0
+    assert len(sandbox.inbox()) == 1
+    assert sandbox.up().values == values
+    sandbox.run("down", "--purge")
+    assert not sandbox.directory.exists()
+    assert not [name for name in appeared if str(sandbox.directory) in name]
+
+
+def test_two_stand_side_by_side(make_sandbox: MakeSandbox, sandbox: Sandbox) -> None:
+    other = make_sandbox()
+    assert sandbox["SANDBOX_API_KEY"] != other["SANDBOX_API_KEY"]
+    with pytest.raises(smtplib.SMTPAuthenticationError), sandbox.connect() as client:
+        client.login("apikey", other["SANDBOX_API_KEY"])
+    other.run("send")
+    assert len(other.inbox()) == 1
+    other.run("down", "--purge")
+    sandbox.run("status")
+
+
+def test_a_deep_directory_gets_a_short_way_in(directory: Path, make_sandbox: MakeSandbox) -> None:
+    deep = directory / ("d" * 60) / ("e" * 60) / "sandbox"
+    deep.parent.mkdir(parents=True)
+    before = set(Path("/tmp").iterdir())
+    sandbox = make_sandbox(directory=deep)
+    links = [path for path in set(Path("/tmp").iterdir()) - before if path.is_symlink() and path.readlink() == deep]
+    assert len(links) == 1
+    assert sandbox["SANDBOX_DIR"] == str(deep)
+    sandbox.run("send")
+    os.kill(sandbox.pids()["keeper"], signal.SIGKILL)
+    await_gone(deep)
+    sandbox.up().run("send")
+    sandbox.run("down")
+    assert not links[0].is_symlink()
+
+
+def test_with_sqs_jobs_go_by_the_queue(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("--queue", "sqs")
+    assert set(sandbox.values) == NAMES | {"SANDBOX_QUEUE_URL", "SANDBOX_AWS_ENDPOINT"}
+    sandbox.run("send")
+    os.kill(sandbox.pids()["sqs"], signal.SIGKILL)
+    sandbox.await_good()
+    sandbox.run("send", "--wait", "90")
+    said = sandbox.run("up", "--queue", "postgres", check=False)
+    assert said.returncode == 64
+    assert "runs with --queue sqs" in said.stderr
+
+
+@pytest.mark.parametrize(("name", "how"), [("dovecot", signal.SIGKILL), ("postgres", signal.SIGQUIT)])
+@pytest.mark.case(56)
+def test_a_login_while_a_server_is_down_is_put_off(make_sandbox: MakeSandbox, name: str, how: int) -> None:
+    sandbox = make_sandbox()
+    pids = sandbox.pids()
+    client = sandbox.connect()
+    os.kill(pids["keeper"], signal.SIGSTOP)  # it would start what we kill
+    os.kill(pids[name], how)
+    deadline = time.monotonic() + GONE_S
+    while any(line.startswith(f"{pids[name]} ") for line in processes_of(sandbox.directory)):
+        assert time.monotonic() < deadline
+    with pytest.raises(smtplib.SMTPAuthenticationError) as caught:
+        client.login("apikey", sandbox["SANDBOX_API_KEY"])
+    assert (caught.value.smtp_code, caught.value.smtp_error[:5]) == (454, b"4.7.0")
+    os.kill(pids["keeper"], signal.SIGCONT)
+    sandbox.await_good()
+    client.login("apikey", sandbox["SANDBOX_API_KEY"])
+    client.quit()
+
+
+def test_variables_of_the_caller_change_nothing(make_sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMTP_RELAY_PORT", "1")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@nowhere.invalid/none")
+    monkeypatch.setenv("OPENSEND_MILTER_CONFIG", "/nonexistent")
+    before = os.umask(0o077)
+    try:
+        make_sandbox().run("send")
+    finally:
+        os.umask(before)
+
+
+# ---------------------------------------------------------------------- what it refuses
+
+
+def refusal(*arguments: str) -> tuple[int, str]:
+    done = program("sandbox", *arguments, check=False)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.returncode, done.stderr
+
+
+@needs_root
+def test_a_directory_of_something_else_is_not_touched(directory: Path) -> None:
+    (directory / "precious").write_text("x")
+    code, text = refusal("up", "--dir", str(directory))
+    assert code == 64
+    assert "is not empty and no sandbox" in text
+    assert [path.name for path in directory.iterdir()] == ["precious"]
+
+
+@needs_root
+def test_a_symbolic_link_is_not_followed(directory: Path) -> None:
+    (directory / "real").mkdir()
+    (directory / "link").symlink_to(directory / "real")
+    code, text = refusal("up", "--dir", str(directory / "link"))
+    assert (code, list((directory / "real").iterdir())) == (64, [])
+    assert "is no directory" in text
+
+
+@needs_root
+def test_a_directory_of_somebody_else_is_not_used(directory: Path) -> None:
+    os.chown(directory, 65534, -1)
+    code, text = refusal("up", "--dir", str(directory))
+    assert code == 64
+    assert "belongs to somebody else" in text
+
+
+@needs_root
+def test_a_directory_that_others_can_write_to_is_not_used(directory: Path) -> None:
+    directory.chmod(0o777)
+    assert "can be written to by others" in refusal("up", "--dir", str(directory))[1]
+
+
+@needs_root
+def test_a_parent_that_servers_cannot_enter_is_named(directory: Path) -> None:
+    closed = directory / "closed"
+    closed.mkdir(mode=0o700)
+    code, text = refusal("up", "--dir", str(closed / "sandbox"))
+    assert code == 64
+    assert f"cannot enter {closed}:" in text
+
+
+@needs_root
+@pytest.mark.parametrize("subcommand", ["down", "status", "env", "send"])
+def test_what_is_no_sandbox_is_told_so(directory: Path, subcommand: str) -> None:
+    code, text = refusal(subcommand, "--dir", str(directory / "none"))
+    assert code == 64
+    assert "is no sandbox" in text
+
+
+def test_a_path_with_spaces_is_refused(directory: Path) -> None:
+    assert "no spaces" in refusal("up", "--dir", str(directory / "a b"))[1]
+
+
+@needs_root
+def test_who_is_not_root_is_told_so(directory: Path) -> None:
+    # Imported before: the interpreter may be where only root can read.
+    script = "import os; from opensend_milter.cli import main; os.setgid(65534); os.setuid(65534); main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "sandbox", "up", "--dir", str(directory / "x")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 77, done.stderr
+    assert "needs root" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@needs_root
+def test_a_port_that_is_taken_is_named(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox()
+    sandbox.run("down")
+    script = "import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); print(flush=True); input()"
+    port = sandbox["SANDBOX_SMTP_PORT"]
+    with subprocess.Popen([sys.executable, "-c", script, port], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        code, text = refusal("up", "--dir", str(sandbox.directory))
+        other.kill()
+    assert code == 69
+    assert f"port {port}" in text
+
+
+@needs_root
+def test_what_does_not_come_up_says_so_and_leaves_nothing(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox()
+    sandbox.run("down")
+    (sandbox.directory / "postgres" / "global" / "pg_control").unlink()
+    done = sandbox.run("up", check=False)
+    assert done.returncode == 75
+    assert "postgres ended; its log says:" in done.stderr
+    assert "pg_control" in done.stderr
+    assert processes_of(sandbox.directory) == []

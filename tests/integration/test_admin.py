@@ -1,0 +1,337 @@
+"""The administrator's commands, as they are typed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from opensend_milter import cli
+from opensend_milter.adapters import migrations
+from opensend_milter.adapters.postgres_admin import AdminStore
+from tests.integration.private_postgres import Database
+
+Run = Callable[..., Result]
+SOURCE = str(Path(migrations.__file__).parents[2])
+EMAIL_ID = "6d1c9f5e-0a2b-4c3d-8e4f-5a6b7c8d9e0f"
+
+
+@pytest.fixture
+def configured(database: Database, tmp_path: Path) -> Callable[[str], Path]:
+    """Write a configuration of that profile."""
+
+    def write(profile: str) -> Path:
+        path = tmp_path / f"{profile}.yaml"
+        path.write_text(
+            f"profile: {profile}\ndatabase:\n  password_dir: {database.password_dir}\n"
+            "smtp:\n  hostname: mail.example.org\n"
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run(database: Database, configured: Callable[[str], Path]) -> Run:
+    """Run one command line against the test's database."""
+
+    def invoke(*words: str, profile: str = "standalone") -> Result:
+        environment = {
+            "DATABASE_URL": database.url,
+            "OPENSEND_MILTER_CONFIG": str(configured(profile)),
+            "COLUMNS": "250",
+        }
+        return CliRunner().invoke(cli.app, words, env=environment)
+
+    return invoke
+
+
+def parsed(result: Result) -> object:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def field(value: object, name: str) -> str:
+    assert isinstance(value, dict)
+    return str(value[name])
+
+
+def fill(database: Database) -> None:
+    """One email with its job and event, one refusal of another queue id."""
+    with database.connect() as connection:
+        connection.execute(
+            'INSERT INTO public.emails (id, "from", "to", subject, text, user_id, attachments) VALUES'
+            " (%s, 'a@b.example', '[\"c@d.example\"]', '[/bold]\x1b[2J\u202e', 'four', 'default', '[{}]')",
+            [EMAIL_ID],
+        )
+        connection.execute(
+            "INSERT INTO opensend_milter.submissions VALUES (%s, now(), 'default', gen_random_uuid(), 'smtp',"
+            " '4Zk9Lt3', '192.0.2.1', 'TLSv1.3', 'bounce@b.example', 'a@b.example',"
+            " '{c@d.example,e@f.example}', NULL, 10, 'x')",
+            [EMAIL_ID],
+        )
+        connection.execute(
+            "INSERT INTO opensend_milter.raw_chunks VALUES (%s, 0, '1234'), (%s, 1, '567')", [EMAIL_ID] * 2
+        )
+        connection.execute("INSERT INTO opensend_milter.jobs (email_id, user_id) VALUES (%s, 'default')", [EMAIL_ID])
+        connection.execute(
+            "INSERT INTO public.email_events (email_id, type, payload) VALUES (%s, 'sent', '{\"a\": 1}')", [EMAIL_ID]
+        )
+        connection.execute(
+            "INSERT INTO opensend_milter.refusals (rule, code, enhanced, text, front_door, queue_id, client_address,"
+            " key_id, sender, recipients, size_bytes) VALUES ('from-unverified', 550, '5.7.1', 'verify it', 'smtp',"
+            " '4Zk9Lt4', '192.0.2.1', 'k', 'a@b.example', '{c@d.example}', 7)"
+        )
+
+
+def test_key_that_is_made_is_found_by_its_hash(database: Database, run: Run) -> None:
+    key = parsed(run("key", "create", "--name", "shop", "--json"))
+    token = field(key, "token")
+    assert len(token) == 35
+    assert token.startswith("os_")
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    with database.connect("opensend_dovecot_auth") as connection:
+        assert connection.execute("SELECT opensend_milter.key_id(%s)", [digest]).fetchone() == (field(key, "id"),)
+    with database.connect() as connection:
+        row = connection.execute(
+            "SELECT token_hash, token_preview, name, user_id, domain FROM public.api_keys"
+        ).fetchone()
+        users = connection.execute('SELECT id FROM public."user"').fetchall()
+    assert row == (digest, f"{token[:6]}...{token[-4:]}", "shop", "default", None)
+    assert users == [("default",)]
+
+
+def test_token_is_nowhere_but_in_the_answer(database: Database, run: Run) -> None:
+    token = field(parsed(run("key", "create", "--json")), "token")
+    assert token not in run("key", "list").output
+    assert token not in (database.cluster.directory / "log").read_text(errors="replace")
+    with database.connect() as connection:
+        store = AdminStore(connection, makes_users=True)
+        key = store.create_key(name="k", user_id=store.ensure_user("u"), permission="full_access", domain=None)
+    assert key.token not in repr(key)
+
+
+def test_restricted_key_stores_the_domains_id(database: Database, run: Run) -> None:
+    domain = parsed(run("domain", "add", "Example.ORG.", "--verified", "--json"))
+    assert (field(domain, "name"), field(domain, "status")) == ("example.org", "verified")
+    run("key", "create", "--domain", "example.org")
+    with database.connect() as connection:
+        assert connection.execute("SELECT domain, permission FROM public.api_keys").fetchall() == [
+            (field(domain, "id"), "sending_access")
+        ]
+    assert "example.org" in run("key", "list").stdout
+    refused = run("domain", "remove", "example.org")
+    assert (refused.exit_code, "1 key(s) are bound to example.org" in refused.stderr) == (64, True)
+    assert run("domain", "remove", "example.org", "--force").exit_code == 0
+    assert "gone: sends nothing" in run("key", "list").stdout
+
+
+def test_examples_can_be_pasted(run: Run, tmp_path: Path) -> None:
+    run("domain", "add", "example.org", "--verified")
+    shown = run("key", "create", "--ca-file", str(tmp_path / "my ca.pem")).stdout
+    token = next(line.strip() for line in shown.splitlines() if line.startswith("    os_"))
+    swaks = next(line for line in shown.splitlines() if " swaks " in line)
+    variable, _, arguments = swaks.partition(" swaks ")
+    assert variable == f"SWAKS_OPT_auth_password={token}"
+    assert token not in arguments
+    for part in ("--server mail.example.org --port 587 --tls --tls-verify", "--from hello@example.org", "my ca.pem'"):
+        assert part in arguments
+    python = shown.partition("With Python:\n\n")[2]
+    compile(python, "example", "exec")
+    for part in ("'mail.example.org', 587", "starttls", f'login("apikey", "{token}")', "hello@example.org"):
+        assert part in python
+
+
+def test_revoke_takes_the_beginning_of_an_id(database: Database, run: Run) -> None:
+    first, second = (field(parsed(run("key", "create", "--json")), "id") for _ in range(2))
+    assert "no key has an id that begins with 'zzzz'" in run("key", "revoke", "zzzz").stderr
+    assert "at least its first 4 characters" in run("key", "revoke", first[:3]).stderr
+    assert run("key", "revoke", first[:8].upper()).exit_code == 0
+    with database.connect() as connection:
+        assert connection.execute("SELECT id::text FROM public.api_keys").fetchall() == [(second,)]
+        connection.execute(
+            "INSERT INTO public.api_keys (id, name, token_hash)"
+            " SELECT (%s || n)::uuid, '', n FROM unnest(ARRAY['a', 'b']) n",
+            [EMAIL_ID[:-1]],
+        )
+    ambiguous = run("key", "revoke", EMAIL_ID[:9])
+    assert (ambiguous.exit_code, "begins the ids of 2 keys" in ambiguous.stderr) == (64, True)
+
+
+def test_users_of_opensend_are_never_written(database: Database, run: Run) -> None:
+    with database.connect() as connection:
+        connection.execute("""INSERT INTO public."user" (id, name, email) VALUES ('u1', 'U', 'u@example.org')""")
+    refused = run("key", "create", "--user", "u2", profile="opensend")
+    assert (refused.exit_code, "no user 'u2'" in refused.stderr, "known are: u1" in refused.stderr) == (64, True, True)
+    assert run("key", "create", "--user", "u1", profile="opensend").exit_code == 0
+    with database.connect() as connection:
+        connection.execute("DELETE FROM opensend_milter.migrations WHERE name LIKE 'opensend/%'")
+    refused = run("key", "create", "--user", "u2", profile="standalone")
+    assert (refused.exit_code, "no user 'u2'" in refused.stderr) == (64, True)
+    with database.connect() as connection:
+        assert connection.execute('SELECT id FROM public."user"').fetchall() == [("u1",)]
+
+
+def test_domains(run: Run) -> None:
+    run("domain", "add", "bücher.example")
+    again = run("domain", "add", "BÜCHER.example")
+    assert (again.exit_code, "already has the domain xn--bcher-kva.example" in again.stderr) == (64, True)
+    run("domain", "add", "bücher.example", "--user", "other")
+    unclear = run("domain", "verify", "bücher.example")
+    assert (unclear.exit_code, "2 domains are called xn--bcher-kva.example" in unclear.stderr) == (64, True)
+    assert field(parsed(run("domain", "verify", "bücher.example", "--user", "other", "--json")), "status") == "verified"
+    listed = parsed(run("domain", "list", "--json"))
+    assert isinstance(listed, list)
+    assert [(field(row, "user_id"), field(row, "status")) for row in listed] == [
+        ("other", "verified"),
+        ("default", "not_started"),
+    ]
+    for wrong in ("localhost", "192.0.2.1", "a b.example", "a-.example", "x" * 64 + ".example", ""):
+        assert run("domain", "add", wrong).exit_code == 64, wrong
+
+
+def test_suppressions(run: Run) -> None:
+    assert field(parsed(run("suppression", "add", "  Some@One.Example ", "--json")), "email") == "some@one.example"
+    assert (
+        field(parsed(run("suppression", "add", "some@one.example", "--reason", "bounced", "--json")), "reason")
+        == "bounced"
+    )
+    listed = parsed(run("suppression", "list", "--json"))
+    assert isinstance(listed, list)
+    assert [field(row, "reason") for row in listed] == ["bounced"]
+    assert run("suppression", "remove", "SOME@one.example", "--yes").exit_code == 0
+    assert run("suppression", "remove", "some@one.example").exit_code == 64
+    assert run("suppression", "add", "no-address").exit_code == 64
+    assert run("suppression", "add", "a@b.example", "--reason", "dislike").exit_code == 2
+
+
+def test_email_is_found_by_both_ids(database: Database, run: Run) -> None:
+    fill(database)
+    by_queue_id = parsed(run("email", "show", "4Zk9Lt3", "--json"))
+    assert by_queue_id == parsed(run("email", "show", EMAIL_ID, "--json"))
+    assert isinstance(by_queue_id, dict)
+    assert by_queue_id["refusals"] == []
+    for part, name, value in [
+        ("email", "status", "queued"),
+        ("email", "text_bytes", "4"),
+        ("email", "attachments", "1"),
+        ("submission", "sender", "bounce@b.example"),
+        ("submission", "kept_bytes", "7"),
+        ("submission", "size_bytes", "10"),
+        ("job", "state", "waiting"),
+    ]:
+        assert field(by_queue_id[part], name) == value
+    assert [(event["type"], event["payload"]) for event in by_queue_id["events"]] == [("sent", {"a": 1})]
+    with database.connect() as connection:
+        store = AdminStore(connection, makes_users=False)
+        assert store.find_email("4Zk9Lt3") == (EMAIL_ID, "queued")
+        assert store.find_email("4Zk9Lt4") is None
+        assert store.find_email("") is None
+
+
+def test_refusal_is_found_by_its_queue_id(database: Database, run: Run) -> None:
+    fill(database)
+    shown = run("email", "show", "4Zk9Lt4").stdout
+    assert ("rule: from-unverified" in shown, "code: 550" in shown) == (True, True)
+    assert "550 5.7.1 verify it" in run("email", "refusals").stdout
+    assert parsed(run("email", "refusals", "--rule", "too-large", "--json")) == []
+    assert run("email", "show", "4Zk9Lt5").exit_code == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ([], True),
+        (["--status", "queued", "--user", "default", "--since", "1h"], True),
+        (["--status", "sent"], False),
+        (["--user", "other"], False),
+        (["--since", (datetime.now(UTC) + timedelta(days=1)).isoformat()], False),
+    ],
+)
+def test_emails_are_listed(database: Database, run: Run, options: list[str], found: bool) -> None:  # noqa: FBT001
+    fill(database)
+    rows = parsed(run("email", "list", "--json", *options))
+    assert isinstance(rows, list)
+    assert [row["recipients"] for row in rows] == ([["c@d.example", "e@f.example"]] if found else [])
+    assert run("email", "list", "--since", "yesterday").exit_code == 64
+
+
+def test_what_strangers_wrote_does_not_reach_the_terminal(database: Database, run: Run) -> None:
+    fill(database)
+    for shown in (run("email", "list").stdout, run("email", "show", EMAIL_ID).stdout):
+        assert "[/bold]\ufffd[2J\ufffd" in shown
+
+
+def test_database_commands(database: Database, run: Run) -> None:
+    assert parsed(run("db", "init", "--json")) == {"applied": [], "password_dir": str(database.password_dir)}
+    assert "up to date" in run("db", "migrate").stdout
+    states = parsed(run("db", "status", "--json"))
+    assert isinstance(states, list)
+    assert {field(row, "state") for row in states} == {"applied"}
+    refused = run("db", "init", profile="opensend")
+    assert (refused.exit_code, "use `db migrate`" in refused.stderr) == (64, True)
+    with database.connect() as connection:
+        connection.execute("UPDATE opensend_milter.migrations SET sha256 = ''")
+    assert (run("db", "status").exit_code, run("db", "init").exit_code) == (1, 64)
+
+
+def test_database_that_is_not_ready(database: Database, run: Run) -> None:
+    with database.connect() as connection:
+        connection.execute("DROP SCHEMA opensend_milter CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    for words in (["key", "create"], ["email", "list"], ["suppression", "list"]):
+        refused = run(*words)
+        assert refused.exit_code == 64
+        assert "`db init` or `db migrate` makes the database ready" in refused.stderr
+    assert run("db", "status").exit_code == 1
+    assert run("db", "init").exit_code == 0
+    assert run("key", "create").exit_code == 0
+    database.cluster.stop()
+    assert run("key", "list").exit_code == 69
+    assert run("db", "status").exit_code == 69
+
+
+def test_person_is_asked_before_a_key_is_revoked(
+    database: Database, run: Run, configured: Callable[[str], Path]
+) -> None:
+    key_id = field(parsed(run("key", "create", "--json")), "id")
+
+    def answer(text: bytes) -> int:
+        keyboard, terminal = pty.openpty()
+        try:
+            os.write(keyboard, text)
+            return subprocess.run(
+                [sys.executable, "-m", "opensend_milter", "key", "revoke", key_id, "-c", str(configured("standalone"))],
+                env={"DATABASE_URL": database.url, "PYTHONPATH": SOURCE},
+                stdin=terminal,
+                capture_output=True,
+                check=False,
+            ).returncode
+        finally:
+            os.close(keyboard)
+            os.close(terminal)
+
+    with database.connect() as connection:
+        assert answer(b"n\n") == 1
+        assert connection.execute("SELECT count(*) FROM public.api_keys").fetchone() == (1,)
+        assert answer(b"y\n") == 0
+        assert connection.execute("SELECT count(*) FROM public.api_keys").fetchone() == (0,)
+
+
+def test_program_itself_runs(database: Database, configured: Callable[[str], Path]) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "opensend_milter", "key", "list", "--config", str(configured("standalone"))],
+        env={"DATABASE_URL": database.url, "PYTHONPATH": SOURCE},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert shown.startswith("ID ")

@@ -1,0 +1,294 @@
+"""The auth gate between a client that speaks as Postfix does and a real, or a misbehaving, Dovecot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from opensend_milter.adapters.postgres_admin import AdminStore
+from tests.integration.gate_sides import HANG_UP, START_S, TIMEOUT_S, Client, Gate, Real, Upstream, connects, encoded
+from tests.integration.private_postgres import Database
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A unix socket path holds 107 bytes; Dovecot's users must be able to enter."""
+    directory = Path(tempfile.mkdtemp(prefix="os-", dir="/tmp"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def gate(short_dir: Path) -> Iterator[Gate]:
+    gate = Gate(short_dir)
+    gate.write_config()
+    with gate.running():
+        yield gate
+    assert "Traceback" not in gate.log
+
+
+# ---------------------------------------------------------------------- a Dovecot that misbehaves
+
+
+@pytest.fixture
+def upstream(gate: Gate) -> Iterator[Upstream]:
+    upstream = Upstream(gate.dovecot_socket)
+    yield upstream
+    upstream.close()
+
+
+@pytest.fixture
+def client(gate: Gate) -> Iterator[Client]:
+    client = gate.client()
+    yield client
+    client.close()
+
+
+def test_the_greeting_needs_no_dovecot(client: Client) -> None:
+    assert client.greeting[0] == "VERSION\t1\t2"
+    assert {"MECH\tPLAIN\tplaintext", "MECH\tLOGIN\tplaintext"} <= set(client.greeting)
+
+
+def test_without_dovecot_the_gate_hangs_up(gate: Gate, client: Client) -> None:
+    assert client.plain("os_key") == HANG_UP
+    assert "1 logins put off with 454" in gate.log
+    assert connects(gate.socket)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"FAIL\t1\tuser=apikey\tcode=temp_fail\n",
+        b"FAIL\t1\tuser=apikey\ttemp\n",
+        b"",
+        b"OK\t1\n",
+        b"FAIL\t1",
+        b"x" * 100_000 + b"\n",
+    ],
+    ids=["code=temp_fail", "temp", "end of file", "ok without user", "cut", "endless line"],
+)
+@pytest.mark.case(56)
+def test_a_temporary_failure_is_a_hang_up(upstream: Upstream, client: Client, answer: bytes) -> None:
+    upstream.answer = answer
+    assert client.plain("os_key") == HANG_UP
+
+
+def test_silence_is_a_hang_up(upstream: Upstream, client: Client) -> None:
+    upstream.answer = None
+    begun = time.monotonic()
+    assert client.plain("os_key") == HANG_UP
+    assert TIMEOUT_S * 0.9 < time.monotonic() - begun < TIMEOUT_S + 2
+
+
+def test_dovecot_is_asked_for_a_constant_user_and_a_trimmed_key(upstream: Upstream, client: Client) -> None:
+    upstream.answer = b"OK\t1\tuser=the-id\toriginal_user=apikey\n"
+    assert client.plain(" os_key\r\n\t", user="somebody", authzid="admin") == "OK\t1\tuser=the-id"
+    request = next(line for line in upstream.heard if line.startswith("AUTH"))
+    assert request.endswith("\tresp=" + encoded(b"\0apikey\0os_key"))
+    assert "\tservice=smtp\tnologin\tlip=127.0.0.1\trip=127.0.0.1\tsecured\t" in request
+
+
+def test_each_question_has_a_process_number_of_its_own(upstream: Upstream, client: Client) -> None:
+    upstream.answer = b"OK\t1\tuser=x\n"
+    for _ in range(3):
+        client.plain("os_key")
+    numbers = [line for line in upstream.heard if line.startswith("CPID")]
+    assert len(set(numbers)) == 3
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"\0apikey\0",
+        b"\0apikey\0  \t ",
+        b"apikey\0os_key",
+        b"os_key",
+        b"",
+        b"\0apikey\0os\0key",
+        b"\0apikey\0\xff\xfe",
+        b"\0apikey\0" + b"x" * 5000,
+        "!!!not base64!!!",
+        "AGFwaWtleQBvc19rZXk",
+        "=",
+        "ä",
+    ],
+    ids=["empty", "blank", "one NUL", "no NUL", "nothing", "NUL inside", "no UTF-8", "5000 bytes", "no base64",
+         "no padding", "equals sign", "no ASCII"],
+)  # fmt: skip
+@pytest.mark.case(23)
+def test_what_can_never_be_a_key_is_refused_without_asking(
+    upstream: Upstream, client: Client, response: bytes | str
+) -> None:
+    assert client.auth("PLAIN", response) == client.refused
+    assert not [line for line in upstream.heard if line.startswith("AUTH")]
+    upstream.answer = b"OK\t1\tuser=x\n"
+    assert client.plain("os_key") == f"OK\t{client.number}\tuser=x"
+
+
+def test_an_unknown_mechanism_is_refused(client: Client) -> None:
+    assert client.auth("CRAM-MD5") == client.refused
+
+
+@pytest.mark.case(23)
+def test_plain_without_an_initial_response(upstream: Upstream, client: Client) -> None:
+    upstream.answer = b"OK\t1\tuser=x\n"
+    assert client.auth("PLAIN") == "CONT\t1\t"
+    assert client.go_on(b"\0apikey\0os_key") == "OK\t1\tuser=x"
+
+
+@pytest.mark.parametrize("initial", [None, b"whoever"])
+@pytest.mark.case(23)
+def test_login_ignores_the_name_and_trims_the_key(upstream: Upstream, client: Client, initial: bytes | None) -> None:
+    upstream.answer = b"OK\t1\tuser=x\n"
+    question = client.auth("LOGIN", initial)
+    if initial is None:
+        assert question == "CONT\t1\t" + encoded(b"Username:")
+        question = client.go_on(b"whoever")
+    assert question == "CONT\t1\t" + encoded(b"Password:")
+    assert client.go_on(b" os_key ") == "OK\t1\tuser=x"
+    assert any(line.endswith("resp=" + encoded(b"\0apikey\0os_key")) for line in upstream.heard)
+
+
+def test_a_new_exchange_takes_the_place_of_one_given_up(upstream: Upstream, client: Client) -> None:
+    upstream.answer = b"OK\t1\tuser=x\n"
+    client.auth("LOGIN")
+    client.auth("LOGIN")
+    client.say(f"CONT\t1\t{encoded(b'of the first')}")
+    assert client.go_on(b"whoever") == "CONT\t2\t" + encoded(b"Password:")
+
+
+def test_an_endless_line_ends_the_connection(gate: Gate, client: Client) -> None:
+    client.say("x" * 200_000)
+    assert client.hear() == HANG_UP
+    assert connects(gate.socket)
+
+
+# ---------------------------------------------------------------------- the process
+
+
+def test_a_second_gate_does_not_take_the_socket(gate: Gate) -> None:
+    done = subprocess.run(gate.command, capture_output=True, text=True, check=False)
+    assert done.returncode == 78
+    assert "auth.socket" in done.stderr
+    assert "another program listens there" in done.stderr
+    assert connects(gate.socket)
+
+
+def test_the_socket_is_for_the_group_and_gone_at_the_end(short_dir: Path) -> None:
+    gate = Gate(short_dir)
+    gate.write_config()
+    with gate.running() as process:
+        assert gate.socket.stat().st_mode & 0o777 == 0o660
+        if not os.geteuid():
+            assert gate.socket.group() == "postfix"
+    assert process.returncode == 0
+    assert not gate.socket.exists()
+    assert "listening on" in gate.log
+
+
+def test_a_socket_that_was_left_behind_is_replaced(short_dir: Path) -> None:
+    gate = Gate(short_dir)
+    gate.write_config()
+    with gate.running() as process:
+        process.kill()
+        process.wait()
+    assert gate.socket.exists()
+    with gate.running():
+        gate.client().close()
+
+
+def test_a_file_in_the_place_of_the_socket_stays(short_dir: Path) -> None:
+    gate = Gate(short_dir)
+    gate.write_config()
+    gate.socket.write_text("precious")
+    done = subprocess.run(gate.command, capture_output=True, text=True, check=False)
+    assert done.returncode == 78
+    assert gate.socket.read_text() == "precious"
+
+
+# ---------------------------------------------------------------------- the real Dovecot
+
+needs_dovecot = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("dovecot", path="/usr/sbin:/usr/bin"), reason="Dovecot and root are needed"
+)
+
+
+@pytest.fixture
+def real(short_dir: Path, database: Database) -> Iterator[Real]:
+    gate = Gate(short_dir)
+    gate.write_config(database={"password_dir": str(database.password_dir)})
+    real = Real(gate, database)
+    with gate.running():
+        yield real
+    assert "Traceback" not in gate.log
+
+
+@needs_dovecot
+@pytest.mark.case(51)
+def test_a_good_key_a_bad_key_and_no_key_in_any_log(real: Real) -> None:
+    key, wrong = real.key.token, "os_00000000000000000000000000000000"
+    with real.dovecot():
+        client = real.gate.client()
+        assert client.plain(key) == f"OK\t1\tuser={real.key.id}"
+        assert client.plain(f" {key}\n", user="whoever' OR 1=1", authzid="x") == f"OK\t2\tuser={real.key.id}"
+        client.auth("LOGIN")
+        client.go_on(b"u")
+        assert client.go_on(f"{key} ".encode()) == f"OK\t3\tuser={real.key.id}"
+        assert client.plain(wrong) == client.refused
+        assert client.plain("' OR '1'='1") == client.refused
+        client.close()
+    logs = [
+        *real.gate.directory.glob("*.log"),
+        *real.gate.directory.glob("*.out"),
+        real.database.cluster.directory / "log",
+    ]
+    for secret in (key, wrong, encoded(f"\0apikey\0{key}".encode()), encoded(key.encode())):
+        assert [path for path in logs if secret in path.read_text(errors="replace")] == []
+
+
+@needs_dovecot
+@pytest.mark.case(56)
+def test_a_database_that_is_down_is_a_hang_up_and_back_is_back(real: Real) -> None:
+    with real.dovecot():
+        client = real.gate.client()
+        assert client.plain(real.key.token).startswith("OK")
+        real.database.cluster.stop()
+        assert client.plain(real.key.token) == HANG_UP
+        client.close()
+        real.database.cluster.start()
+        deadline = time.monotonic() + START_S
+        answer = HANG_UP
+        while not answer.startswith("OK") and time.monotonic() < deadline:
+            again = real.gate.client()
+            answer = again.plain(real.key.token)
+            again.close()
+        assert answer == f"OK\t1\tuser={real.key.id}"
+
+
+@needs_dovecot
+def test_a_restarted_dovecot_is_used_at_once_on_the_same_connection(real: Real) -> None:
+    client = real.gate.client()
+    for _ in range(2):
+        with real.dovecot():
+            assert client.plain(real.key.token).startswith("OK")
+    client.close()
+
+
+@needs_dovecot
+@pytest.mark.case(49)
+def test_a_revoked_key_is_refused_at_once(real: Real) -> None:
+    with real.dovecot():
+        client = real.gate.client()
+        assert client.plain(real.key.token).startswith("OK")
+        with real.database.connect() as connection:
+            AdminStore(connection, makes_users=True).revoke_key(real.key.id)
+        assert client.plain(real.key.token) == client.refused
+        client.close()

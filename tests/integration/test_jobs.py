@@ -1,0 +1,486 @@
+"""The job store against a real Postgres, as the worker's own role."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+
+from opensend_milter.adapters import postgres_jobs
+from opensend_milter.adapters.postgres_jobs import PostgresJobStore
+from opensend_milter.core.errors import StoreUnavailable
+from opensend_milter.core.ids import new_email_id
+from opensend_milter.core.model import Address, EmailId, Job, Sent
+from tests.integration.outbox import add_email, end_leases, events, job_store, rows, state
+from tests.integration.private_postgres import Database
+from tests.jobs import RAW
+
+LATER = datetime.now(UTC) + timedelta(hours=1)
+YES = Sent(courier="smtp", reply="250 ok")
+
+
+@pytest.fixture
+def store(database: Database) -> Iterator[PostgresJobStore]:
+    opened = job_store(database)
+    yield opened
+    opened.close()
+
+
+def claimed(store: PostgresJobStore, email_id: EmailId, *, begun: bool = True) -> Job:
+    job = store.claim(email_id)
+    assert job
+    assert not begun or store.begin(job)
+    return job
+
+
+def test_a_claimed_job_has_all_that_was_stored(database: Database, store: PostgresJobStore) -> None:
+    """Bytes in order of their pieces, recipients of the envelope, From and not MAIL FROM."""
+    raw = RAW + bytes(range(256)) * 40
+    email_id = add_email(database, raw=raw, recipients=["b@example.net", "a@example.net"], chunk_bytes=700)
+    job = store.claim(email_id)
+    assert job
+    assert job.raw == raw
+    assert job.recipients == ("b@example.net", "a@example.net")
+    assert (job.email_id, job.user_id, job.attempts, job.from_address) == (email_id, "u1", 0, "app@example.org")
+    assert (job.queue_id, job.client_address, job.front_door, job.tls) == ("4Xq", "192.0.2.7", "smtp", "TLSv1.3")
+    assert job.received_at.tzinfo
+    assert state(database, email_id) == ("processing", "claimed")
+    assert store.claim(email_id) is None
+    assert store.claim_due() is None
+
+
+def test_the_one_that_waited_longest_comes_first(database: Database, store: PostgresJobStore) -> None:
+    """And none before its time."""
+    first, second, early = (add_email(database) for _ in range(3))
+    rows(database, "UPDATE opensend_milter.jobs SET not_before = now() + interval '1 hour' WHERE email_id = %s", early)
+    found = [store.claim_due(), store.claim_due(), store.claim_due()]
+    assert [job and job.email_id for job in found] == [first, second, None]
+    assert store.claim(early) is None
+    assert state(database, early) == ("queued", "waiting")
+
+
+@pytest.mark.parametrize("status", ["canceled", "cancelled", "sent", "delivered", "bounced", "failed", "suppressed"])
+def test_a_finished_email_is_never_sent(database: Database, store: PostgresJobStore, status: str) -> None:
+    """Its job goes; the next one is found in the same call."""
+    finished, other, third = add_email(database, status=status), add_email(database), add_email(database, status=status)
+    assert store.claim(third) is None
+    job = store.claim_due()
+    assert job
+    assert job.email_id == other
+    assert state(database, finished) == (status, None)
+    assert state(database, third) == (status, None)
+
+
+def test_an_email_that_is_gone_is_never_sent(database: Database, store: PostgresJobStore) -> None:
+    """OpenSend is free to delete its rows."""
+    email_id = add_email(database)
+    rows(database, "DELETE FROM emails WHERE id = %s", email_id)
+    assert store.claim_due() is None
+    assert state(database, email_id) == (None, None)
+
+
+def test_an_email_of_a_later_time_waits(database: Database, store: PostgresJobStore) -> None:
+    """One that is scheduled until then, one in a state that we do not know for a while."""
+    later, due, held = (add_email(database, status=status) for status in ("scheduled", "scheduled", "held"))
+    rows(database, "UPDATE emails SET scheduled_at = %s WHERE id = %s", LATER, later)
+    rows(database, "UPDATE emails SET scheduled_at = now() - interval '1 second' WHERE id IN (%s, %s)", due, held)
+    job = store.claim_due()
+    assert job
+    assert job.email_id == due
+    assert store.claim_due() is None
+    assert state(database, later) == ("scheduled", "waiting")
+    assert state(database, held) == ("held", "waiting")
+    times = rows(database, "SELECT not_before FROM opensend_milter.jobs WHERE state = 'waiting' ORDER BY not_before")
+    assert datetime.now(UTC) + timedelta(minutes=14) < times[0][0] < LATER
+    assert times[1][0] == LATER
+
+
+def test_an_email_that_somebody_else_has_in_hand_is_uncertain(database: Database, store: PostgresJobStore) -> None:
+    """Whoever took it may have sent it."""
+    email_id = add_email(database, status="processing")
+    assert store.claim_due() is None
+    assert state(database, email_id) == ("processing", "uncertain")
+
+
+def test_a_message_that_is_not_whole_is_not_sent(database: Database, store: PostgresJobStore) -> None:
+    """Half a message is worse than none."""
+    email_id = add_email(database, raw=RAW * 10, chunk_bytes=100)
+    rows(database, "DELETE FROM opensend_milter.raw_chunks WHERE email_id = %s AND chunk_no = 1", email_id)
+    assert store.claim_due() is None
+    assert state(database, email_id) == ("failed", None)
+    assert events(database, email_id) == [("failed", f"provider-dead-letter:{email_id}:1")]
+
+
+def test_begin_is_committed_and_counts(database: Database, store: PostgresJobStore) -> None:
+    """Before the first byte goes out."""
+    email_id = add_email(database)
+    job = claimed(store, email_id)
+    assert state(database, email_id) == ("processing", "attempting")
+    assert rows(database, "SELECT attempts FROM opensend_milter.jobs") == [(1,)]
+    assert not store.begin(job), "only once"
+
+
+def test_sent(database: Database, store: PostgresJobStore) -> None:
+    """Status, event with what the next hop said, no job."""
+    email_id = add_email(database)
+    rows(database, "UPDATE emails SET provider_last_error_code = 'x', provider_next_retry_at = now()")
+    sent = Sent(courier="smtp", reply="250 ok \x00 \udcff", refused=((Address("b@example.net"), "550 no"),))
+    store.record_sent(claimed(store, email_id), sent)
+    assert state(database, email_id) == ("sent", None)
+    assert events(database, email_id) == [("sent", f"opensend-milter:sent:{email_id}")]
+    ((payload, user_id),) = rows(database, "SELECT payload, user_id FROM email_events")
+    assert user_id == "u1"
+    assert payload["courier"] == "smtp"
+    assert payload["reply"].startswith("250 ok")
+    assert payload["refused"] == [{"email": "b@example.net", "reason": "550 no"}]
+    ((sent_at, code, retry_at),) = rows(
+        database, "SELECT sent_at, provider_last_error_code, provider_next_retry_at FROM emails"
+    )
+    assert sent_at
+    assert (code, retry_at) == (None, None)
+
+
+def test_deferred(database: Database, store: PostgresJobStore) -> None:
+    """Back in the queue for later, announced again then, with the reason."""
+    email_id = add_email(database)
+    store.record_deferred(claimed(store, email_id), "451 later" + "x" * 2_000, LATER)
+    assert state(database, email_id) == ("queued", "waiting")
+    assert events(database, email_id) == [("delayed", f"provider-delayed:{email_id}:1")]
+    ((count, code, length, retry_at),) = rows(
+        database,
+        "SELECT provider_retry_count, provider_last_error_code, length(provider_last_error_message),"
+        " provider_next_retry_at FROM emails",
+    )
+    assert (count, code, length, retry_at) == (1, "delivery_deferred", 1_000, LATER)
+    job_row = rows(database, "SELECT attempts, not_before, announce_at, lease_id FROM opensend_milter.jobs")
+    assert job_row == [(1, LATER, LATER, None)]
+    assert store.claim_due() is None
+    rows(database, "UPDATE opensend_milter.jobs SET not_before = now()")
+    again = claimed(store, email_id)
+    assert again.attempts == 1
+    store.record_deferred(again, "451 later", LATER)
+    assert [source for _, source in events(database, email_id)] == [
+        f"provider-delayed:{email_id}:1",
+        f"provider-delayed:{email_id}:2",
+    ]
+
+
+@pytest.mark.case(62)
+@pytest.mark.parametrize("days", [-400, 400])
+def test_a_worker_whose_clock_is_wrong(database: Database, store: PostgresJobStore, days: int) -> None:
+    """Neither at once nor in a year."""
+    store.record_deferred(claimed(store, add_email(database)), "451", datetime.now(UTC) + timedelta(days=days))
+    ((wait,),) = rows(database, "SELECT not_before - now() FROM opensend_milter.jobs")
+    assert timedelta(seconds=20) < wait <= timedelta(hours=4)
+
+
+def test_failed(database: Database, store: PostgresJobStore) -> None:
+    """Given up, with the reason."""
+    email_id = add_email(database)
+    store.record_failed(claimed(store, email_id), "550 no")
+    assert state(database, email_id) == ("failed", None)
+    assert events(database, email_id) == [("failed", f"provider-dead-letter:{email_id}:1")]
+    assert rows(database, "SELECT provider_last_error_message, provider_dead_lettered_at IS NOT NULL FROM emails") == [
+        ("550 no", True)
+    ]
+
+
+@pytest.mark.case(59)
+def test_uncertain(database: Database, store: PostgresJobStore) -> None:
+    """Visible, and nobody takes it or announces it."""
+    email_id = add_email(database)
+    store.record_uncertain(claimed(store, email_id), "timed out after the final dot")
+    assert state(database, email_id) == ("processing", "uncertain")
+    assert events(database, email_id) == []
+    end_leases(database)
+    assert store.release_expired() == 0
+    assert store.claim_due() is None
+    assert store.claim(email_id) is None
+    assert store.due_announcements(10) == []
+
+
+def test_a_record_whose_answer_was_lost_may_be_repeated(
+    database: Database, store: PostgresJobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same again is no trouble; it changes nothing."""
+    jobs = [claimed(store, add_email(database)) for _ in range(4)]
+    for _ in range(2):
+        store.record_sent(jobs[0], YES)
+        store.record_deferred(jobs[1], "451 later", LATER)
+        store.record_failed(jobs[2], "550 no")
+        store.record_uncertain(jobs[3], "who knows")
+    assert rows(database, "SELECT type, count(*) FROM email_events GROUP BY 1 ORDER BY 1") == [
+        ("delayed", 1),
+        ("failed", 1),
+        ("sent", 1),
+    ]
+    assert not caplog.records
+
+
+def test_whoever_lost_the_claim_records_nothing(
+    database: Database, store: PostgresJobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else may be sending it by now."""
+    email_id = add_email(database)
+    late = claimed(store, email_id, begun=False)
+    end_leases(database)
+    assert store.release_expired() == 1
+    other = claimed(store, email_id, begun=False)
+    assert not store.begin(late)
+    assert store.begin(other)
+    with caplog.at_level(logging.ERROR):
+        store.record_sent(late, YES)
+        store.record_deferred(late, "451", LATER)
+        store.record_failed(late, "550")
+        store.record_uncertain(late, "?")
+        store.give_back(late)
+    assert caplog.text.count("no longer ours") == 4
+    assert state(database, email_id) == ("processing", "attempting")
+    store.record_sent(other, YES)
+    assert state(database, email_id) == ("sent", None)
+
+
+@pytest.mark.case(58)
+def test_a_lease_that_ends_in_the_attempt_is_uncertain(database: Database, store: PostgresJobStore) -> None:
+    """Never sent again; one that ends before it is given back."""
+    begun, not_begun, fresh = add_email(database), add_email(database), add_email(database)
+    claimed(store, begun)
+    claimed(store, not_begun, begun=False)
+    end_leases(database)
+    claimed(store, fresh)
+    assert store.release_expired() == 2
+    assert state(database, begun) == ("processing", "uncertain")
+    assert state(database, not_begun) == ("queued", "waiting")
+    assert state(database, fresh) == ("processing", "attempting")
+    job = store.claim_due()
+    assert job
+    assert job.email_id == not_begun
+    assert store.claim_due() is None
+
+
+@pytest.mark.case(58)
+@pytest.mark.case(62)
+def test_an_outcome_that_comes_after_the_lease_is_still_the_truth(database: Database, store: PostgresJobStore) -> None:
+    """A slow next hop, a database that was away: the worker that was thought lost knows better."""
+    yes, no = claimed(store, add_email(database)), claimed(store, add_email(database))
+    end_leases(database)
+    assert store.release_expired() == 2
+    store.record_sent(yes, YES)
+    store.record_deferred(no, "451", LATER)
+    assert state(database, yes.email_id) == ("sent", None)
+    assert state(database, no.email_id) == ("queued", "waiting")
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_claim_without_a_byte_sent_is_given_back(database: Database, store: PostgresJobStore, begun: bool) -> None:  # noqa: FBT001
+    """As if nothing had been."""
+    email_id = add_email(database)
+    store.give_back(claimed(store, email_id, begun=begun))
+    assert state(database, email_id) == ("queued", "waiting")
+    again = store.claim_due()
+    assert again
+    assert again.attempts == 0
+
+
+def test_what_came_back_already_knows_more(database: Database, store: PostgresJobStore) -> None:
+    """A bounce may be faster than our record of the yes."""
+    email_id = add_email(database)
+    job = claimed(store, email_id)
+    rows(database, "UPDATE emails SET status = 'bounced'")
+    store.record_sent(job, YES)
+    assert state(database, email_id) == ("bounced", None)
+    assert [kind for kind, _ in events(database, email_id)] == ["sent"]
+
+
+def test_an_email_deleted_while_it_was_sent(database: Database, store: PostgresJobStore) -> None:
+    """There is nobody to tell, and nothing left over."""
+    email_id = add_email(database)
+    job = claimed(store, email_id)
+    rows(database, "DELETE FROM emails")
+    store.record_sent(job, YES)
+    assert state(database, email_id) == (None, None)
+
+
+def test_two_claim_at_once_and_nobody_twice(database: Database) -> None:
+    """200 jobs, four threads."""
+    expected = {add_email(database) for _ in range(200)}
+    found: list[EmailId] = []
+
+    def work(number: int) -> None:
+        store = job_store(database, worker=f"w{number}")
+        while job := store.claim_due():
+            assert store.begin(job)
+            found.append(job.email_id)
+            store.record_sent(job, YES)
+        store.close()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 200
+    assert set(found) == expected
+    assert rows(database, "SELECT count(*) FROM emails WHERE status = 'sent'") == [(200,)]
+    assert rows(database, "SELECT count(*) FROM email_events") == [(200,)]
+    assert rows(database, "SELECT count(*) FROM opensend_milter.jobs") == [(0,)]
+
+
+@pytest.mark.case(55)
+def test_an_announcement_that_is_not_confirmed_comes_again(database: Database, store: PostgresJobStore) -> None:
+    """A crash between the two."""
+    email_ids = [add_email(database) for _ in range(3)]
+    first = store.due_announcements(2)
+    assert [announcement.email_id for announcement in first] == email_ids[:2]
+    assert [announcement.email_id for announcement in store.due_announcements(10)] == email_ids[2:]
+    assert store.due_announcements(10) == []
+    rows(database, "UPDATE opensend_milter.jobs SET announce_at = announce_at - interval '61 seconds'")
+    assert {announcement.email_id for announcement in store.due_announcements(10)} == set(email_ids)
+
+
+def test_announced_jobs_are_swept_after_a_while(database: Database, store: PostgresJobStore) -> None:
+    """The queue may lose a hint; the row does not."""
+    email_id = add_email(database)
+    store.announced([announcement.email_id for announcement in store.due_announcements(10)])
+    rows(database, "UPDATE opensend_milter.jobs SET announce_at = announce_at - interval '14 minutes'")
+    assert store.due_announcements(10) == []
+    rows(database, "UPDATE opensend_milter.jobs SET announce_at = announce_at - interval '1 minute'")
+    (again,) = store.due_announcements(10)
+    assert (again.email_id, again.attempts) == (email_id, 0)
+
+
+def test_a_worker_may_be_faster_than_the_announcer(database: Database, store: PostgresJobStore) -> None:
+    """Deferred already when `announced` comes: its own time holds."""
+    email_id = add_email(database)
+    store.due_announcements(10)
+    store.record_deferred(claimed(store, email_id), "451", LATER)
+    store.announced([email_id])
+    assert rows(database, "SELECT announce_at FROM opensend_milter.jobs") == [(LATER,)]
+
+
+def test_beside_opensend_an_announced_job_is_handed_over(database: Database) -> None:
+    """From there on it is its ingester's."""
+    store = job_store(database, hand_over=True)
+    kept, handed_over = add_email(database), add_email(database)
+    store.due_announcements(10)
+    store.announced([handed_over])
+    assert state(database, handed_over) == ("queued", None)
+    assert state(database, kept) == ("queued", "waiting")
+    store.close()
+
+
+def test_only_waiting_jobs_whose_time_has_come_are_announced(database: Database, store: PostgresJobStore) -> None:
+    """Not one in hand, not one deferred before it is due."""
+    in_hand, deferred = add_email(database), add_email(database)
+    claimed(store, in_hand)
+    store.record_deferred(claimed(store, deferred), "451", LATER)
+    assert store.due_announcements(10) == []
+    rows(database, "UPDATE opensend_milter.jobs SET not_before = now(), announce_at = now() WHERE state = 'waiting'")
+    (again,) = store.due_announcements(10)
+    assert (again.email_id, again.attempts) == (deferred, 1)
+
+
+def test_old_and_surplus_refusals_go(
+    database: Database, store: PostgresJobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In small batches; the newest stay."""
+    monkeypatch.setattr(postgres_jobs, "REFUSALS_KEPT", 30)
+    monkeypatch.setattr(postgres_jobs, "PRUNED_AT_ONCE", 7)
+    insert = (
+        "INSERT INTO opensend_milter.refusals (refused_at, rule, code, enhanced, text, front_door, queue_id,"
+        " client_address, key_id, sender, recipients, size_bytes) SELECT now() - %s::interval, 'x', 550, '5.7.1', 't',"
+        " 'smtp', 'q', 'c', 'k', 's', '{}', 1 FROM generate_series(1, %s)"
+    )
+    rows(database, insert, "31 days", 20)
+    rows(database, insert, "29 days", 45)
+    add_email(database)
+    assert store.prune() == 35
+    assert rows(database, "SELECT count(*), min(id) FROM opensend_milter.refusals") == [(30, 36)]
+    assert store.prune() == 0
+    assert rows(database, "SELECT count(*) FROM opensend_milter.jobs") == [(1,)]
+
+
+def test_beside_opensend_jobs_that_its_poller_has_sent_go(database: Database) -> None:
+    """Without a queue nobody announces, so nobody hands over."""
+    store = job_store(database, hand_over=True)
+    queued, scheduled = add_email(database), add_email(database, status="scheduled")
+    for status in ("processing", "sent", "canceled"):
+        add_email(database, status=status)
+    assert store.prune() == 3
+    assert {state(database, email_id)[1] for email_id in (queued, scheduled)} == {"waiting"}
+    store.close()
+
+
+@pytest.mark.case(56)
+def test_a_database_that_goes_away_and_comes_back(database: Database, store: PostgresJobStore) -> None:
+    """Stopped, killed: an error of ours each time, and then it works again."""
+    email_id = add_email(database)
+    assert store.due_announcements(1)
+    for fault in (database.cluster.stop, database.cluster.kill):
+        fault()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                store.claim_due()
+        database.cluster.start()
+    job = store.claim_due()
+    assert job
+    assert job.email_id == email_id
+
+
+@pytest.mark.case(56)
+def test_a_silent_database_is_cut_off(database: Database) -> None:
+    """It must not hold a thread for ever."""
+    store = job_store(database, timeout_s=1)
+    add_email(database)
+    assert store.due_announcements(1)
+    database.cluster.pause()
+    with pytest.raises(StoreUnavailable):
+        store.claim_due()
+    database.cluster.resume()
+    assert store.claim_due()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"), [("take_due", "jobs_due_idx"), ("due_announcements", "jobs_announce_idx")]
+)
+def test_the_hot_statements_use_their_index(database: Database, statement: str, index: str) -> None:
+    """However many jobs wait for later."""
+    with database.connect() as connection:
+        connection.execute(
+            "INSERT INTO opensend_milter.jobs (email_id, user_id, not_before, announce_at)"
+            " SELECT gen_random_uuid(), 'u1', now() + interval '1 hour', now() + interval '1 hour'"
+            " FROM generate_series(1, 20000)"
+        )
+        add_email(database)
+        connection.execute("ANALYZE opensend_milter.jobs")
+        values = {"lease": timedelta(seconds=60), "worker": "w", "limit": 10}
+        query = b"EXPLAIN (ANALYZE, FORMAT TEXT) " + postgres_jobs.SQL[statement].rstrip(";").encode()
+        plan = "\n".join(line for (line,) in connection.execute(query, values))
+    assert index in plan
+    assert "Seq Scan" not in plan
+    assert "Rows Removed by Filter" not in plan
+
+
+def test_the_role_may_do_no_more(database: Database) -> None:
+    """It reads no message text from OpenSend's table, and writes no mail of its own."""
+    add_email(database)
+    with database.connect("opensend_worker") as connection:
+        for forbidden in (
+            "SELECT subject FROM emails",
+            "DELETE FROM emails",
+            "UPDATE opensend_milter.submissions SET sender = ''",
+            "SELECT * FROM api_keys",
+            "INSERT INTO opensend_milter.jobs (email_id, user_id) VALUES (gen_random_uuid(), 'u')",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(forbidden.encode())
+
+
+def test_an_unknown_email_is_none(store: PostgresJobStore) -> None:
+    """A hint may name anything."""
+    assert store.claim(new_email_id()) is None

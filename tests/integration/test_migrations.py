@@ -1,0 +1,299 @@
+"""`db init` and `db migrate`, against real clusters."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from threading import Barrier
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from opensend_milter.adapters import migrations, roles
+from opensend_milter.core.errors import ConfigError, UsageError
+from tests.integration.private_postgres import Cluster, Database, program, running_cluster
+
+_numbers = itertools.count(1)
+ALL = ["opensend/0001_tables", "ours/0001_tables"]
+OURS = ["ours/0001_tables"]
+OPENSEND = resources.files("opensend_milter.adapters").joinpath("schema/opensend/0001_tables.sql").read_text()
+
+
+@pytest.fixture
+def empty(cluster: Cluster) -> Iterator[str]:
+    """An empty database in a cluster that has the roles already; its name."""
+    name = f"empty_{next(_numbers)}"
+    cluster.new_database(name)
+    yield name
+    cluster.drop_database(name)
+
+
+@pytest.fixture
+def opensend(cluster: Cluster, empty: str) -> str:
+    """A database as OpenSend's own migrations leave it, as far as we know its tables."""
+    with psycopg.connect(cluster.url(empty)) as connection:
+        connection.execute(OPENSEND)
+        connection.execute('ALTER TABLE public."user" ADD email_verified boolean NOT NULL')
+        connection.execute("CREATE TABLE public.contacts (id uuid PRIMARY KEY)")
+    return empty
+
+
+@pytest.fixture
+def bare() -> Iterator[Cluster]:
+    """A cluster that has never heard of us."""
+    with running_cluster() as cluster:
+        yield cluster
+
+
+def rows(url: str, query: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query).fetchall()
+
+
+def at_once(calls: list[Callable[[], list[str]]]) -> list[list[str]]:
+    barrier = Barrier(len(calls))
+
+    def started(call: Callable[[], list[str]]) -> list[str]:
+        barrier.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(started, calls))
+
+
+def states(url: str) -> dict[str, str]:
+    return {one.name: one.state for one in migrations.status(url)}
+
+
+def test_init_twice(cluster: Cluster, empty: str) -> None:
+    url = cluster.url(empty)
+    assert states(url) == dict.fromkeys(ALL, "pending")
+    assert migrations.init(url, None) == ALL
+    first = cluster.dump_schema(empty)
+    assert migrations.init(url, None) == []
+    assert migrations.migrate(url, None) == []
+    assert cluster.dump_schema(empty).splitlines()[10:-10] == first.splitlines()[10:-10]
+    assert states(url) == dict.fromkeys(ALL, "applied")
+
+
+def test_init_refuses_tables_it_did_not_make(cluster: Cluster, opensend: str) -> None:
+    with pytest.raises(UsageError, match=r"api_keys, domains.*use `db migrate`"):
+        migrations.init(cluster.url(opensend), None)
+    assert rows(cluster.url(opensend), "SELECT to_regnamespace('opensend_milter')") == [(None,)]
+
+
+def test_migrate_refuses_where_there_is_no_opensend(cluster: Cluster, empty: str) -> None:
+    with psycopg.connect(cluster.url(empty)) as connection:
+        connection.execute("CREATE TABLE public.emails (id uuid); CREATE TABLE public.domains (id uuid)")
+    with pytest.raises(UsageError, match="schema public has no table api_keys, email_events, email_supp"):
+        migrations.migrate(cluster.url(empty), None)
+    assert rows(cluster.url(empty), "SELECT to_regnamespace('opensend_milter')") == [(None,)]
+
+
+def test_migrate_alters_nothing_of_opensends(cluster: Cluster, opensend: str) -> None:
+    def public() -> list[str]:
+        dump = cluster.dump_schema(opensend, "--schema=public", "--no-privileges").splitlines()
+        return [line for line in dump if "restrict" not in line]
+
+    def public_rights_of_others() -> list[tuple[object, ...]]:
+        return rows(
+            url,
+            "SELECT c.relname, a.grantee::regrole::text, a.privilege_type FROM pg_class c, aclexplode(c.relacl) a"
+            " WHERE c.relnamespace = 'public'::regnamespace AND a.grantee::regrole::text NOT LIKE 'opensend%'"
+            " UNION ALL SELECT n.nspname, a.grantee::regrole::text, a.privilege_type"
+            " FROM pg_namespace n, aclexplode(n.nspacl) a"
+            " WHERE n.nspname = 'public' AND a.grantee::regrole::text NOT LIKE 'opensend%' ORDER BY 1, 2, 3",
+        )
+
+    url = cluster.url(opensend)
+    cluster_owner = {("postgres",)}
+    with psycopg.connect(url) as connection:
+        connection.execute("GRANT SELECT ON public.emails TO PUBLIC")
+    before, rights = public(), public_rights_of_others()
+    assert states(url) == dict.fromkeys(OURS, "pending")
+    assert migrations.migrate(url, None) == OURS
+    assert migrations.migrate(url, None) == []
+    assert states(url) == dict.fromkeys(OURS, "applied")
+    assert public() == before
+    # GRANT writes the owner's own rights down, which were there before unwritten.
+    assert {row for row in public_rights_of_others() if (row[1],) not in cluster_owner} == {
+        row for row in rights if (row[1],) not in cluster_owner
+    }
+    with pytest.raises(UsageError, match="use `db migrate`"):
+        migrations.init(url, None)
+
+
+def test_changed_file_is_named(database: Database) -> None:
+    with database.connect() as connection:
+        connection.execute("UPDATE opensend_milter.migrations SET sha256 = 'x' WHERE name = 'ours/0001_tables'")
+    assert states(database.url) == {"opensend/0001_tables": "applied", "ours/0001_tables": "changed"}
+    for command in (migrations.init, migrations.migrate):
+        with pytest.raises(UsageError, match=r"^ours/0001_tables\.sql is not the file that was applied on 2"):
+            command(database.url, None)
+
+
+def test_older_program_says_upgrade(database: Database) -> None:
+    with database.connect() as connection:
+        connection.execute("INSERT INTO opensend_milter.migrations (name, sha256) VALUES ('ours/9999_later', 'x')")
+    assert states(database.url)["ours/9999_later"] == "unknown"
+    for command in (migrations.init, migrations.migrate):
+        with pytest.raises(UsageError, match="has ours/9999_later, which this program does not know: upgrade"):
+            command(database.url, None)
+
+
+def test_failed_migration_leaves_nothing_and_is_taken_up_again(cluster: Cluster, empty: str) -> None:
+    url = cluster.url(empty)
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE SCHEMA opensend_milter; CREATE TABLE opensend_milter.refusals (id int)")
+    with pytest.raises(UsageError, match='relation "refusals" already exists'):
+        migrations.init(url, None)
+    assert rows(url, "SELECT to_regclass('opensend_milter.submissions')") == [(None,)]
+    assert states(url) == {"opensend/0001_tables": "applied", "ours/0001_tables": "pending"}
+    with psycopg.connect(url) as connection:
+        connection.execute("DROP TABLE opensend_milter.refusals")
+    assert migrations.init(url, None) == OURS
+
+
+def test_runners_on_one_database_wait_for_each_other(cluster: Cluster, empty: str) -> None:
+    applied = at_once([lambda: migrations.init(cluster.url(empty), None)] * 4)
+    assert sorted(applied) == [[], [], [], ALL]
+
+
+@pytest.mark.parametrize("_round", range(2))
+def test_runners_on_databases_of_one_cluster(bare: Cluster, tmp_path: Path, _round: int) -> None:
+    """Roles belong to the cluster, the lock to one database."""
+    urls = [bare.new_database(f"site_{number}") for number in range(6)]
+    applied = at_once([lambda url=url: migrations.init(url, tmp_path / "passwords") for url in urls])  # type: ignore[misc]
+    assert applied == [ALL] * 6
+    password = (tmp_path / "passwords" / "opensend_worker").read_text().strip()
+    for number in range(6):
+        assert rows(bare.url(f"site_{number}", "opensend_worker", password), "SELECT 1") == [(1,)]
+
+
+def test_new_roles_may_nothing_and_have_no_password(bare: Cluster) -> None:
+    migrations.init(bare.new_database("site"), None)
+    found = rows(
+        bare.url("site"),
+        "SELECT rolname, rolcanlogin, rolsuper OR rolcreatedb OR rolcreaterole OR rolinherit OR rolreplication"
+        " OR rolbypassrls, rolpassword, rolconnlimit FROM pg_authid WHERE rolname LIKE 'opensend%' ORDER BY 1",
+    )
+    limits = roles.CONNECTION_LIMITS
+    assert found == [
+        ("opensend_dovecot_auth", True, False, None, limits["opensend_dovecot_auth"]),
+        ("opensend_http", True, False, None, limits["opensend_http"]),
+        ("opensend_key_reader", False, False, None, -1),
+        ("opensend_milter", True, False, None, limits["opensend_milter"]),
+        ("opensend_worker", True, False, None, limits["opensend_worker"]),
+    ]
+
+
+def test_passwords(bare: Cluster, tmp_path: Path) -> None:
+    """One file per role, kept at the next run, made anew when it is gone; the server never sees one."""
+    url = bare.new_database("site")
+    directory = tmp_path / "deep" / "passwords"
+    migrations.init(url, directory)
+    before = {path.name: path.read_text().strip() for path in directory.iterdir()}
+    assert sorted(before) == sorted(roles.LOGIN_ROLES)
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
+
+    (directory / "opensend_http").unlink()
+    migrations.init(url, directory)
+    after = {path.name: path.read_text().strip() for path in directory.iterdir()}
+    assert {name for name, password in after.items() if before[name] != password} == {"opensend_http"}
+    for role, password in after.items():
+        assert rows(bare.url("site", role, password), "SELECT current_user::text") == [(role,)]
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        rows(bare.url("site", "opensend_http", before["opensend_http"]), "SELECT 1")
+
+    log = (bare.directory / "log").read_text()
+    assert "ALTER ROLE" in log
+    assert not [password for password in [*before.values(), *after.values()] if password in log]
+
+    (directory / "opensend_http").write_text("\n")
+    with pytest.raises(ConfigError, match="opensend_http is empty"):
+        migrations.init(url, directory)
+
+
+@pytest.mark.parametrize(
+    ("statement", "complaint"),
+    [
+        ("CREATE ROLE opensend_worker LOGIN SUPERUSER", "role opensend_worker exists and has SUPERUSER"),
+        ("CREATE ROLE opensend_milter LOGIN CREATEROLE", "role opensend_milter exists and has SUPERUSER, CREATEROLE"),
+        ("CREATE ROLE opensend_key_reader LOGIN", "role opensend_key_reader exists and may log in"),
+    ],
+)
+def test_roles_that_may_too_much_are_refused(bare: Cluster, statement: str, complaint: str) -> None:
+    bare.execute(sql.SQL(statement))
+    url = bare.new_database("site")
+    with pytest.raises(UsageError, match=complaint):
+        migrations.init(url, None)
+    assert rows(url, "SELECT to_regnamespace('opensend_milter')") == [(None,)]
+
+
+def test_managed_postgres(bare: Cluster, tmp_path: Path) -> None:
+    """The administrator of a managed server is no superuser, but may make roles and owns the database."""
+    bare.execute(sql.SQL("CREATE ROLE cloud LOGIN CREATEROLE CREATEDB PASSWORD 'x'"))
+    bare.new_database("site", owner="cloud")
+    url = bare.url("site", "cloud", "x")
+    assert migrations.init(url, tmp_path) == ALL
+    assert migrations.init(url, tmp_path) == []
+    assert rows(url, "SELECT proowner::regrole::text FROM pg_proc WHERE proname = 'key_id'") == [
+        ("opensend_key_reader",)
+    ]
+    assert rows(url, "SELECT has_schema_privilege('opensend_key_reader', 'opensend_milter', 'CREATE')") == [(False,)]
+    dovecot = bare.url("site", "opensend_dovecot_auth", (tmp_path / "opensend_dovecot_auth").read_text().strip())
+    assert rows(dovecot, "SELECT opensend_milter.key_id('x')") == [(None,)]
+
+
+def test_restored_backup_gets_its_roles_back(database: Database, bare: Cluster, tmp_path: Path) -> None:
+    """A dump names roles that a new cluster does not have: psql complains and goes on, `db init` mends."""
+    with database.connect() as connection:
+        connection.execute("INSERT INTO public.api_keys (name, token_hash, user_id) VALUES ('a', 'known', 'u')")
+    url = bare.new_database("restored")
+    dump = subprocess.run([program("pg_dump"), f"--dbname={database.url}"], check=True, capture_output=True).stdout
+    restored = subprocess.run([program("psql"), "-q", url], input=dump, check=True, capture_output=True)
+    assert b'role "opensend_worker" does not exist' in restored.stderr
+    assert migrations.init(url, tmp_path) == []
+    dovecot = bare.url("restored", "opensend_dovecot_auth", (tmp_path / "opensend_dovecot_auth").read_text().strip())
+    assert rows(dovecot, "SELECT opensend_milter.key_id('known') IS NOT NULL") == [(True,)]
+    assert rows(url, "SELECT proowner::regrole::text FROM pg_proc WHERE proname = 'key_id'") == [
+        ("opensend_key_reader",)
+    ]
+
+
+def test_who_may_not_grant_on_opensends_tables_is_told(bare: Cluster) -> None:
+    bare.execute(sql.SQL("CREATE ROLE cloud LOGIN CREATEROLE PASSWORD 'x'"))
+    bare.new_database("site", owner="cloud")
+    with psycopg.connect(bare.url("site")) as connection:
+        connection.execute(OPENSEND)
+    url = bare.url("site", "cloud", "x")
+    with pytest.raises(UsageError, match='permission denied for column "id" of relation "api_keys"; connect as'):
+        migrations.migrate(url, None)
+    with psycopg.connect(bare.url("site")) as connection:
+        connection.execute("GRANT SELECT ON public.api_keys TO cloud WITH GRANT OPTION")
+        connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO cloud WITH GRANT OPTION")
+    with pytest.raises(UsageError, match=r"privileges were granted for .*; connect as the owner of OpenSend.s"):
+        migrations.migrate(url, None)
+
+
+def test_other_encodings_are_refused(cluster: Cluster, empty: str) -> None:
+    cluster.drop_database(empty)
+    cluster.execute(
+        sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'").format(sql.Identifier(empty))
+    )
+    with pytest.raises(UsageError, match="encoding is SQL_ASCII"):
+        migrations.init(cluster.url(empty), None)
+
+
+def test_hardened_database_lets_only_our_roles_in(cluster: Cluster, empty: str, database: Database) -> None:
+    cluster.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(empty)))
+    migrations.init(cluster.url(empty), None)
+    for role in roles.LOGIN_ROLES:
+        password = (database.password_dir / role).read_text().strip()
+        assert rows(cluster.url(empty, role, password), "SELECT 1") == [(1,)]

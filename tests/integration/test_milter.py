@@ -1,0 +1,501 @@
+"""The milter on its socket: the protocol as Postfix speaks it, and as nobody should."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from opensend_milter.servers.milter import reply_lines
+from tests.integration.private_postgres import Cluster, Database
+from tests.integration.serving import Serving, serving, start
+from tests.milter_client import EVERY_STEP, HDR_LEADSPC, Answer, MilterClient
+
+MAIL = b"From: App <app@example.org>\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
+TAKEN = Answer("d")
+
+
+@pytest.fixture(scope="module")
+def served(_shared_cluster: Cluster, _template: Path) -> Iterator[Serving]:
+    """One milter for all tests of this module that leave it as it is."""
+    _shared_cluster.new_database("milter", template="template_opensend")
+    with serving(_shared_cluster.url("milter"), _template) as running:
+        yield running
+    _shared_cluster.drop_database("milter")
+
+
+def raw_of(served: Serving) -> bytes:
+    """Return the newest message as stored."""
+    ((raw,),) = served.rows(
+        "SELECT string_agg(bytes, NULL ORDER BY chunk_no) FROM opensend_milter.raw_chunks WHERE email_id ="
+        " (SELECT email_id FROM opensend_milter.submissions ORDER BY received_at DESC LIMIT 1)"
+    )
+    assert isinstance(raw, bytes)
+    return raw
+
+
+def assert_answers(served: Serving) -> None:
+    with served.client() as client:
+        assert client.message(served.key, MAIL) == TAKEN
+
+
+def test_a_message_becomes_row_record_raw_bytes_and_job(served: Serving) -> None:
+    before = served.counts()
+    with served.client() as client:
+        assert client.message(served.key, MAIL, "to@example.net", "hidden@example.net", queue_id="4Xabc") == TAKEN
+    assert served.counts() == tuple(int(str(count)) + 1 for count in before)
+    assert raw_of(served) == MAIL
+    ((sender, to, cc, bcc, status, attachments),) = served.rows(
+        'SELECT "from", "to", cc, bcc, status, attachments FROM emails ORDER BY created_at DESC LIMIT 1'
+    )
+    assert (sender, to, cc, bcc, status, attachments) == (
+        "App <app@example.org>", ["to@example.net"], [], ["hidden@example.net"], "queued", []
+    )  # fmt: skip
+    record = served.rows(
+        "SELECT queue_id, client_address, sender, recipients, size_bytes, encode(sha256, 'hex') = encode(sha256("
+        "(SELECT bytes FROM opensend_milter.raw_chunks r WHERE r.email_id = s.email_id)), 'hex')"
+        " FROM opensend_milter.submissions s ORDER BY received_at DESC LIMIT 1"
+    )[0]
+    assert record == (
+        "4Xabc", "192.0.2.7", "app@example.test", ["to@example.net", "hidden@example.net"], len(MAIL), True
+    )  # fmt: skip
+
+
+def test_negotiates_white_space_and_silence(served: Serving) -> None:
+    with MilterClient(served.socket) as client:
+        flags = client.negotiate()
+        assert flags & HDR_LEADSPC
+        assert flags & 0x80000, "no reply to each piece of the body"
+
+
+@pytest.mark.case(8)
+@pytest.mark.parametrize(("version", "actions", "protocol"), [(2, 0x3F, 0x7F), (6, 0x1FF, 0), (6, 0, EVERY_STEP)])
+def test_negotiates_with_less(served: Serving, version: int, actions: int, protocol: int) -> None:
+    with MilterClient(served.socket) as client:
+        client.negotiate(version, actions, protocol)
+        assert client.message(served.key, MAIL) == TAKEN
+
+
+@pytest.mark.case(1)
+@pytest.mark.case(2)
+@pytest.mark.case(3)
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"\x00\x00",
+        struct.pack("!I", 100) + b"M<a@b",
+        struct.pack("!I", 0),
+        struct.pack("!I", 2**20 + 2) + b"B",
+        struct.pack("!I", 2**31 + 5) + b"B",
+        struct.pack("!I", 1) + b"\xff",
+        struct.pack("!I", 3) + b"?ab",
+        struct.pack("!I", 2) + b"Dx",
+        struct.pack("!I", 4) + b"DMab",
+        struct.pack("!I", 5) + b"Ltoo\x00",
+        struct.pack("!I", 2) + b"R\x00",
+        struct.pack("!I", 10) + b"L\x00 nobody\x00",
+    ],
+)
+def test_a_broken_packet_ends_only_its_own_connection(served: Serving, packet: bytes) -> None:
+    before = served.counts()
+    pids = served.children()
+    with served.client(timeout_s=5) as client:
+        client.mail(auth=served.key)
+        client.socket.sendall(packet)
+    with MilterClient(served.socket, timeout_s=5) as client:
+        client.socket.sendall(packet)
+    assert_answers(served)
+    assert served.children() == pids, "no process died of it"
+    assert served.counts() == tuple(int(str(count)) + 1 for count in before)
+
+
+@pytest.mark.case(4)
+def test_odd_macros_change_nothing(served: Serving) -> None:
+    with served.client() as client:
+        client.mail(auth=served.key, **{"{x}": b"\xff\xfe%s", "i": b"", "{client_addr}": b"a" * 5_000})
+        client.rcpt("<to@example.net>")
+        client.header(b"From", b" app@example.org")
+        client.body(b"hi\r\n")
+        client.send(b"E")
+        assert client.answer() == TAKEN
+
+
+@pytest.mark.case(5)
+def test_messages_of_one_connection_share_nothing(served: Serving) -> None:
+    with served.client() as client:
+        client.mail(auth=served.key)
+        client.rcpt("<first@example.net>")
+        client.header(b"Subject", b" first")
+        client.abort()
+        assert client.message(served.key, MAIL, "second@example.net") == TAKEN
+        client.mail(auth=served.key)
+        client.rcpt("<third@example.net>")
+        assert client.message(served.key, MAIL, "fourth@example.net") == TAKEN
+        found = served.rows("SELECT recipients FROM opensend_milter.submissions ORDER BY received_at DESC LIMIT 2")
+    assert found == [(["fourth@example.net"],), (["second@example.net"],)]
+    assert raw_of(served) == MAIL
+
+
+@pytest.mark.case(6)
+def test_abort_after_the_end_is_nothing(served: Serving) -> None:
+    before = served.counts()
+    with served.client() as client:
+        assert client.message(served.key, MAIL) == TAKEN
+        client.abort()
+        client.abort()
+        assert client.message(served.key, MAIL) == TAKEN
+    assert served.counts() == tuple(int(str(count)) + 2 for count in before)
+
+
+@pytest.mark.case(7)
+def test_a_connection_may_be_used_for_another_client(served: Serving) -> None:
+    """QUIT_NC: the same socket, another SMTP session."""
+    with served.client() as client:
+        assert client.message(served.key, MAIL) == TAKEN
+        client.send(b"K")
+        assert client.message("", MAIL).code == 530
+
+
+@pytest.mark.case(9)
+def test_a_slow_peer_keeps_nobody_waiting(served: Serving) -> None:
+    slow = MilterClient(served.socket)
+    packet = struct.pack("!I", 13) + b"O" + struct.pack("!III", 6, 0x1FF, EVERY_STEP)
+    for byte in packet[:6]:
+        slow.socket.sendall(bytes([byte]))
+        assert_answers(served)
+    slow.socket.sendall(packet[6:])
+    assert slow.receive()[0] == b"O"
+    slow.socket.close()
+
+
+@pytest.mark.case(10)
+@pytest.mark.parametrize("text", ["100 %", "a\r\nb", "nul \x00", "x" * 600, "é\u2028", "", "%" * 500, "word " * 4_000])
+def test_any_text_makes_a_lawful_reply(text: str) -> None:
+    lines = reply_lines(text)
+    assert 1 <= len(lines) <= 8
+    for line in lines:
+        assert line.isascii()
+        assert not set(line) & set("\r\n\x00")
+        assert len(line.replace("%%", "%")) <= 400
+        assert line.count("%") % 2 == 0
+
+
+@pytest.mark.case(10)
+def test_a_reply_shows_a_percent_sign_once(served: Serving) -> None:
+    with served.client() as client:
+        raw = b"From: a@100%.example\r\n\r\nhi"
+        answer = client.message(served.key, raw)
+    assert answer.code == 550
+    assert "100%.example" in answer.text.replace("%%", "%")
+
+
+@pytest.mark.case(11)
+def test_a_line_end_split_between_two_pieces(served: Serving) -> None:
+    with served.client() as client:
+        client.mail(auth=served.key)
+        client.rcpt("<to@example.net>")
+        client.header(b"From", b" app@example.org")
+        for piece in (b"one\r", b"\ntwo\r\n\r", b"\n.", b"\r\n"):
+            client.body(piece)
+        assert client.end() == TAKEN
+    assert raw_of(served) == b"From: app@example.org\r\n\r\none\r\ntwo\r\n\r\n.\r\n"
+
+
+@pytest.mark.case(12)
+@pytest.mark.case(47)
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        (b"X-Tight", b"no space", b"X-Tight:no space"),
+        (b"X-Wide", b" \t  wide  ", b"X-Wide: \t  wide  "),
+        (b"X-Folded", b" one\n\ttwo\n  three", b"X-Folded: one\r\n\ttwo\r\n  three"),
+        (b"X-Eight", " é".encode(), "X-Eight: é".encode()),
+        (b"X-Latin", b" \xe9", b"X-Latin: \xe9"),
+        (b"X-Long", b" " + b"y" * 990, b"X-Long: " + b"y" * 990),
+        (b"X-Empty", b"", b"X-Empty:"),
+    ],
+)
+def test_header_bytes_are_kept(served: Serving, name: bytes, value: bytes, kept: bytes) -> None:
+    with served.client() as client:
+        client.mail(auth=served.key)
+        client.rcpt("<to@example.net>")
+        client.header(b"From", b" app@example.org")
+        client.header(name, value)
+        client.body(b"hi\r\n")
+        assert client.end() == TAKEN
+    assert raw_of(served) == b"From: app@example.org\r\n" + kept + b"\r\n\r\nhi\r\n"
+
+
+@pytest.mark.case(12)
+def test_a_header_field_longer_than_a_line_may_be(served: Serving) -> None:
+    with served.client() as client:
+        client.mail(auth=served.key)
+        client.rcpt("<to@example.net>")
+        client.header(b"From", b" app@example.org")
+        client.header(b"X-Huge", b" " + b"y" * 60_000)
+        assert client.end().code == 554
+        assert client.message(served.key, MAIL) == TAKEN
+
+
+@pytest.mark.case(13)
+def test_utf8_recipient(served: Serving) -> None:
+    with served.client() as client:
+        assert client.message(served.key, MAIL, "jürgen@exämple.net") == TAKEN
+    assert served.rows("SELECT recipients FROM opensend_milter.submissions ORDER BY received_at DESC LIMIT 1") == [
+        (["jürgen@exämple.net"],)
+    ]
+
+
+@pytest.mark.case(14)
+@pytest.mark.case(15)
+@pytest.mark.parametrize(
+    ("auth", "code", "rule"),
+    [
+        ("", 530, "unauthenticated"),
+        ("joe@example.org", 550, "not-a-key"),
+        ("{3f0f8f3e-5f0e-4c57-9d5c-0b8f5f1d9a11}", 550, "not-a-key"),
+        ("3f0f8f3e-5f0e-4c57-9d5c-0b8f5f1d9a11", 550, "key-revoked"),
+        ("'; DROP TABLE emails; --", 550, "not-a-key"),
+    ],
+)
+def test_who_is_no_key_stores_nothing(served: Serving, auth: str, code: int, rule: str) -> None:
+    before = served.counts()
+    with served.client() as client:
+        assert client.message(auth, MAIL).code == code
+        assert client.message(served.key, MAIL) == TAKEN, "the connection goes on"
+    assert served.last_refusal() == (rule, code)
+    assert served.counts() == tuple(int(str(count)) + 1 for count in before)
+
+
+@pytest.mark.case(36)
+@pytest.mark.case(37)
+def test_suppressed_recipients_refuse_the_message(served: Serving) -> None:
+    before = served.counts()
+    many = [f"r{number}@example.net" for number in range(49)]
+    with served.client() as client:
+        for recipients in (["bad@example.net"], ["BAD@Example.NET"], [*many, "bad@example.net"]):
+            answer = client.message(served.key, MAIL, *recipients)
+            assert answer.code == 550
+            assert "(bounced)" in answer.text
+        assert client.message(served.key, MAIL, "bad+tag@example.net") == TAKEN
+    assert served.counts() == tuple(int(str(count)) + 1 for count in before)
+
+
+@pytest.mark.case(22)
+def test_recipients_as_odd_as_they_may_be(served: Serving) -> None:
+    odd = ["a@example.net", "a@EXAMPLE.net", "A@example.net", '"a b"@example.net', "a%b@example.net", "u@[192.0.2.1]"]
+    with served.client() as client:
+        assert client.message(served.key, MAIL, *odd) == TAKEN
+        assert client.message(served.key, MAIL, "no-domain").code == 550
+    ((stored,),) = served.rows("SELECT recipients FROM opensend_milter.submissions ORDER BY received_at DESC LIMIT 1")
+    assert stored == ["a@example.net", "A@example.net", '"a b"@example.net', "a%b@example.net", "u@[192.0.2.1]"]
+
+
+@pytest.mark.case(31)
+def test_what_a_keys_domain_may_hold(served: Serving) -> None:
+    served.rows(
+        "INSERT INTO domains (id, name, status, user_id) VALUES"
+        " ('00000000-0000-0000-0000-00000000000a', 'mine.example', 'verified', 'u1'),"
+        " ('00000000-0000-0000-0000-00000000000b', 'theirs.example', 'verified', 'u2') RETURNING id"
+    )
+    cases = {
+        "00000000-0000-0000-0000-00000000000a": ("mine.example", True),
+        " 00000000-0000-0000-0000-00000000000A ": ("mine.example", True),
+        "mine.example": ("mine.example", True),
+        "Mine.Example": ("mine.example", True),
+        "": ("mine.example", True),
+        "00000000-0000-0000-0000-00000000000b": ("theirs.example", False),
+        "00000000-0000-0000-0000-0000000000ff": ("mine.example", False),
+        "example.org": ("mine.example", False),
+    }
+    with served.client() as client:
+        for number, (held, (domain, taken)) in enumerate(cases.items()):
+            ((key,),) = served.rows(
+                "INSERT INTO api_keys (name, token_hash, user_id, domain, permission) VALUES"
+                f" ('k', 'hash{number}', 'u1', '{held}', 'full_access') RETURNING id::text"
+            )
+            answer = client.message(str(key), f"From: a@{domain}\r\n\r\nhi".encode())
+            assert (answer == TAKEN) == taken, (held, answer)
+
+
+@pytest.mark.case(44)
+def test_a_message_too_large_is_never_cut_short(served: Serving) -> None:
+    before = served.counts()
+    with served.client() as client:
+        assert client.message(served.key, MAIL + b"y" * 76 * 560_000).code == 552
+        assert client.message(served.key, MAIL) == TAKEN
+    assert served.counts() == tuple(int(str(count)) + 1 for count in before)
+
+
+def test_a_spooled_message_is_stored_whole(served: Serving) -> None:
+    raw = MAIL + (b"z" * 76 + b"\r\n") * 40_000
+    with served.client() as client:
+        assert client.message(served.key, raw) == TAKEN
+    assert raw_of(served) == raw
+    assert list((served.directory / "spool").iterdir()) == []
+
+
+def test_a_full_spool_is_451_and_the_connection_goes_on(served: Serving) -> None:
+    spool = served.directory / "spool"
+    spool.rename(served.directory / "elsewhere")
+    try:
+        with served.client() as client:
+            assert client.message(served.key, MAIL + (b"z" * 76 + b"\r\n") * 40_000).code == 451
+            assert client.message(served.key, MAIL) == TAKEN
+    finally:
+        (served.directory / "elsewhere").rename(spool)
+
+
+@pytest.mark.case(61)
+def test_a_thousand_idle_connections(served: Serving) -> None:
+    idle = [served.client() for _ in range(400)]
+    assert_answers(served)
+    for client in idle:
+        client.socket.close()
+    assert_answers(served)
+
+
+def send_until(stop: threading.Event, served: Serving, taken: list[str], worker: int) -> None:
+    """Send as a patient client: what is not taken is not counted; a broken connection is made again."""
+    number = 0
+    while not stop.is_set():
+        try:
+            with MilterClient(served.socket) as client:
+                client.negotiate()
+                while not stop.is_set():
+                    number += 1
+                    name = f"{worker}-{number}"
+                    if client.message(served.key, MAIL, queue_id=name) == TAKEN:
+                        taken.append(name)
+        except OSError:
+            time.sleep(0.02)
+        except AssertionError:
+            continue
+
+
+def assert_each_once(served: Serving, taken: list[str]) -> None:
+    stored = [name for (name,) in served.rows("SELECT queue_id FROM opensend_milter.submissions")]
+    assert len(taken) > 50
+    assert set(taken) <= set(stored), "every 250 has a row"
+    assert len(stored) == len(set(stored)), "and one only"
+
+
+@pytest.mark.case(55)
+@pytest.mark.case(60)
+def test_killed_children_and_reloads_lose_nothing(database: Database) -> None:
+    taken: list[str] = []
+    stop = threading.Event()
+    with serving(database.url, database.password_dir) as served:
+        clients = [threading.Thread(target=send_until, args=(stop, served, taken, n)) for n in range(20)]
+        for client in clients:
+            client.start()
+        for round_ in range(6):
+            time.sleep(0.4)
+            if round_ % 2:
+                served.process.send_signal(signal.SIGHUP)
+            else:
+                os.kill(served.children()[0], signal.SIGKILL)
+        stop.set()
+        for client in clients:
+            client.join()
+        assert_answers(served)
+        assert_each_once(served, [*taken])
+        assert served.stop() == 0
+        assert "signal SIGKILL" in served.log
+        assert "reloaded" in served.log
+        assert not served.socket.exists()
+
+
+@pytest.mark.case(60)
+def test_sigterm_under_load_loses_nothing(database: Database) -> None:
+    taken: list[str] = []
+    stop = threading.Event()
+    with serving(database.url, database.password_dir) as served:
+        clients = [threading.Thread(target=send_until, args=(stop, served, taken, n)) for n in range(20)]
+        for client in clients:
+            client.start()
+        time.sleep(1)
+        assert served.stop() == 0
+        stop.set()
+        for client in clients:
+            client.join()
+        assert_each_once(served, taken)
+        assert "Traceback" not in served.log
+
+
+@pytest.mark.case(56)
+def test_a_stopped_database_is_451_and_heals_by_itself(cluster: Cluster, database: Database) -> None:
+    with serving(database.url, database.password_dir) as served, served.client() as client:
+        assert client.message(served.key, MAIL) == TAKEN
+        cluster.stop()
+        answer = client.message(served.key, MAIL)
+        assert (answer.code, answer.text[4:9]) == (451, "4.3.0")
+        cluster.start()
+        assert client.message(served.key, MAIL) == TAKEN
+        assert served.counts() == (2, 2, 2)
+
+
+@pytest.mark.case(56)
+def test_a_hung_database_is_451_in_time(cluster: Cluster, database: Database) -> None:
+    limits: dict[str, object] = {"soft_timeout_s": 1, "hard_timeout_s": 3}
+    with serving(database.url, database.password_dir, milter=limits) as served, served.client() as client:
+        assert client.message(served.key, MAIL) == TAKEN
+        cluster.pause()
+        began = time.monotonic()
+        assert client.message(served.key, MAIL).code == 451
+        assert time.monotonic() - began < 5
+        cluster.resume()
+        assert client.message(served.key, MAIL) == TAKEN
+        assert served.counts()[0] in {2, 3}, "a hung COMMIT may have gone through; never twice"
+
+
+@pytest.mark.case(56)
+def test_waits_for_a_database_that_is_not_there_yet(cluster: Cluster, database: Database) -> None:
+    with serving(database.url, database.password_dir) as served:
+        served.stop()
+        cluster.stop()
+        again = start(served.directory, served.url)
+        try:
+            deadline = time.monotonic() + 20
+            while "waiting for the database" not in served.log:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert not served.socket.exists()
+            cluster.start()
+            while not served.socket.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert_answers(served)
+        finally:
+            again.kill()
+            again.wait(10)
+
+
+@pytest.mark.case(48)
+def test_a_key_revoked_on_an_open_connection(database: Database) -> None:
+    with serving(database.url, database.password_dir) as served, served.client() as client:
+        assert client.message(served.key, MAIL) == TAKEN
+        served.rows("DELETE FROM api_keys RETURNING id")
+        answer = client.message(served.key, MAIL)
+        assert answer.code == 550
+        assert "revoked" in answer.text
+        assert served.counts()[0] == 1
+
+
+def test_a_bad_configuration_is_not_loaded(database: Database) -> None:
+    with serving(database.url, database.password_dir) as served:
+        config = served.directory / "config.yaml"
+        config.write_text("milter: {processes: many}")
+        served.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while "the old configuration stays" not in served.log:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert "milter.processes" in served.log
+        assert_answers(served)

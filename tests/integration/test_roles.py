@@ -1,0 +1,219 @@
+"""What each process may do in the database, and what it must not."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import pytest
+from psycopg import errors
+
+from opensend_milter.adapters import migrations
+from opensend_milter.adapters.postgres import Role, statements
+from opensend_milter.adapters.roles import LOGIN_ROLES
+from tests.integration.private_postgres import Database
+
+EMAIL = """INSERT INTO public.emails (id, "from", "to", subject, user_id)
+    VALUES (gen_random_uuid(), 'a@b.example', '[]', '', 'u')"""
+SUBMISSION = """INSERT INTO opensend_milter.submissions VALUES
+    (gen_random_uuid(), now(), 'u', gen_random_uuid(), 'smtp', 'Q', '::1', '', '', 'a@b.example', '{}', NULL, 1, 'x')"""
+CHUNK = "INSERT INTO opensend_milter.raw_chunks VALUES (gen_random_uuid(), 0, 'x')"
+JOB = "INSERT INTO opensend_milter.jobs (email_id, user_id) VALUES (gen_random_uuid(), 'u')"
+REFUSAL = """INSERT INTO opensend_milter.refusals (rule, code, enhanced, text, front_door, queue_id, client_address,
+    key_id, sender, recipients, size_bytes) VALUES ('r', 550, '5.7.1', '', 'smtp', 'Q', '::1', '', '', '{}', 1)"""
+EVENT = """INSERT INTO public.email_events (type, payload, source_id) VALUES ('sent', '{}', 's')
+    ON CONFLICT (source_id) DO NOTHING"""
+KEY_ID = "SELECT opensend_milter.key_id('x')"
+
+INTAKE_TABLES = {
+    "public.api_keys": {"SELECT"},
+    "public.domains": {"SELECT"},
+    "public.email_suppressions": {"SELECT"},
+    "public.emails": {"INSERT"},
+    "opensend_milter.submissions": {"INSERT"},
+    "opensend_milter.raw_chunks": {"INSERT"},
+    "opensend_milter.jobs": {"INSERT"},
+    "opensend_milter.refusals": {"INSERT"},
+}
+MAY: dict[Role, dict[str, set[str]]] = {
+    "opensend_dovecot_auth": {},
+    "opensend_milter": INTAKE_TABLES,
+    "opensend_http": INTAKE_TABLES,
+    "opensend_worker": {
+        "public.emails": {"SELECT", "UPDATE"},
+        "public.email_events": {"SELECT", "INSERT"},
+        "opensend_milter.submissions": {"SELECT"},
+        "opensend_milter.raw_chunks": {"SELECT"},
+        "opensend_milter.jobs": {"SELECT", "UPDATE", "DELETE"},
+        "opensend_milter.refusals": {"SELECT", "DELETE"},
+    },
+}
+
+INTAKE_WORKS = [
+    "SELECT id, user_id, permission, domain FROM public.api_keys",
+    "SELECT id, name, status, user_id FROM public.domains",
+    "SELECT user_id, email, reason FROM public.email_suppressions",
+    f"{EMAIL}; {SUBMISSION}; {CHUNK}; {JOB}; {REFUSAL}",
+]
+WORKS: list[tuple[Role, str]] = [
+    ("opensend_dovecot_auth", KEY_ID),
+    ("opensend_http", KEY_ID),
+    *(("opensend_milter", statement) for statement in INTAKE_WORKS),
+    *(("opensend_http", statement) for statement in INTAKE_WORKS),
+    ("opensend_worker", "SELECT id, status, user_id FROM public.emails WHERE status = 'queued' FOR UPDATE SKIP LOCKED"),
+    ("opensend_worker", "UPDATE public.emails SET status = 'sent', sent_at = now() WHERE id = gen_random_uuid()"),
+    ("opensend_worker", EVENT),
+    ("opensend_worker", "SELECT * FROM opensend_milter.submissions JOIN opensend_milter.raw_chunks USING (email_id)"),
+    ("opensend_worker", "SELECT email_id FROM opensend_milter.jobs FOR UPDATE SKIP LOCKED"),
+    ("opensend_worker", "UPDATE opensend_milter.jobs SET state = 'claimed', attempts = attempts + 1"),
+    ("opensend_worker", "DELETE FROM opensend_milter.jobs"),
+    ("opensend_worker", "DELETE FROM opensend_milter.refusals WHERE refused_at < now()"),
+]
+
+EVERYBODY = [
+    "SELECT token_hash FROM public.api_keys",
+    "SELECT token_preview FROM public.api_keys",
+    "UPDATE public.api_keys SET permission = 'full_access'",
+    "DELETE FROM public.email_suppressions",
+    "UPDATE public.domains SET status = 'verified'",
+    "DELETE FROM public.emails",
+    "SELECT html FROM public.emails",
+    'SELECT * FROM public."user"',
+    "SELECT signing_secret_enc FROM public.webhooks",
+    "SELECT * FROM opensend_milter.migrations",
+    "CREATE TABLE public.mine (id int)",
+    "CREATE TABLE opensend_milter.mine (id int)",
+    "TRUNCATE opensend_milter.refusals",
+    "SET ROLE opensend_key_reader",
+    "SET ROLE postgres",
+    "ALTER ROLE opensend_worker SUPERUSER",
+    "CREATE ROLE mine",
+    "COPY (SELECT 1) TO PROGRAM 'true'",
+    "SELECT pg_read_file('PG_VERSION')",
+]
+INTAKE_NEVER = [
+    "SELECT * FROM public.api_keys",
+    "SELECT id FROM public.emails",
+    "UPDATE public.emails SET status = 'sent'",
+    "SELECT bytes FROM opensend_milter.raw_chunks",
+    "SELECT * FROM opensend_milter.submissions",
+    "DELETE FROM opensend_milter.jobs",
+    "SELECT * FROM opensend_milter.refusals",
+    "INSERT INTO public.email_suppressions (user_id, email, reason) VALUES ('u', 'x', 'manual')",
+]
+NEVER: list[tuple[Role, str]] = [
+    *((role, statement) for role in LOGIN_ROLES for statement in EVERYBODY),
+    *(("opensend_milter", statement) for statement in INTAKE_NEVER),
+    *(("opensend_http", statement) for statement in INTAKE_NEVER),
+    ("opensend_milter", KEY_ID),
+    ("opensend_worker", KEY_ID),
+    ("opensend_dovecot_auth", "SELECT id FROM public.api_keys"),
+    ("opensend_dovecot_auth", "SELECT 1 FROM public.emails"),
+    ("opensend_worker", "SELECT id FROM public.api_keys"),
+    ("opensend_worker", EMAIL),
+    ("opensend_worker", "UPDATE public.emails SET \"to\" = '[]'"),
+    ("opensend_worker", "DELETE FROM opensend_milter.raw_chunks"),
+    ("opensend_worker", JOB),
+    ("opensend_worker", "SELECT * FROM opensend_milter.refusals"),
+    ("opensend_worker", "SELECT payload FROM public.email_events"),
+]
+
+
+@pytest.mark.parametrize("role", LOGIN_ROLES)
+def test_each_role_has_these_rights_and_no_others(database: Database, role: Role) -> None:
+    with database.connect() as connection:
+        rows = connection.execute(
+            """SELECT c.relnamespace::regnamespace || '.' || c.relname, p
+            FROM pg_class c,
+                unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) p
+            WHERE c.relkind = 'r' AND c.relnamespace IN ('public'::regnamespace, 'opensend_milter'::regnamespace)
+                AND (has_table_privilege(%(role)s, c.oid, p) OR p IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES')
+                    AND has_any_column_privilege(%(role)s, c.oid, p))""",
+            {"role": role},
+        ).fetchall()
+    found: dict[str, set[str]] = {}
+    for table, privilege in rows:
+        found.setdefault(table, set()).add(privilege)
+    assert found == MAY[role]
+
+
+def test_each_role_can_do_its_work(database: Database) -> None:
+    for role, statement in WORKS:
+        with database.connect(role) as connection, connection.transaction(force_rollback=True):
+            connection.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("role", "file"), [("opensend_milter", "intake"), ("opensend_http", "intake"), ("opensend_worker", "jobs")]
+)
+def test_each_role_may_run_the_statements_of_its_file(
+    database: Database, role: Role, file: Literal["intake", "jobs"]
+) -> None:
+    """EXPLAIN checks the rights and does nothing."""
+    with database.connect(role) as connection:
+        for name, statement in statements(file).items():
+            without_ages = statement.replace("%(age)s", "NULL::interval")
+            plan = connection.execute("EXPLAIN " + re.sub(r"%\(\w+\)[sbt]", "NULL", without_ages).replace("%%", "%"))
+            assert plan.fetchall(), name
+
+
+def test_no_role_can_do_more(database: Database) -> None:
+    """All at once, so that one run shows every hole."""
+    holes = []
+    for role in LOGIN_ROLES:
+        with database.connect(role) as connection:
+            connection.execute("SET default_transaction_read_only = off")  # rights must hold without it
+            for statement in [statement for who, statement in NEVER if who == role]:
+                try:
+                    with connection.transaction(force_rollback=True):
+                        connection.execute(statement)
+                except errors.InsufficientPrivilege:
+                    continue
+                holes.append((role, statement))
+    assert holes == []
+
+
+def test_key_id_knows_keys_with_a_user_only(database: Database) -> None:
+    with database.connect() as connection:
+        connection.execute("INSERT INTO public.api_keys (name, token_hash, user_id) VALUES ('a', 'known', 'u')")
+        connection.execute("INSERT INTO public.api_keys (name, token_hash, user_id) VALUES ('b', 'nobody', NULL)")
+        row = connection.execute("SELECT id::text FROM public.api_keys WHERE name = 'a'").fetchone()
+    with database.connect("opensend_dovecot_auth") as connection:
+        found = connection.execute(
+            "SELECT opensend_milter.key_id(h) FROM unnest(ARRAY['known', 'nobody', 'none', NULL]) h"
+        ).fetchall()
+    assert found == [row, (None,), (None,), (None,)]
+
+
+def test_key_id_does_not_look_where_its_caller_points(database: Database) -> None:
+    """The function runs as its owner: what the caller's path offers must not stand in for what it needs."""
+    with database.connect() as connection:
+        connection.execute("INSERT INTO public.api_keys (name, token_hash, user_id) VALUES ('a', 'known', 'u')")
+        connection.execute(
+            "CREATE SCHEMA forged; GRANT USAGE ON SCHEMA forged TO PUBLIC;"
+            " CREATE FUNCTION forged.same(text, text) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true';"
+            " CREATE OPERATOR forged.= (FUNCTION = forged.same, LEFTARG = text, RIGHTARG = text)"
+        )
+    with database.connect("opensend_dovecot_auth") as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        connection.execute("CREATE TEMP TABLE api_keys (id text, token_hash text, user_id text)")
+        connection.execute("INSERT INTO api_keys VALUES ('forged', 'x', 'u')")
+        connection.execute("SET search_path = pg_temp, forged, pg_catalog, public")
+        assert connection.execute(KEY_ID).fetchone() == (None,)
+
+
+def test_dovecot_is_cut_off_before_postfix_gives_up(database: Database) -> None:
+    with database.connect("opensend_dovecot_auth") as connection:
+        assert connection.execute("SHOW statement_timeout").fetchone() == ("3s",)
+        assert connection.execute("SHOW default_transaction_read_only").fetchone() == ("on",)
+
+
+def test_rights_of_an_earlier_version_are_taken_back(database: Database) -> None:
+    with database.connect() as connection:
+        connection.execute("GRANT ALL ON opensend_milter.raw_chunks TO opensend_milter")
+        connection.execute("GRANT CREATE ON SCHEMA opensend_milter TO opensend_worker")
+    migrations.init(database.url, database.password_dir)
+    with database.connect("opensend_milter") as connection, pytest.raises(errors.InsufficientPrivilege):
+        connection.execute("SELECT bytes FROM opensend_milter.raw_chunks")
+    with database.connect("opensend_worker") as connection, pytest.raises(errors.InsufficientPrivilege):
+        connection.execute("CREATE TABLE opensend_milter.mine (id int)")

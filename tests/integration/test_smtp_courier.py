@@ -1,0 +1,495 @@
+"""The SMTP courier against a server that fails at each step in each way, and against a real one."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import ipaddress
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, Envelope, Session
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from opensend_milter.adapters import smtp
+from opensend_milter.adapters.smtp import SmtpCourier
+from opensend_milter.config import Relay
+from opensend_milter.core.errors import (
+    ConfigError,
+    DeliveryDeferred,
+    DeliveryRefused,
+    DeliveryUncertain,
+    PermanentError,
+)
+from opensend_milter.core.model import Address
+from opensend_milter.core.outgoing import outgoing
+from tests.jobs import RAW, job
+from tests.smtp_sink import DROP, EXTENSIONS, STALL, Sink
+
+HEADER = b"From: a@example.org\r\nDate: x\r\nMessage-ID: <1@x>\r\n"
+TEMPORARY, FINAL = "451 4.3.0 later", "550 5.7.1 no"
+
+
+_couriers: list[SmtpCourier] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """Close what `courier_to` made."""
+    yield
+    while _couriers:
+        _couriers.pop().close()
+
+
+def courier_to(sink: Sink, *, bounce_address: str = "", **relay: Any) -> SmtpCourier:
+    settings = dataclasses.replace(Relay(host="127.0.0.1", port=sink.port, timeout_s=1.0), **relay)
+    courier = SmtpCourier(settings, hostname="mx.example.com", bounce_address=bounce_address)
+    _couriers.append(courier)
+    return courier
+
+
+def to(*recipients: str) -> dict[str, tuple[Address, ...]]:
+    return {"recipients": tuple(Address(recipient) for recipient in recipients)}
+
+
+@pytest.mark.case(59)
+@pytest.mark.parametrize(
+    ("step", "what", "outcome"),
+    [
+        ("connect", "421 4.3.2 busy", DeliveryDeferred),
+        ("connect", "554 5.7.1 not you", DeliveryDeferred),
+        ("connect", DROP, DeliveryDeferred),
+        ("connect", STALL, DeliveryDeferred),
+        ("EHLO", TEMPORARY, DeliveryDeferred),
+        ("EHLO", FINAL, DeliveryDeferred),
+        ("EHLO", DROP, DeliveryDeferred),
+        ("EHLO", STALL, DeliveryDeferred),
+        ("MAIL", TEMPORARY, DeliveryDeferred),
+        ("MAIL", FINAL, DeliveryRefused),
+        ("MAIL", "530 5.7.0 log in first", DeliveryDeferred),
+        ("MAIL", DROP, DeliveryDeferred),
+        ("MAIL", STALL, DeliveryDeferred),
+        ("RCPT", TEMPORARY, DeliveryDeferred),
+        ("RCPT", FINAL, DeliveryRefused),
+        ("RCPT", "421 4.3.2 shutting down", DeliveryDeferred),
+        ("RCPT", DROP, DeliveryDeferred),
+        ("RCPT", STALL, DeliveryDeferred),
+        ("DATA", TEMPORARY, DeliveryDeferred),
+        ("DATA", FINAL, DeliveryRefused),
+        ("DATA", "250 odd", DeliveryDeferred),
+        ("DATA", DROP, DeliveryDeferred),
+        ("DATA", STALL, DeliveryDeferred),
+        (".", TEMPORARY, DeliveryDeferred),
+        (".", FINAL, DeliveryRefused),
+        (".", "421 4.3.2 shutting down", DeliveryDeferred),
+        (".", DROP, DeliveryUncertain),
+        (".", STALL, DeliveryUncertain),
+        (".", "354 what", DeliveryUncertain),
+        (".", "garbage", DeliveryUncertain),
+        (".", "250-" + "x" * 9_000, DeliveryUncertain),
+    ],
+)
+def test_what_each_step_means(step: str, what: str, outcome: type[Exception]) -> None:
+    """Before the final dot nothing can be out; after it only an answer is one. The next message goes."""
+    with Sink({step: what}) as sink:
+        courier = courier_to(sink, timeout_s=0.3)
+        with pytest.raises(outcome) as raised:
+            courier.send(job())
+        assert type(raised.value) is outcome
+        sink.answers.clear()
+        before = len(sink.delivered)
+        assert courier.send(job()).reply == "250 2.0.0 taken as 4711"
+        assert len(sink.delivered) == before + 1
+        courier.close()
+
+
+def test_nobody_listens() -> None:
+    """Temporary, and the text says where."""
+    with Sink() as sink:
+        courier = courier_to(sink)
+    with pytest.raises(DeliveryDeferred, match=r"127\.0\.0\.1:\d+: ConnectionRefusedError"):
+        courier.send(job())
+
+
+@pytest.mark.parametrize("how", [DROP, STALL])
+def test_a_connection_that_breaks_inside_a_large_message(how: str) -> None:
+    """The final dot was never written: the message may be sent again."""
+    with Sink({"body": how}) as sink:
+        courier = courier_to(sink)
+        with pytest.raises(DeliveryDeferred):
+            courier.send(job(raw=RAW + b"x" * 78 * 400_000))
+        assert sink.delivered == []
+
+
+@pytest.mark.case(59)
+def test_abort_ends_what_is_in_hand_with_the_truth() -> None:
+    """Before the dot deferred, after it uncertain."""
+    for step, outcome in (("RCPT", DeliveryDeferred), (".", DeliveryUncertain)):
+        with Sink({step: STALL}) as sink:
+            courier = courier_to(sink, timeout_s=30)
+            begun = time.monotonic()
+            threading.Timer(0.3, courier.abort).start()
+            with pytest.raises(outcome):
+                courier.send(job())
+            assert time.monotonic() - begun < 10
+    courier.abort()
+
+
+@pytest.mark.case(16)
+@pytest.mark.case(19)
+@pytest.mark.case(46)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"hello\r\n",
+        b"no end of line",
+        b".\r\n",
+        b"..\r\n.\r\n...\r\n",
+        b".",
+        b"a\r\n.",
+        b"a\r\n.leading\r\n.",
+        b"\r\n\r\n\r\n",
+        b"8 bits: \xc3\xa9 \xe9 \xff\r\n",
+        b"x" * 2_000 + b"\r\n.\r\n",
+        b"\x00 NUL\r\n",
+        b"".join(b"." * n + b"\r\n" for n in range(300)) * 50,
+    ],
+)
+def test_bytes_arrive_as_they_were_stored(body: bytes) -> None:
+    """All of them, behind our Received field; at the end a CRLF, without which there is no final dot."""
+    raw = HEADER + b"\r\n" + body
+    with Sink() as sink:
+        courier_to(sink).send(job(raw=raw))
+    arrived = sink.delivered[0].raw.split(b"\r\n", 3)[3]
+    assert arrived == (raw if raw.endswith(b"\r\n") else raw + b"\r\n")
+    assert sink.verbs() == ["EHLO", "MAIL", "RCPT", "DATA"], "nothing of the body was read as a command"
+
+
+@pytest.mark.case(16)
+@pytest.mark.parametrize(
+    "ending", [b"\n.\n", b"\r.\r\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r\n\x00.\r\n", b"\r\n.\r\n", b"\r\n.\r"]
+)
+def test_nothing_is_smuggled(ending: bytes) -> None:
+    """Whatever a server takes for the end of a message: on the wire there is one, and no bare CR or LF."""
+    smuggled = b"MAIL FROM:<evil@example.org>\r\nRCPT TO:<x@example.net>\r\nDATA\r\nhi\r\n"
+    with Sink() as sink:
+        courier_to(sink).send(job(raw=HEADER + b"\r\nhello" + ending + smuggled))
+    wire = sink.delivered[0].wire
+    assert not re.search(rb"(?<!\r)\n|\r(?!\n)", wire)
+    assert b"\r\n.\r\n" not in wire
+    assert sink.verbs() == ["EHLO", "MAIL", "RCPT", "DATA"]
+
+
+@pytest.mark.case(35)
+@pytest.mark.case(26)
+def test_the_envelope_is_the_jobs_and_the_return_path_is_ours() -> None:
+    """Header addresses are not sent to; Bcc is in nobody's copy."""
+    raw = b"From: app@example.org\r\nTo: shown@example.net\r\nBcc: hidden@example.net\r\n\r\nhi\r\n"
+    with Sink() as sink:
+        courier = courier_to(sink, bounce_address="bounces@example.com")
+        assert courier.send(job(raw=raw, **to("to@example.net", "hidden@example.net"))).refused == ()
+        courier_to(sink).send(job(raw=raw))
+    first, second = sink.delivered
+    assert first.mail.startswith("MAIL FROM:<bounces@example.com> ")
+    assert first.recipients == ["to@example.net", "hidden@example.net"]
+    assert b"hidden" not in first.wire
+    assert second.mail.startswith("MAIL FROM:<app@example.org> ")
+
+
+def test_odd_addresses_are_said_as_they_are() -> None:
+    """A library that parses them again could be talked into another recipient."""
+    odd = (
+        '"a b"@example.net',
+        "a%b@example.net",
+        "user@[192.0.2.1]",
+        "alice@example.org)bob@example.com",
+        '">"@x.example',
+    )
+    with Sink() as sink:
+        courier_to(sink).send(job(**to(*odd)))
+    said = [command for command in sink.commands if command.startswith("RCPT")]
+    assert said == [f"RCPT TO:<{address}>" for address in odd]
+
+
+def test_an_address_with_a_line_end_is_not_said() -> None:
+    """It would be a command of its own."""
+    with Sink() as sink:
+        sent = courier_to(sink).send(job(**to("to@example.net", "x@example.net>\r\nRSET")))
+        with pytest.raises(DeliveryRefused):
+            courier_to(sink).send(job(**to("x@example.net>\r\nRCPT TO:<y@example.net")))
+    assert [address for address, _ in sent.refused] == ["x@example.net>\r\nRSET"]
+    assert "RSET" not in sink.verbs()
+    assert sink.delivered[0].recipients == ["to@example.net"]
+
+
+def test_recipients_refused_beside_others_are_recorded() -> None:
+    """Those who have it do not get it again."""
+    answers = {"gone@example.net": "550 5.1.1 unknown", "full@example.net": "452 4.2.2 full"}
+    with Sink(answers) as sink:
+        sent = courier_to(sink).send(job(**to("to@example.net", "gone@example.net", "full@example.net")))
+    assert sent.refused == (("gone@example.net", "550 5.1.1 unknown"), ("full@example.net", "452 4.2.2 full"))
+    assert sink.delivered[0].recipients == ["to@example.net"]
+
+
+def test_all_recipients_refused() -> None:
+    """Nobody has it: one that may work later is reason enough to come again with all."""
+    answers = {"gone@example.net": "550 5.1.1 unknown", "full@example.net": "452 4.2.2 full"}
+    with Sink(answers) as sink:
+        courier = courier_to(sink)
+        with pytest.raises(DeliveryRefused, match=r"550 5\.1\.1 unknown"):
+            courier.send(job(**to("gone@example.net")))
+        with pytest.raises(DeliveryDeferred, match=r"550 5\.1\.1 unknown"):
+            courier.send(job(**to("gone@example.net", "full@example.net")))
+    assert "DATA" not in sink.verbs()
+
+
+def test_a_relay_that_leaves_between_recipients() -> None:
+    """Nobody has it yet, so all get it later."""
+    with Sink({"last@example.net": "421 4.3.2 shutting down"}) as sink:
+        with pytest.raises(DeliveryDeferred, match="421"):
+            courier_to(sink).send(job(**to("to@example.net", "last@example.net")))
+        assert "DATA" not in sink.verbs()
+
+
+def test_size_and_8bitmime_are_said_where_offered() -> None:
+    """SIZE is that of the message as it leaves."""
+    with Sink() as sink:
+        eight_bit = job(raw=HEADER + b"\r\n\xe9\r\n")
+        courier_to(sink).send(job())
+        courier_to(sink).send(eight_bit)
+        size = len(outgoing(eight_bit, hostname="mx.example.com"))
+        assert sink.delivered[0].mail.endswith(f"> SIZE={len(sink.delivered[0].wire)}")
+        assert sink.delivered[1].mail.endswith(f"> SIZE={size} BODY=8BITMIME")
+        sink.extensions = ()
+        courier_to(sink).send(job())
+        assert sink.delivered[2].mail == "MAIL FROM:<app@example.org>"
+
+
+def test_a_relay_without_8bitmime_gets_no_8_bits() -> None:
+    """Not the sender's fault, so not final; the text tells the operator."""
+    with Sink(extensions=("SIZE 100",)) as sink:
+        with pytest.raises(DeliveryDeferred, match=r"relay\.eight_bit"):
+            courier_to(sink).send(job(raw=HEADER + b"\r\n\xe9\r\n"))
+        assert "MAIL" not in sink.verbs()
+        assert not courier_to(sink, eight_bit=False).carries.eight_bit
+
+
+def test_addresses_beyond_ascii() -> None:
+    """With SMTPUTF8 as they are; without it the domain has another spelling, the local part has none."""
+    cyrillic, idn = "\u043f\u043e\u0447\u0442\u0430@example.net", "to@b\u00fccher.example"
+    with Sink() as sink:
+        courier = courier_to(sink)
+        courier.send(job(**to(cyrillic, idn)))
+        courier.send(job())
+        assert sink.delivered[0].recipients == [cyrillic, idn]
+        assert " SMTPUTF8" in sink.delivered[0].mail
+        assert " SMTPUTF8" not in sink.delivered[1].mail
+        sink.extensions = ("8BITMIME",)
+        courier = courier_to(sink)
+        assert [who for who, _ in courier.send(job(**to(cyrillic, idn))).refused] == [cyrillic]
+        assert sink.delivered[2].recipients == ["to@xn--bcher-kva.example"]
+        for unsendable in (job(**to(cyrillic)), job(from_address=Address(cyrillic))):
+            with pytest.raises(DeliveryRefused, match="SMTPUTF8"):
+                courier.send(unsendable)
+        courier.send(job())
+
+
+def test_one_connection_serves_many_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to a number, and only while it is in use."""
+    monkeypatch.setattr(smtp, "MESSAGES_PER_CONNECTION", 3)
+    with Sink() as sink:
+        courier = courier_to(sink)
+        for _ in range(5):
+            courier.send(job())
+        assert sink.connections == 2
+        sink.answers["RCPT"] = FINAL
+        with pytest.raises(DeliveryRefused):
+            courier.send(job())
+        del sink.answers["RCPT"]
+        assert sink.connections == 2, "a refusal in good order keeps the connection"
+        courier.rest()
+        assert sink.verbs().count("QUIT") == 1
+        monkeypatch.setattr(smtp, "IDLE_S", 0.0)
+        courier.send(job())
+        assert sink.connections == 3
+        courier.rest()
+        courier.rest()
+        assert sink.verbs().count("QUIT") == 3
+
+
+def test_a_connection_closed_while_idle_is_no_failure() -> None:
+    """Servers close what is not used."""
+    with Sink({"RSET": DROP}) as sink:
+        courier = courier_to(sink)
+        courier.send(job())
+        courier.send(job())
+        assert sink.connections == 2
+        sink.answers["RSET"] = "421 4.4.2 idle for too long"
+        courier.send(job())
+        assert sink.connections == 3
+        assert len(sink.delivered) == 3
+
+
+def test_the_final_dot_does_not_wait_for_an_acknowledgement() -> None:
+    """Nagle and delayed ACK together cost 40 ms a message."""
+    with Sink() as sink:
+        courier = courier_to(sink)
+        courier.send(job())
+        took = []
+        for _ in range(20):
+            begun = time.monotonic()
+            courier.send(job())
+            took.append(time.monotonic() - begun)
+    assert min(took) < 0.03
+
+
+@pytest.mark.parametrize("how", [DROP, FINAL])
+def test_a_bad_goodbye_changes_nothing(how: str) -> None:
+    """The answer to the dot has settled it."""
+    with Sink({"QUIT": how}) as sink:
+        courier = courier_to(sink)
+        assert courier.send(job()).reply
+        courier.close()
+
+
+def test_a_loop_is_refused_before_anything_is_opened() -> None:
+    """More than fifty hops."""
+    with Sink() as sink:
+        with pytest.raises(PermanentError, match=r"5\.4\.6"):
+            courier_to(sink).send(job(raw=b"Received: x\r\n" * 51 + RAW))
+        assert sink.connections == 0
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate of 127.0.0.1, with its key in the same file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sink")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + dt.timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "sink.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + private)
+    return path
+
+
+def tls_sink(authority: Path, answers: dict[str, str] | None = None) -> Sink:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority)
+    return Sink(answers, extensions=(*EXTENSIONS, "STARTTLS", "AUTH PLAIN LOGIN"), context=context)
+
+
+def test_starttls_and_login(authority: Path, tmp_path: Path) -> None:
+    """Verified, and what was offered before TLS is asked again."""
+    secret = tmp_path / "password"
+    secret.write_text("hunter2\n")
+    with tls_sink(authority) as sink:
+        courier_to(sink, tls="starttls", ca_file=authority, username="me", password_file=secret).send(job())
+        assert sink.verbs() == ["EHLO", "STARTTLS", "EHLO", "AUTH", "MAIL", "RCPT", "DATA"]
+        assert sink.commands[3] == "AUTH PLAIN AG1lAGh1bnRlcjI="
+
+
+def test_a_certificate_nobody_vouches_for(authority: Path) -> None:
+    """Nothing is sent in the clear instead."""
+    with tls_sink(authority) as sink:
+        with pytest.raises(DeliveryDeferred, match="CERTIFICATE_VERIFY_FAILED"):
+            courier_to(sink, tls="starttls").send(job())
+        assert "MAIL" not in sink.verbs()
+
+
+def test_a_relay_without_starttls_is_not_used() -> None:
+    """Somebody may have taken the offer away."""
+    with Sink() as sink:
+        with pytest.raises(DeliveryDeferred, match="STARTTLS"):
+            courier_to(sink, tls="starttls").send(job())
+        assert "MAIL" not in sink.verbs()
+
+
+@pytest.mark.parametrize("answer", ["535 5.7.8 wrong", "454 4.7.0 later", "534 5.7.9 weak", DROP])
+def test_a_refused_login_is_our_fault(authority: Path, tmp_path: Path, answer: str) -> None:
+    """Never the message's: it waits until the operator has mended it. The password is in no text."""
+    secret = tmp_path / "password"
+    secret.write_text("hunter2")
+    with tls_sink(authority, {"AUTH": answer}) as sink:
+        with pytest.raises(DeliveryDeferred) as raised:
+            courier_to(sink, tls="starttls", ca_file=authority, username="me", password_file=secret).send(job())
+        assert "hunter2" not in str(raised.value)
+        assert "AG1lAGh1bnRlcjI" not in str(raised.value)
+
+
+def test_wrong_files_stop_the_program_at_start(tmp_path: Path) -> None:
+    """With the name of the key."""
+    with pytest.raises(ConfigError, match=r"relay\.password_file"):
+        SmtpCourier(Relay(username="me", password_file=tmp_path / "none"), hostname="h", bounce_address="")
+    with pytest.raises(ConfigError, match=r"relay\.ca_file"):
+        SmtpCourier(Relay(tls="tls", ca_file=tmp_path / "none"), hostname="h", bounce_address="")
+
+
+def free_port() -> int:
+    """Aiosmtpd cannot be told to pick one."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+class Inbox:
+    """Keeps what a real server hands on."""
+
+    def __init__(self) -> None:
+        self.contents: list[bytes] = []
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+        """Take it."""
+        assert server
+        assert session
+        assert isinstance(envelope.content, bytes)
+        self.contents.append(envelope.content)
+        return "250 2.0.0 ok"
+
+
+@pytest.mark.case(19)
+@pytest.mark.parametrize("body", [b".\r\n..\r\n", b"8 bits \xe9\r\n", b"x" * 900 + b"\r\n", b"no end"])
+def test_a_real_server_hands_on_the_same_bytes(body: bytes) -> None:
+    """Framing is right for more than our own sink, over implicit TLS too."""
+    inbox = Inbox()
+    controller = Controller(inbox, hostname="127.0.0.1", port=free_port(), decode_data=False)
+    controller.start()
+    raw = HEADER + b"\r\n" + body
+    courier = SmtpCourier(Relay(port=controller.port, timeout_s=5), hostname="mx.example.com", bounce_address="")
+    courier.send(job(raw=raw))
+    courier.close()
+    controller.stop()
+    assert inbox.contents[0].split(b"\r\n", 3)[3] == (raw if body.endswith(b"\n") else raw + b"\r\n")
+
+
+def test_implicit_tls(authority: Path) -> None:
+    """TLS from the first byte, verified too."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority)
+    inbox = Inbox()
+    controller = Controller(inbox, hostname="127.0.0.1", port=free_port(), ssl_context=context)
+    controller.start()
+    relay = Relay(port=controller.port, tls="tls", ca_file=authority, timeout_s=5)
+    courier = SmtpCourier(relay, hostname="mx.example.com", bounce_address="")
+    courier.send(job())
+    courier.close()
+    controller.stop()
+    assert len(inbox.contents) == 1

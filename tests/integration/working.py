@@ -1,0 +1,118 @@
+"""Runs a worker in a process of its own; as a program, it is that process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opensend_milter.adapters.postgres import conninfo_for
+from opensend_milter.adapters.postgres_jobs import PostgresJobStore
+from opensend_milter.adapters.smtp import SmtpCourier
+from opensend_milter.adapters.sqs import SqsQueue
+from opensend_milter.config import Relay
+from opensend_milter.core.model import Job
+from opensend_milter.servers.worker import Parts, Settings, run
+from tests.integration.private_postgres import Database
+from tests.integration.sqs_server import CREDENTIALS
+
+ROOT = Path(__file__).parents[2]
+READY_S = 30
+READY = "READY"
+
+
+@dataclass(slots=True)
+class Working:
+    """A running worker."""
+
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def stop(self, timeout_s: float = 60) -> int:
+        """Stop it as a service manager does; return its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """End it without a word."""
+        self.process.kill()
+        self.process.wait(10)
+
+
+@contextmanager
+def working(database: Database, directory: Path, **settings: Any) -> Iterator[Working]:
+    """Start a worker and wait until it runs; kill it at the end.
+
+    Of `settings`: relay_port (none: beside OpenSend), queue_url, endpoint_url, lease_s, hold_begin, and those of
+    worker.Settings.
+    """
+    info = conninfo_for(database.url, database.password_dir, "opensend_worker")
+    log_path = directory / f"worker-{len(list(directory.glob('worker-*')))}.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.working", json.dumps(settings | {"info": info})],
+            env=os.environ | CREDENTIALS | {"PYTHONPATH": str(ROOT)},
+            stderr=log,
+            cwd=ROOT,
+        )
+    running = Working(process, log_path)
+    try:
+        deadline = time.monotonic() + READY_S
+        while READY not in running.log:
+            assert process.poll() is None, running.log
+            assert time.monotonic() < deadline, running.log
+            time.sleep(0.02)
+        yield running
+        assert "Traceback" not in running.log, running.log
+    finally:
+        running.kill()
+
+
+class _HeldStore(PostgresJobStore):
+    """Stays between claim and begin."""
+
+    def begin(self, job: Job) -> bool:
+        """Wait to be killed."""
+        print(f"CLAIMED {job.email_id}", file=sys.stderr, flush=True)  # noqa: T201
+        time.sleep(1_000)
+        return False
+
+
+def _main(given: dict[str, Any]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(threadName)s %(levelname)s %(message)s")
+    info, lease_s = given.pop("info"), given.pop("lease_s", 60)
+    relay_port, queue_url = given.pop("relay_port", None), given.pop("queue_url", None)
+    relay = Relay(port=relay_port or 25, timeout_s=given.pop("relay_timeout_s", 20.0))
+    endpoint_url = given.pop("endpoint_url", "")
+    kind = _HeldStore if given.pop("hold_begin", False) else PostgresJobStore
+
+    def store(name: str) -> PostgresJobStore:
+        return kind(info, worker=name, lease_s=lease_s, timeout_s=5, hand_over=relay_port is None)
+
+    def courier() -> SmtpCourier:
+        return SmtpCourier(relay, hostname="mx.example.com", bounce_address="bounces@example.com")
+
+    queue = SqsQueue(queue_url, region="us-east-1", endpoint_url=endpoint_url, lease_s=lease_s) if queue_url else None
+    standard = {"concurrency": 4, "poll_interval_s": 0.05, "max_attempts": 12, "housekeeping_s": 0.1}
+    run(
+        Parts(store=store, courier=courier if relay_port else None, queue=queue),
+        Settings(**standard | given),
+        ready=lambda: print(READY, file=sys.stderr, flush=True),  # noqa: T201
+    )
+
+
+if __name__ == "__main__":
+    _main(json.loads(sys.argv[1]))

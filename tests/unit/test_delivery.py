@@ -1,0 +1,227 @@
+"""One attempt: what is recorded after what the courier says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from opensend_milter.core.delivery import RECORD_PAUSES_S, Delivery
+from opensend_milter.core.errors import (
+    DeliveryDeferred,
+    DeliveryRefused,
+    DeliveryUncertain,
+    PermanentError,
+    QueueUnavailable,
+    StoreUnavailable,
+)
+from opensend_milter.core.model import Announcement, Carries, EmailId, Job, Sent
+from tests.jobs import job
+
+NOW = datetime(2025, 8, 20, 12, tzinfo=UTC)
+YES = Sent(courier="fake", reply="250 ok")
+
+
+@dataclass
+class FakeStore:
+    """Notes what is called; fails as often as it is told."""
+
+    calls: list[str] = field(default_factory=list)
+    begins: bool = True
+    failures: dict[str, int] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    next_attempt_at: datetime | None = None
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        if self.failures.get(call, 0):
+            self.failures[call] -= 1
+            raise StoreUnavailable("cut")
+
+    def begin(self, job: Job) -> bool:
+        assert job
+        self._note("begin")
+        return self.begins
+
+    def give_back(self, job: Job) -> None:
+        assert job
+        self._note("give_back")
+
+    def record_sent(self, job: Job, sent: Sent) -> None:
+        assert job
+        assert sent is YES
+        self._note("sent")
+
+    def record_deferred(self, job: Job, reason: str, next_attempt_at: datetime) -> None:
+        assert job
+        self.reasons.append(reason)
+        self.next_attempt_at = next_attempt_at
+        self._note("deferred")
+
+    def record_failed(self, job: Job, reason: str) -> None:
+        assert job
+        self.reasons.append(reason)
+        self._note("failed")
+
+    def record_uncertain(self, job: Job, reason: str) -> None:
+        assert job
+        self.reasons.append(reason)
+        self._note("uncertain")
+
+    def due_announcements(self, limit: int) -> list[Announcement]:
+        raise NotImplementedError
+
+    def announced(self, email_ids: object) -> None:
+        raise NotImplementedError
+
+    def claim(self, email_id: EmailId) -> Job | None:
+        raise NotImplementedError
+
+    def claim_due(self) -> Job | None:
+        raise NotImplementedError
+
+    def release_expired(self) -> int:
+        raise NotImplementedError
+
+    def prune(self) -> int:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+@dataclass
+class FakeCourier:
+    """Answers as told."""
+
+    outcome: Callable[[], Sent]
+    sent: int = 0
+    carries: Carries = field(default_factory=Carries)
+
+    def send(self, job: Job) -> Sent:
+        assert job
+        self.sent += 1
+        return self.outcome()
+
+    def rest(self) -> None:
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+@dataclass
+class Bench:
+    """A delivery with all its ends in hand."""
+
+    store: FakeStore = field(default_factory=FakeStore)
+    courier: FakeCourier = field(default_factory=lambda: FakeCourier(lambda: YES))
+    slept: list[float] = field(default_factory=list)
+
+    def says(self, outcome: Sent | Exception) -> Bench:
+        def answer() -> Sent:
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        self.courier.outcome = answer
+        return self
+
+    def attempt(self, job: Job) -> list[str]:
+        delivery = Delivery(
+            store=self.store,
+            courier=self.courier,
+            max_attempts=12,
+            clock=lambda: NOW,
+            jitter=lambda: 1.0,
+            sleep=self.slept.append,
+        )
+        delivery.attempt(job)
+        return self.store.calls
+
+
+@pytest.mark.parametrize(
+    ("outcome", "record"),
+    [
+        (YES, "sent"),
+        (DeliveryDeferred("450 later"), "deferred"),
+        (DeliveryRefused("550 no"), "failed"),
+        (PermanentError("5.4.6 loop"), "failed"),
+        (DeliveryUncertain("timed out"), "uncertain"),
+        (QueueUnavailable("odd, and temporary"), "deferred"),
+        (RuntimeError("a bug"), "deferred"),
+        (MemoryError(), "deferred"),
+    ],
+)
+def test_each_outcome_has_its_record(outcome: Sent | Exception, record: str) -> None:
+    """An exception nobody knows is temporary: we would rather try again than lose mail."""
+    assert Bench().says(outcome).attempt(job()) == ["begin", record]
+
+
+def test_nothing_is_sent_before_begin_is_committed() -> None:
+    """A claim that is lost sends nothing."""
+    bench = Bench(FakeStore(begins=False))
+    assert bench.attempt(job()) == ["begin"]
+    assert bench.courier.sent == 0
+
+
+def test_begin_without_an_answer_is_given_back() -> None:
+    """The commit may have come through: left alone, a message never sent would turn uncertain."""
+    bench = Bench(FakeStore(failures={"begin": 1, "give_back": 2}))
+    with pytest.raises(StoreUnavailable):
+        bench.attempt(job())
+    assert bench.store.calls == ["begin", "give_back", "give_back", "give_back"]
+    assert bench.courier.sent == 0
+
+
+def test_a_deferred_message_waits_longer_each_time() -> None:
+    """The number of the attempt decides."""
+    for attempts, minutes in ((0, 1), (1, 2), (4, 16)):
+        bench = Bench().says(DeliveryDeferred("450 later"))
+        bench.attempt(job(attempts=attempts))
+        assert bench.store.next_attempt_at == NOW + timedelta(minutes=minutes)
+
+
+def test_the_last_attempt_fails_with_its_reason() -> None:
+    """Not for ever, and not without saying why."""
+    bench = Bench().says(DeliveryDeferred("450 later"))
+    assert bench.attempt(job(attempts=10)) == ["begin", "deferred"]
+    bench = Bench().says(DeliveryDeferred("450 later"))
+    assert bench.attempt(job(attempts=11)) == ["begin", "failed"]
+    assert bench.store.reasons == ["given up after 12 attempts: 450 later"]
+
+
+@pytest.mark.case(58)
+def test_a_yes_is_recorded_as_soon_as_the_database_is_back() -> None:
+    """The message goes out once, however often the record is tried."""
+    bench = Bench(FakeStore(failures={"sent": 3}))
+    assert bench.attempt(job()) == ["begin", "sent", "sent", "sent", "sent"]
+    assert bench.courier.sent == 1
+    assert bench.slept == list(RECORD_PAUSES_S[:3])
+
+
+@pytest.mark.case(58)
+def test_a_yes_that_cannot_be_recorded_is_left_to_the_lease(caplog: pytest.LogCaptureFixture) -> None:
+    """Bounded; the lease ends in `attempting`, so nobody sends it again."""
+    bench = Bench(FakeStore(failures={"sent": 10_000}))
+    with caplog.at_level(logging.INFO):
+        calls = bench.attempt(job())
+    assert calls == ["begin", *["sent"] * (len(RECORD_PAUSES_S) + 1)]
+    assert bench.courier.sent == 1
+    assert sum(bench.slept) < 900
+    assert "status=sent" in caplog.text, "the mail log knows"
+    assert "outcome not recorded" in caplog.text
+
+
+def test_the_mail_log_shows_no_address(caplog: pytest.LogCaptureFixture) -> None:
+    """What the next hop says may quote one."""
+    with caplog.at_level(logging.INFO, logger="opensend_milter.mail"):
+        Bench().says(DeliveryRefused("550 <to@example.net> unknown")).attempt(job())
+    assert "status=failed" in caplog.text
+    assert "to@example.net" not in caplog.text
