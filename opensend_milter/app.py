@@ -5,19 +5,26 @@ from __future__ import annotations
 import grp
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from opensend_milter.adapters import postgres
+from opensend_milter.adapters import migrations, postgres
+from opensend_milter.adapters.postgres_admin import AdminStore
 from opensend_milter.adapters.postgres_intake import PostgresIntakeStore
+from opensend_milter.adapters.postgres_jobs import PostgresJobStore
+from opensend_milter.adapters.smtp import SmtpCourier
+from opensend_milter.adapters.sqs import SqsQueue
 from opensend_milter.config import Config, Milter as MilterSettings, load
 from opensend_milter.core.errors import ConfigError, OpensendError, StoreUnavailable
 from opensend_milter.core.intake import Gatherer, Intake
 from opensend_milter.core.model import Carries, Limits, Message, Outcome
 from opensend_milter.core.policy import Policy
-from opensend_milter.core.ports import IntakeStore
+from opensend_milter.core.ports import Courier, IntakeStore, JobQueue, JobStore
+from opensend_milter.host.sandbox_state import SandboxSeed
+from opensend_milter.servers import worker
 from opensend_milter.servers.milter import Callbacks, Door, MilterProcess, OpenDoor, open_socket
 from opensend_milter.servers.supervisor import Line, Supervisor
 
@@ -25,6 +32,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 64
 MOST_PROCESSES = 4
+STORE_TIMEOUT_S = 30.0
+"""A worker's call to the database; a message is not waiting for it."""
 
 
 def policy_of(config: Config) -> Policy:
@@ -177,3 +186,63 @@ def _await_database(config: Config) -> None:
             time.sleep(1)
         else:
             return
+
+
+def work(path: Path | None, ready: Callable[[], None]) -> None:
+    """Run the worker until SIGTERM: announce, and in the standalone profile deliver."""
+    config = load(path)
+    delivery = config.delivery
+    info = postgres.conninfo_for(config.database.url, config.database.password_dir, "opensend_worker")
+    hand_over = config.profile == "opensend"
+    hostname = config.smtp.hostname or socket.getfqdn()
+
+    def store(name: str) -> JobStore:
+        return PostgresJobStore(
+            info, worker=name, lease_s=delivery.lease_s, timeout_s=STORE_TIMEOUT_S, hand_over=hand_over
+        )
+
+    def courier() -> Courier:
+        return SmtpCourier(config.relay, hostname=hostname, bounce_address=delivery.bounce_address)
+
+    queue: JobQueue | None = None
+    if config.queue.url:
+        queue = SqsQueue(
+            config.queue.url,
+            region=config.aws.region,
+            endpoint_url=config.aws.endpoint_url,
+            lease_s=delivery.lease_s,
+        )
+    worker.run(
+        worker.Parts(store=store, courier=None if hand_over else courier, queue=queue),
+        worker.Settings(
+            concurrency=delivery.concurrency,
+            poll_interval_s=delivery.poll_interval_s,
+            max_attempts=delivery.max_attempts,
+        ),
+        ready=ready,
+    )
+
+
+def prepare_sandbox(url: str, password_dir: Path) -> SandboxSeed:
+    """Fill an empty database with what a first try needs: two keys, three domains, a suppressed address."""
+    migrations.init(url, password_dir)
+    seed = {"from_domain": "sandbox.test", "other_domain": "other.test", "unverified_domain": "unverified.test"}
+    suppressed = "suppressed@example.net"
+    with postgres.connect(url, application_name="opensend-sandbox") as connection:
+        store = AdminStore(connection, makes_users=True)
+        user = store.ensure_user("sandbox")
+        for role, name in seed.items():
+            store.add_domain(user, name, verified=role != "unverified_domain")
+        free = store.create_key(name="sandbox", user_id=user, permission="full_access", domain=None)
+        held = store.create_key(
+            name="sandbox, restricted", user_id=user, permission="sending_access", domain=seed["from_domain"]
+        )
+        store.add_suppression(user, suppressed, "manual")
+    return SandboxSeed(api_key=free.token, restricted_api_key=held.token, suppressed=suppressed, **seed)
+
+
+def find_email(url: str, queue_id: str) -> str | None:
+    """Return `id status` of the message that Postfix knows by this id."""
+    with postgres.connect(url, application_name="opensend-sandbox") as connection:
+        found = AdminStore(connection, makes_users=False).find_email(queue_id)
+    return " ".join(found) if found else None

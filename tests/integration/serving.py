@@ -123,7 +123,7 @@ def start(directory: Path, url: str) -> subprocess.Popen[bytes]:
     environ = {**os.environ, "DATABASE_URL": url, "NOTIFY_SOCKET": str(directory / "notify")}
     with (directory / "serve.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "/tmp/lead/cli.py", "--config", str(directory / "config.yaml")],
+            [sys.executable, "-m", "opensend_milter", "serve", "--config", str(directory / "config.yaml")],
             env=environ,
             stderr=log,
         )
