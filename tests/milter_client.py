@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 HDR_LEADSPC = 0x100000
+NO_EOH = 0x40
 EVERY_STEP = 0x1FFFFF
 """All protocol flags of version 6, as Postfix 3.7 offers them."""
 
@@ -103,6 +104,11 @@ class MilterClient:
         """Add a header field; its value begins with its own white space."""
         self._step(b"L", name + b"\0" + value + b"\0", 0x80)
 
+    def end_of_header(self) -> None:
+        """End the header, where the milter has not said that it need not hear of it."""
+        if not self.flags & NO_EOH:
+            self._step(b"N", b"", 0x40000)
+
     def body(self, chunk: bytes) -> None:
         """Add a piece of the body."""
         self._step(b"B", chunk, 0x80000)
@@ -131,6 +137,7 @@ class MilterClient:
         for line in head.replace(b"\r\n ", b"\n ").replace(b"\r\n\t", b"\n\t").split(b"\r\n"):
             name, _, value = line.partition(b":")
             self.header(name, value)
+        self.end_of_header()
         for at in range(0, len(body), 65_535):
             self.body(body[at : at + 65_535])
         return self.end(queue_id)

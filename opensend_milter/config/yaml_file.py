@@ -55,7 +55,7 @@ def read_file(path: Path, *, optional: bool) -> Iterator[Written]:
 
 def _unreadable(path: Path, error: Exception) -> Unreadable:
     if isinstance(error, OSError):
-        return Unreadable("a file that can be read", f"{shown(str(path))}: {error.strerror}")
+        return Unreadable("a file that can be read", f"{str(path)!r}: {error.strerror}")
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         # Not the whole error: it quotes the line, and who knows what is in it.
         mark = error.problem_mark

@@ -43,7 +43,7 @@ class Maildir:
         return final
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: aiosmtpd reads all attributes, which 3.11.2 answers with a TypeError
 class Handler:
     """What the SMTP server calls."""
 

@@ -94,7 +94,7 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, name: str, reaso
     """The name and the reason are in the text; the environment is checked, but not against what is not known."""
     path = tmp_path / name
     first, second = faults(path, {"SMTP_RELAY_PORT": "x", "BACKGROUND_JOBS_REQUIRE_QUEUE": "true"})
-    assert first == f"configuration file: expected a file that can be read, got '{path}': {reason}"
+    assert first == f"configuration file: expected a file that can be read, got {str(path)!r}: {reason}"
     assert second.startswith("smtp.relay_port: ")
 
 

@@ -192,13 +192,18 @@ def test_the_hard_limit_ends_a_wait_for_a_hung_store() -> None:
 
 
 def test_stopping_finishes_what_was_handed_in() -> None:
-    release = threading.Event()
-    store = Store(lambda _: await_release(release))
+    release, taken = threading.Event(), []
+
+    def held(settlements: Sequence[Settlement]) -> None:
+        taken.append(len(settlements))
+        await_release(release)
+
+    store = Store(held)
     messages = [message() for _ in range(30)]
     with gatherer(store) as opened:
         outcomes = threading.Thread(target=together, args=(opened.accept, messages))
         outcomes.start()
-        while opened.waiting < 20:
+        while sum(taken) + opened.waiting < 30:
             time.sleep(0.01)
         threading.Timer(0.1, release.set).start()
     outcomes.join()
