@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 HDR_LEADSPC = 0x100000
@@ -76,7 +77,7 @@ class MilterClient:
         self.flags = int(struct.unpack("!III", payload[:12])[2])
         return self.flags
 
-    def macros(self, step: bytes, macros: dict[str, str | bytes]) -> None:
+    def macros(self, step: bytes, macros: Mapping[str, str | bytes]) -> None:
         """Define macros for a step."""
         pairs = b"".join(
             name.encode() + b"\0" + (value if isinstance(value, bytes) else value.encode()) + b"\0"
@@ -90,10 +91,12 @@ class MilterClient:
             reply, _ = self.receive()
             assert reply == b"c", reply
 
-    def mail(self, sender: str = "<app@example.test>", **macros: str | bytes) -> None:
+    def mail(
+        self, sender: str = "<app@example.test>", *, odd: Mapping[str, bytes] = MappingProxyType({}), **macros: str
+    ) -> None:
         """Begin a message; `auth` is the key's id."""
         names = {"auth": "{auth_authen}", "client": "{client_addr}"}
-        self.macros(b"M", {names.get(name, name): value for name, value in macros.items()})
+        self.macros(b"M", {**{names.get(name, name): value for name, value in macros.items()}, **odd})
         self._step(b"M", sender.encode() + b"\0", 0x4000)
 
     def rcpt(self, recipient: str | bytes) -> None:

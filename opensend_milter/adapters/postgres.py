@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import socket
+import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -15,6 +20,8 @@ from psycopg import conninfo
 from psycopg.rows import TupleRow
 
 from opensend_milter.core.errors import ConfigError, StoreUnavailable
+
+log = logging.getLogger(__name__)
 
 Connection = psycopg.Connection[TupleRow]
 Role = Literal["opensend_dovecot_auth", "opensend_milter", "opensend_worker", "opensend_http"]
@@ -56,6 +63,72 @@ def store_errors() -> Iterator[None]:
         raise
     except psycopg.Error as error:
         raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+
+
+class Link:
+    """One connection for one thread, opened when first needed and again after it was lost."""
+
+    def __init__(self, info: str, *, name: str, timeout_s: float) -> None:
+        self._info = info
+        self._name = name
+        self._timeout_s = timeout_s
+        self._connection: Connection | None = None
+        self._cutter = _Cutter(name)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._cutter.stop()
+        if self._connection is not None:
+            self._connection.close()
+
+    @contextmanager
+    def lend(self) -> Iterator[Connection]:
+        """Lend the connection for as long as `timeout_s`, and drop it when it fails."""
+        if self._connection is None or self._connection.closed:
+            self._connection = connect(self._info, application_name=self._name)
+        connection = self._connection
+        try:
+            with self._cutter.after(self._timeout_s, connection.fileno()), store_errors():
+                yield connection
+        except StoreUnavailable:
+            self._connection = None
+            with suppress(Exception):  # it is lost already; closing only frees the descriptor
+                connection.close()
+            raise
+
+
+class _Cutter:
+    """Cuts a connection whose server has gone silent: libpq itself waits for ever on a unix socket."""
+
+    def __init__(self, name: str) -> None:
+        self._due: tuple[float, int] | None = None
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"{name}-cutter", daemon=True)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    @contextmanager
+    def after(self, timeout_s: float, descriptor: int) -> Iterator[None]:
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._due = time.monotonic() + timeout_s, descriptor
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._due = None
+
+    def _run(self) -> None:
+        while not self._stopped.wait(0.5):
+            # Under the lock, so that a descriptor that was given back is never the one that is cut.
+            with self._lock:
+                if self._due and time.monotonic() > self._due[0]:
+                    log.error("database silent for too long: connection cut")
+                    with socket.socket(fileno=os.dup(self._due[1])) as cut:
+                        cut.shutdown(socket.SHUT_RDWR)
+                    self._due = None
 
 
 @cache

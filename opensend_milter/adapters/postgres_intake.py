@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from typing import Any
 
-from opensend_milter.adapters.postgres import Connection, connect, statements, store_errors
+from opensend_milter.adapters.postgres import Link, statements
 from opensend_milter.core import row
 from opensend_milter.core.address import spellings
-from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import (
     Accept,
     Address,
@@ -40,17 +34,11 @@ class PostgresIntakeStore:
     """One connection for one thread, opened when first needed and again after it was lost."""
 
     def __init__(self, info: str, *, name: str, timeout_s: float) -> None:
-        self._info = info
-        self._name = name
-        self._timeout_s = timeout_s
-        self._connection: Connection | None = None
-        self._cutter = _Cutter(name)
+        self._link = Link(info, name=name, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Let go of the connection."""
-        self._cutter.stop()
-        if self._connection is not None:
-            self._connection.close()
+        self._link.close()
 
     def facts_for(self, questions: Sequence[Question]) -> list[Facts]:
         """Answer for a batch in one round trip."""
@@ -68,7 +56,7 @@ class PostgresIntakeStore:
             "recipients": [_clean(recipient) for _, recipient, _ in spelled],
             "spellings": [_clean(spelling) for _, _, spelling in spelled],
         }
-        with self._connected() as connection:
+        with self._link.lend() as connection:
             return [_facts(found) for found in connection.execute(SQL["facts_for"], parameters)]
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
@@ -78,7 +66,7 @@ class PostgresIntakeStore:
         rest = [(message.id, no, at) for message, _ in accepted for no, at in _later_chunks(message)]
         if not settlements:
             return
-        with self._connected() as connection:
+        with self._link.lend() as connection:
             if not refused and not rest:
                 connection.execute(SQL["settle"], _accept_parameters(accepted))
                 return
@@ -91,55 +79,6 @@ class PostgresIntakeStore:
                 for email_id, chunk_no, at in rest:
                     piece = bytes(raw[email_id][at : at + CHUNK_BYTES])
                     connection.execute(SQL["add_chunk"], {"id": email_id, "chunk_no": chunk_no, "bytes": piece})
-
-    @contextmanager
-    def _connected(self) -> Iterator[Connection]:
-        """Lend the connection for as long as `timeout_s`, and drop it when it fails."""
-        if self._connection is None or self._connection.closed:
-            self._connection = connect(self._info, application_name=self._name)
-        connection = self._connection
-        try:
-            with self._cutter.after(self._timeout_s, connection.fileno()), store_errors():
-                yield connection
-        except StoreUnavailable:
-            self._connection = None
-            with suppress(Exception):  # it is lost already; closing only frees the descriptor
-                connection.close()
-            raise
-
-
-class _Cutter:
-    """Cuts a connection whose server has gone silent: libpq itself waits for ever on a unix socket."""
-
-    def __init__(self, name: str) -> None:
-        self._due: tuple[float, int] | None = None
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"{name}-cutter", daemon=True)
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    @contextmanager
-    def after(self, timeout_s: float, descriptor: int) -> Iterator[None]:
-        if not self._thread.is_alive():
-            self._thread.start()
-        self._due = time.monotonic() + timeout_s, descriptor
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._due = None
-
-    def _run(self) -> None:
-        while not self._stopped.wait(0.5):
-            # Under the lock, so that a descriptor that was given back is never the one that is cut.
-            with self._lock:
-                if self._due and time.monotonic() > self._due[0]:
-                    log.error("database silent for too long: connection cut")
-                    with socket.socket(fileno=os.dup(self._due[1])) as cut:
-                        cut.shutdown(socket.SHUT_RDWR)
-                    self._due = None
 
 
 def _facts(found: tuple[Any, ...]) -> Facts:

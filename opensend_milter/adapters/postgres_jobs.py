@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
-from opensend_milter.adapters.postgres import Connection, connect, statements, store_errors
-from opensend_milter.adapters.postgres_intake import _Cutter
+from opensend_milter.adapters.postgres import Connection, Link, statements
 from opensend_milter.core import backoff
-from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import Address, Announcement, EmailId, Job, Sent, UserId
 
 log = logging.getLogger(__name__)
@@ -37,19 +34,14 @@ class PostgresJobStore:
 
     def __init__(self, info: str, *, worker: str, lease_s: float, timeout_s: float, hand_over: bool) -> None:
         """With `hand_over` an announced job is OpenSend's business: its row goes. Else it is announced again."""
-        self._info = info
         self._worker = worker
         self._lease = timedelta(seconds=lease_s)
-        self._timeout_s = timeout_s
         self._hand_over = hand_over
-        self._connection: Connection | None = None
-        self._cutter = _Cutter(worker)
+        self._link = Link(info, name=worker, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Let go of the connection."""
-        self._cutter.stop()
-        if self._connection is not None:
-            self._connection.close()
+        self._link.close()
 
     def due_announcements(self, limit: int) -> list[Announcement]:
         """Take emails whose job is to be announced; they come again after a minute unless `announced`."""
@@ -61,19 +53,19 @@ class PostgresJobStore:
 
     def announced(self, email_ids: Sequence[EmailId]) -> None:
         """Note that the queue has these."""
-        with self._connected() as connection:
+        with self._link.lend() as connection:
             connection.execute(SQL["handed_over" if self._hand_over else "announced"], {"ids": list(email_ids)})
 
     def claim(self, email_id: EmailId) -> Job | None:
         """Claim one email, or None where it is not to be sent now."""
-        with self._connected() as connection, connection.transaction():
+        with self._link.lend() as connection, connection.transaction():
             taken = self._take(connection, SQL["take"], {"id": email_id})
             return self._load(connection, taken) if taken and self._mark(connection, taken) else None
 
     def claim_due(self) -> Job | None:
         """Claim the email that has waited longest; jobs that are not to be sent are put away on the way."""
         while True:
-            with self._connected() as connection, connection.transaction():
+            with self._link.lend() as connection, connection.transaction():
                 taken = self._take(connection, SQL["take_due"], {})
                 if taken is None:
                     return None
@@ -134,7 +126,7 @@ class PostgresJobStore:
 
     def give_back(self, job: Job) -> None:
         """Undo a claim for which not one byte went out."""
-        with self._connected() as connection:
+        with self._link.lend() as connection:
             connection.execute(SQL["give_back"], {**_key(job), "attempt": job.attempts + 1})
 
     def record_sent(self, job: Job, sent: Sent) -> None:
@@ -185,7 +177,7 @@ class PostgresJobStore:
         """Delete in small transactions, so that nobody waits long for a lock."""
         deleted = 0
         for _ in range(PRUNE_ROUNDS):
-            with self._connected() as connection:
+            with self._link.lend() as connection:
                 batch = connection.execute(SQL[name], {**parameters, "limit": PRUNED_AT_ONCE}).rowcount
             deleted += batch
             if batch < PRUNED_AT_ONCE:
@@ -193,7 +185,7 @@ class PostgresJobStore:
         return deleted
 
     def _record(self, name: str, parameters: Parameters) -> None:
-        with self._connected() as connection, connection.transaction():
+        with self._link.lend() as connection, connection.transaction():
             row = connection.execute(SQL[name], parameters).fetchone()
             if row and row[0]:
                 return
@@ -202,23 +194,9 @@ class PostgresJobStore:
             log.error("email=%s is no longer ours: %s refused", parameters["id"], name)
 
     def _all(self, name: str, parameters: Parameters) -> list[tuple[Any, ...]]:
-        with self._connected() as connection:
-            return connection.execute(SQL[name], parameters).fetchall()
-
-    @contextmanager
-    def _connected(self) -> Iterator[Connection]:
-        """Lend the connection for as long as `timeout_s`, and drop it when it fails."""
-        if self._connection is None or self._connection.closed:
-            self._connection = connect(self._info, application_name=self._worker)
-        connection = self._connection
-        try:
-            with self._cutter.after(self._timeout_s, connection.fileno()), store_errors():
-                yield connection
-        except StoreUnavailable:
-            self._connection = None
-            with suppress(Exception):  # it is lost already; closing only frees the descriptor
-                connection.close()
-            raise
+        with self._link.lend() as connection:
+            rows: list[tuple[Any, ...]] = connection.execute(SQL[name], parameters).fetchall()
+            return rows
 
 
 class _Taken:

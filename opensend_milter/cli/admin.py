@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from opensend_milter import config
 from opensend_milter.adapters.postgres import connect, conninfo_for
 from opensend_milter.adapters.postgres_admin import AdminStore
-from opensend_milter.cli.output import exits, table_of
+from opensend_milter.cli.output import exits
 from opensend_milter.core.errors import UsageError
 
 DEFAULT_USER = "default"
@@ -67,24 +65,3 @@ def moment(text: str | None) -> datetime | None:
         raise UsageError(
             f"--since: {text!r} is neither an age such as 12h or 7d nor a date such as 2025-01-31"
         ) from error
-
-
-def listing(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """Draw rows of which some cells were written by strangers: nothing in them is markup or moves the cursor."""
-    drawn = table_of(columns, ())
-    for row in rows:
-        drawn.add_row(*(Text(plain(cell)) for cell in row))
-    return drawn
-
-
-def plain(value: object) -> str:
-    """Return what a person may read of a value."""
-    match value:
-        case None:
-            return ""
-        case datetime():
-            return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
-        case list() | tuple():
-            return ", ".join(plain(item) for item in value)
-        case _:
-            return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value))

@@ -9,8 +9,7 @@ import typer
 
 from opensend_milter import config as configuration
 from opensend_milter.adapters import migrations
-from opensend_milter.cli import admin
-from opensend_milter.cli.output import AsJson, ConfigPath, exits, show
+from opensend_milter.cli.output import AsJson, ConfigPath, exits, show, table_of
 from opensend_milter.core.errors import UsageError
 
 app = typer.Typer(help="Make the database ready and keep it so.", no_args_is_help=True)
@@ -48,7 +47,7 @@ def status(config: ConfigPath = None, as_json: AsJson = False) -> None:
     show(
         found,
         as_json=as_json,
-        table=lambda: admin.listing(
+        table=lambda: table_of(
             ["MIGRATION", "STATE", "APPLIED"], [(one.name, one.state, one.applied_at) for one in found]
         ),
     )

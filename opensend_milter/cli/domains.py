@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from opensend_milter.cli import admin
-from opensend_milter.cli.output import AsJson, ConfigPath, show
+from opensend_milter.cli.output import AsJson, ConfigPath, show, table_of
 
 app = typer.Typer(help="Domains that users may send from.", no_args_is_help=True)
 
@@ -48,7 +48,7 @@ def list_(user: admin.OnlyOf = None, config: ConfigPath = None, as_json: AsJson 
     show(
         domains,
         as_json=as_json,
-        table=lambda: admin.listing(
+        table=lambda: table_of(
             ["ID", "DOMAIN", "USER", "STATUS", "KEYS", "CREATED"],
             [(each.id, each.name, each.user_id, each.status, each.keys, each.created_at) for each in domains],
         ),

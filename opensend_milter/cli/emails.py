@@ -10,7 +10,7 @@ import typer
 
 from opensend_milter.adapters.admin_rows import EmailDetail, RefusalRow
 from opensend_milter.cli import admin
-from opensend_milter.cli.output import AsJson, ConfigPath, show
+from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
 from opensend_milter.core.model import Rule
 
 app = typer.Typer(help="Emails: what was taken, what became of it, what was refused.", no_args_is_help=True)
@@ -40,7 +40,7 @@ def list_(
     show(
         rows,
         as_json=as_json,
-        table=lambda: admin.listing(
+        table=lambda: table_of(
             columns,
             [
                 (row.id, row.queue_id, row.created_at, row.status, row.sender, row.recipients, row.subject)
@@ -75,7 +75,7 @@ def refusals(
     show(
         rows,
         as_json=as_json,
-        table=lambda: admin.listing(
+        table=lambda: table_of(
             columns,
             [
                 (
@@ -112,4 +112,4 @@ def _lines(detail: EmailDetail) -> Iterator[str]:
             for field in dataclasses.fields(row):
                 value = getattr(row, field.name)
                 if value not in (None, [], {}, ""):
-                    yield f"  {field.name}: {admin.plain(value)}"
+                    yield f"  {field.name}: {plain(value)}"

@@ -14,7 +14,7 @@ import typer
 from opensend_milter.adapters.admin_rows import KeyRow, NewKey, Permission
 from opensend_milter.adapters.postgres_admin import AdminStore
 from opensend_milter.cli import admin
-from opensend_milter.cli.output import AsJson, ConfigPath, show
+from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
 from opensend_milter.config import Config
 
 app = typer.Typer(help="API keys: the passwords that applications log in with.", no_args_is_help=True)
@@ -92,7 +92,7 @@ def list_(user: admin.OnlyOf = None, config: ConfigPath = None, as_json: AsJson 
     show(
         keys,
         as_json=as_json,
-        table=lambda: admin.listing(
+        table=lambda: table_of(
             columns,
             [
                 (
@@ -121,9 +121,9 @@ def revoke(
     """Delete a key: from now on it is refused, also in sessions that are open."""
     with admin.opened(config) as (_, store):
         key = store.find_key(key_id)
-        admin.confirm(f"Revoke key {key.id} ({admin.plain(key.name)}, user {key.user_id})?", yes=yes)
+        admin.confirm(f"Revoke key {key.id} ({plain(key.name)}, user {key.user_id})?", yes=yes)
         store.revoke_key(key.id)
-    show({"revoked": key}, as_json=as_json, table=lambda: f"revoked {key.id} ({admin.plain(key.name)})")
+    show({"revoked": key}, as_json=as_json, table=lambda: f"revoked {key.id} ({plain(key.name)})")
 
 
 def _domain(key: KeyRow) -> str:

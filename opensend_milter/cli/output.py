@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from opensend_milter.core.errors import ConfigError, OpensendError, StoreUnavailable, TemporaryError, UsageError
 
@@ -40,11 +41,24 @@ def show(value: Any, *, as_json: bool, table: Callable[[], Table | str]) -> None
 
 
 def table_of(columns: Sequence[str], rows: Iterator[Sequence[object]] | Sequence[Sequence[object]]) -> Table:
-    """Draw rows under columns; None shows as empty."""
+    """Draw rows of which some cells were written by strangers: nothing in them is markup or moves the cursor."""
     drawn = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        drawn.add_row(*("" if cell is None else str(cell) for cell in row))
+        drawn.add_row(*(Text(plain(cell)) for cell in row))
     return drawn
+
+
+def plain(value: object) -> str:
+    """Return what a person may read of a value."""
+    match value:
+        case None:
+            return ""
+        case datetime():
+            return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
+        case list() | tuple():
+            return ", ".join(plain(item) for item in value)
+        case _:
+            return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value))
 
 
 _PLAIN: tuple[tuple[type, Callable[[Any], object]], ...] = (

@@ -8,7 +8,7 @@ import typer
 
 from opensend_milter.adapters.admin_rows import Reason
 from opensend_milter.cli import admin
-from opensend_milter.cli.output import AsJson, ConfigPath, show
+from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
 
 app = typer.Typer(help="Addresses that a user's mail must not reach.", no_args_is_help=True)
 
@@ -40,7 +40,7 @@ def list_(
     show(
         rows,
         as_json=as_json,
-        table=lambda: admin.listing(
+        table=lambda: table_of(
             ["ADDRESS", "USER", "REASON", "SINCE"],
             [(row.email, row.user_id, row.reason, row.suppressed_at) for row in rows],
         ),
@@ -57,6 +57,6 @@ def remove(
 ) -> None:
     """Let a user's mail reach an address again."""
     with admin.opened(config) as (_, store):
-        admin.confirm(f"Let mail of user {user} reach {admin.plain(email)} again?", yes=yes)
+        admin.confirm(f"Let mail of user {user} reach {plain(email)} again?", yes=yes)
         row = store.remove_suppression(user, email)
     show({"removed": row}, as_json=as_json, table=lambda: f"{row.email} is no longer suppressed for user {row.user_id}")

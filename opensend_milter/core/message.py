@@ -25,6 +25,7 @@ from opensend_milter.core.address import (
 from opensend_milter.core.model import Attachment, Buffer, Limits, Mailbox, Reading, Refuse, Rule
 
 _FOLD = re.compile(rb"\r?\n(?=[ \t])")
+_FIELD_END = re.compile(rb"\n(?![ \t])")
 _HEADER_END = re.compile(rb"\n\r?\n")
 _EMPTY_LINE = re.compile(rb"\r?\n")
 _AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]*(?:\r?\n|\Z)")
@@ -35,6 +36,8 @@ _EIGHT_BIT = re.compile(rb"[\x80-\xff]")
 _OF_A_PART = frozenset({"content-type", "content-disposition", "content-transfer-encoding", "content-id"})
 _PARAMETER_BYTES = 16_384
 """Longest value whose parameters are read: decoding RFC 2231 continuations is quadratic."""
+_FIELD_BYTES = 54_000
+"""Longest header field, folding included: Postfix cuts one at 60,000 without a word, at a line's end before that."""
 
 
 class _RefusedError(Exception):
@@ -75,6 +78,8 @@ def _read(raw: Buffer, limits: Limits) -> Reading:
     if (match.start() if match else len(raw)) > limits.max_header_bytes:
         raise _beyond(f"header section over {limits.max_header_bytes} octets")
     fields, body = header_fields(raw, 0, len(raw))
+    if body > _FIELD_BYTES and max(map(len, _FIELD_END.split(bytes(raw[:body])))) > _FIELD_BYTES:
+        raise _beyond(f"a header field over {_FIELD_BYTES} octets")
     if len(fields) > limits.max_header_fields:
         raise _beyond(f"more than {limits.max_header_fields} header fields")
     text: list[str] = []

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from opensend_milter.core import intake as intake_module
+from opensend_milter.core import message as message_module
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.intake import Gatherer, Intake
 from opensend_milter.core.model import (
@@ -111,10 +111,9 @@ def test_a_message_that_trips_our_reader_is_451_and_alone(monkeypatch: pytest.Mo
     def read(raw: bytes, limits: Limits) -> object:
         if b"trap" in raw:
             raise RuntimeError("a fault of ours")
-        return original(raw, limits)
+        return message_module.read(raw, limits)
 
-    original = intake_module.read
-    monkeypatch.setattr(intake_module, "read", read)
+    monkeypatch.setattr("opensend_milter.core.intake.read", read)
     assert Intake(store, POLICY).accept([trap, good]) == [OURS, good.id]
     assert [s.message.id for s in store.batches[0]] == [good.id]
 

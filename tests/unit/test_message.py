@@ -83,7 +83,7 @@ def test_raw_utf8_and_latin1_display_names_are_legal() -> None:
 def test_text_html_and_attachment() -> None:
     found = reading(
         multipart(
-            b"Content-Type: text/plain; charset=iso-8859-1\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\ncaf=E9",
+            b"Content-Type: text/plain; charset=latin1\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\ncaf=E9",
             b"Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n\r\nPGI+w6k8L2I+",
             b"Content-Type: application/pdf\r\nContent-Disposition: attachment; filename*=utf-8''caf%C3%A9.pdf\r\n"
             b"Content-ID: <one@x>\r\nContent-Transfer-Encoding: base64\r\n\r\nAAEC",
@@ -189,6 +189,7 @@ def test_the_number_of_parts_is_bounded_and_cheap() -> None:
     [
         (FROM + b"X: " + b"y" * 2_000 + b"\r\n\r\n", {"max_header_bytes": 1_000}, "1000 octets"),
         (FROM + b"X: y\r\n" * 20 + b"\r\n", {"max_header_fields": 10}, "10 header fields"),
+        (FROM + b"References:" + b" <y@example.org>\r\n" * 3_200 + b"\r\n", {}, "54000 octets"),
         (FROM + b"To: " + b"a@b.c," * 20 + b"\r\n\r\n", {"max_addresses": 10}, "10 addresses"),
     ],
 )
@@ -196,6 +197,13 @@ def test_the_header_is_bounded(raw: bytes, limits: dict[str, int], named: str) -
     found = refusal(raw, **limits)
     assert (found.code, found.rule) == (554, Rule.BEYOND_LIMITS)
     assert named in found.text
+
+
+def test_a_long_header_of_many_fields_is_read() -> None:
+    assert (
+        reading(FROM + (b"References:" + b" <y@example.org>\r\n" * 2_900) * 10 + b"\r\n").sender.address
+        == "a@example.org"
+    )
 
 
 @pytest.mark.case(42)
