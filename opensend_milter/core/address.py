@@ -20,6 +20,14 @@ _TOKEN = re.compile(
     | (?P<special>[()<>@,;:.])""",
     re.VERBOSE,
 )
+_ATEXT = r"""[^\s()<>@,;:\\".\[\]\x00-\x1f\x7f]"""
+_DOT_ATOM = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*")
+_MAILBOX = re.compile(
+    rf"""(?:@[^:<>"]*:)?                                   # a source route (RFC 5321, 4.1.2): to be left out
+    (?:((?:{_ATEXT}|\.)+)|"((?:[^"\\]|\\.)*)")@
+    (\[[^\[\]\\\s]+\]|{_ATEXT}(?:{_ATEXT}|\.)*(?<!\.))""",
+    re.VERBOSE,
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 MAX_DOMAIN_OCTETS = 253
@@ -38,12 +46,14 @@ class _Token:
     """White space or a comment stands before it."""
 
 
-def parse_addresses(value: str, *, at_most: int) -> tuple[Mailbox, ...]:
+def parse_addresses(value: str, *, at_most: int, plain: bool = False) -> tuple[Mailbox, ...]:
     """Read a header field's addresses strictly, members of groups included.
+
+    `plain`: neither groups nor routes, of which each reader shows something else.
 
     Raise NotAnAddressListError where anything in it is not an address, a comment or a group.
     """
-    return tuple(_Reader(value, at_most).read())
+    return tuple(_Reader(value, at_most, plain=plain).read())
 
 
 def parse_some_addresses(value: str, *, at_most: int) -> tuple[Mailbox, ...]:
@@ -62,7 +72,8 @@ def parse_some_addresses(value: str, *, at_most: int) -> tuple[Mailbox, ...]:
 
 
 class _Reader:
-    def __init__(self, value: str, at_most: int) -> None:
+    def __init__(self, value: str, at_most: int, *, plain: bool) -> None:
+        self._plain = plain
         self._tokens = list(_tokens(value))
         self._next = 0
         self._at_most = at_most
@@ -87,6 +98,7 @@ class _Reader:
                 continue
             phrase = self._words()
             if self._peek() == ":" and phrase and not in_group:
+                self._refuse_where_plain("a group")
                 self._take()
                 in_group = True
                 continue
@@ -100,6 +112,10 @@ class _Reader:
         if in_group:
             raise NotAnAddressListError("a group without its ';'")
 
+    def _refuse_where_plain(self, what: str) -> None:
+        if self._plain:
+            raise NotAnAddressListError(what)
+
     def _words(self) -> list[_Token]:
         words = []
         while self._next < len(self._tokens) and (
@@ -111,6 +127,7 @@ class _Reader:
     def _angle(self, phrase: list[_Token]) -> Mailbox:
         self._take()
         if self._peek() == "@":
+            self._refuse_where_plain("a route")
             self._skip_route()
         address = self._addr_spec(self._words())
         if self._peek() != ">":
@@ -266,11 +283,17 @@ def same_recipient(address: Address) -> tuple[str, str]:
 
 
 def envelope_address(argument: str) -> Address | None:
-    """Read a MAIL or RCPT argument as Postfix hands it over; None where it is no mailbox."""
+    """Read a RCPT argument as Postfix hands it over; None where it is no mailbox.
+
+    What another server would read as some other address is none: comments, a trailing dot, an unquoted backslash. One
+    mailbox has one spelling, so that a list of addresses cannot be got around: no route, no quotes without need.
+    """
     bare = argument[1:-1] if argument.startswith("<") and argument.endswith(">") else argument
-    if bare.startswith("@") and ":" in bare:
-        bare = bare.partition(":")[2]
-    local, at, domain = bare.rpartition("@")
-    if not (at and local and domain) or _CONTROL.search(bare) or len(bare.encode()) > MAX_ADDRESS_OCTETS:
+    match = _MAILBOX.fullmatch(bare)
+    if not match or _CONTROL.search(bare) or len(bare.encode()) > MAX_ADDRESS_OCTETS:
         return None
-    return Address(bare)
+    local, quoted, domain = match.groups()
+    if local is None:
+        content = re.sub(r"\\(.)", r"\1", quoted)
+        local = content if _DOT_ATOM.fullmatch(content) else '"' + re.sub(r'(["\\])', r"\\\1", content) + '"'
+    return Address(f"{local}@{domain}")

@@ -117,7 +117,7 @@ def _only_sender(fields: tuple[tuple[str, str], ...], limits: Limits) -> Mailbox
     if "\x00" in values[0]:
         raise _no(Rule.FROM_MALFORMED, "the From header field holds a NUL character; remove it")
     try:
-        found = parse_addresses(values[0], at_most=limits.max_addresses)
+        found = parse_addresses(values[0], at_most=limits.max_addresses, plain=True)
     except NotAnAddressListError as error:
         raise _no(Rule.FROM_MALFORMED, f"the From header field is not one address ({error}); "
                                        "write it as: Name <user@domain>") from None  # fmt: skip
