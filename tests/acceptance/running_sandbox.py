@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def program(*arguments: str, timeout_s: float = 170.0, check: bool = True) -> su
     if check:
         assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+@contextmanager
+def closed_on_failure(client: smtplib.SMTP) -> Iterator[None]:
+    """Leave no connection behind that nobody holds."""
+    try:
+        yield
+    except BaseException:
+        client.close()
+        raise
 
 
 @dataclass(slots=True)
@@ -56,6 +67,11 @@ class Sandbox:
         found = json.loads(self.run("status", "--json", check=False).stdout)
         return {"keeper": found["keeper_pid"], **{one["name"]: one["pid"] for one in found["programs"]}}
 
+    def pid(self, name: str) -> int:
+        """Return the process id of one program, without asking it whether it answers."""
+        programs = json.loads((self.directory / "run" / "children.json").read_text())
+        return next(int(one["pid"]) for one in programs if one["name"] == name and one["pid"])
+
     def await_good(self, timeout_s: float = 60.0) -> None:
         """Wait until all runs and answers."""
         deadline = time.monotonic() + timeout_s
@@ -69,14 +85,16 @@ class Sandbox:
         if port == "SANDBOX_SMTPS_PORT":
             return smtplib.SMTP_SSL(host, number, timeout=30, context=context)
         client = smtplib.SMTP(host, number, timeout=30)
-        client.starttls(context=context)
-        client.ehlo()
+        with closed_on_failure(client):
+            client.starttls(context=context)
+            client.ehlo()
         return client
 
     def smtp(self, key: str = "SANDBOX_API_KEY", port: str = "SANDBOX_SMTP_PORT") -> smtplib.SMTP:
         """Open a connection that is logged in with one of the keys."""
         client = self.connect(port)
-        client.login("apikey", self[key])
+        with closed_on_failure(client):
+            client.login("apikey", self[key])
         return client
 
     def inbox(self) -> list[Path]:
