@@ -41,7 +41,7 @@ def subjects(sink: Sink) -> Counter[bytes]:
     return Counter(match[1] for match in found if match)
 
 
-def await_that(condition: Callable[[], bool], running: Working | None = None, timeout_s: float = 30) -> None:
+def await_that(condition: Callable[[], bool], running: Working | None = None, timeout_s: float = 90) -> None:
     """Wait until it holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
