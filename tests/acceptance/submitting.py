@@ -68,11 +68,11 @@ def unique(prefix: str = "t") -> str:
     return f"{prefix}-{secrets.token_hex(8)}"
 
 
-def eventually(find: Callable[[], Found | None], timeout_s: float = PATIENCE_S) -> Found:
+def eventually(find: Callable[[], Found | None], why_not: Callable[[], object] = lambda: "waited in vain") -> Found:
     """Wait until something is found."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + PATIENCE_S
     while (found := find()) is None:
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, why_not()
         time.sleep(PAUSE_S)
     return found
 
@@ -227,11 +227,21 @@ class Delivered:
 
 def delivered(sandbox: Sandbox, queue_id: str) -> Delivered:
     """Wait for the one message that carries this queue id in our Received field."""
-    path = eventually(lambda: in_inbox(sandbox, f" id {queue_id};"))
+    path = eventually(lambda: in_inbox(sandbox, f" id {queue_id};"), lambda: _whereabouts(sandbox, queue_id))
     envelope = re.match(rb"Return-Path: <([^\r]*)>\r\n((?:Delivered-To: [^\r]*\r\n)*)", content := path.read_bytes())
     assert envelope
     recipients = re.findall(r"Delivered-To: ([^\r]*)\r\n", envelope[2].decode())
     return Delivered(envelope[1].decode(), recipients, content[envelope.end() :])
+
+
+def _whereabouts(sandbox: Sandbox, queue_id: str) -> str:
+    """Tell what is known of a message that does not arrive."""
+    query: LiteralString = (
+        "SELECT now(), e.status, j.state, j.not_before, j.attempts, j.worker, j.last_error"
+        " FROM opensend_milter.submissions s LEFT JOIN emails e ON e.id = s.email_id"
+        " LEFT JOIN opensend_milter.jobs j ON j.email_id = s.email_id WHERE s.queue_id = %s"
+    )
+    return f"{rows(sandbox, query, queue_id)}\n{sandbox.log('worker')[-3_000:]}\n{sandbox.log('inbox')[-1_000:]}"
 
 
 def in_inbox(sandbox: Sandbox, mark: str) -> Path | None:
