@@ -13,12 +13,12 @@ WHERE email_id = ANY (%(ids)s::uuid[]) AND state = 'waiting' AND not_before <= n
 -- handed_over -- the queue has these, and whoever reads it owns them now
 DELETE FROM opensend_milter.jobs WHERE email_id = ANY (%(ids)s::uuid[]) AND state = 'waiting';
 
--- take -- lease one waiting job by its id
+-- take -- lease one waiting job by its id; whoever is just noting that it was announced is waited for
 UPDATE opensend_milter.jobs j
 SET state = 'claimed', lease_id = gen_random_uuid(), lease_until = now() + %(lease)s, worker = %(worker)s
 FROM (SELECT email_id FROM opensend_milter.jobs
         WHERE email_id = %(id)s AND state = 'waiting' AND not_before <= now()
-        FOR UPDATE SKIP LOCKED) due
+        FOR UPDATE) due
 WHERE j.email_id = due.email_id
 RETURNING j.email_id::text, j.lease_id::text, j.attempts;
 

@@ -78,6 +78,8 @@ class Child:
     started_at: float = 0.0
     start_again_at: float = 0.0
     pause_s: float = SHORTEST_PAUSE_S
+    ended_with: int | None = None
+    """Exit code, or minus the signal."""
     told: bool = False
     group: int = 0
     """Of processes: what a dead program left behind is found by it."""
@@ -155,7 +157,7 @@ class Keeper:
         self._start(child)
         while child.state != "running":
             if child.state != "starting" or time.monotonic() - begun > child.program.start_s:
-                how = "ended" if child.state == "waiting" else "does not answer"
+                how = f"ended ({child.ended_with})" if child.state == "waiting" else "does not answer"
                 raise NotStarted(f"{name} {how}; its log says:\n{tail(self.log_dir / f'{name}.log')}")
             self._wait()
         self.report(f"started {name} ({time.monotonic() - begun:.1f} s)")
@@ -207,6 +209,7 @@ class Keeper:
         log.warning("%s (pid %d) ended: %d", child.program.name, process.pid, process.returncode)
         # What it has left behind may hold its ports and its files.
         _kill_group(child, signal.SIGTERM)
+        child.ended_with = process.returncode
         child.process, child.state, child.start_again_at = None, "waiting", now + child.pause_s
         self._record()
 

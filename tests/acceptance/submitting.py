@@ -27,7 +27,7 @@ MAIL = FROM + b"Subject: hi\r\n\r\nhi\r\n"
 TO = "to@example.net"
 LIMIT = 41_943_040
 PAUSE_S = 0.02
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 HEAD_BYTES = 8_192
 """Of a delivered message: with its envelope and our Received field."""
 PIECE_BYTES = 65_536

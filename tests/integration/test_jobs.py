@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from opensend_milter.adapters import postgres_jobs
-from opensend_milter.adapters.postgres_jobs import PostgresJobStore
+from opensend_milter.adapters.postgres_jobs import SQL, PostgresJobStore
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.model import Address, EmailId, Job, Sent
@@ -51,6 +51,21 @@ def test_a_claimed_job_has_all_that_was_stored(database: Database, store: Postgr
     assert state(database, email_id) == ("processing", "claimed")
     assert store.claim(email_id) is None
     assert store.claim_due() is None
+
+
+def test_a_hint_that_is_faster_than_its_announcer_is_not_lost(database: Database, store: PostgresJobStore) -> None:
+    """The queue hands a job over while `announced` is not committed yet."""
+    email_id = add_email(database)
+    found: list[Job | None] = []
+    claiming = threading.Thread(target=lambda: found.append(store.claim(email_id)))
+    with database.connect() as connection, connection.transaction():
+        connection.execute(SQL["announced"], {"ids": [email_id]})
+        claiming.start()
+        claiming.join(0.3)
+        assert claiming.is_alive(), "waits for the announcer"
+    claiming.join()
+    assert found[0]
+    assert found[0].email_id == email_id
 
 
 def test_the_one_that_waited_longest_comes_first(database: Database, store: PostgresJobStore) -> None:
