@@ -43,8 +43,16 @@ _WHITE = "\ufeff"
 _LOG_EVERY_S = 1.0
 
 
+PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.2)
+"""After each temporary failure: Dovecot finds out only by asking that a connection to Postgres is dead, one by one."""
+
+
 class HangUp(Exception):  # noqa: N818  # it is what happens, not an error of somebody
     """Close the client's connection: Postfix answers 454."""
+
+
+class PutOff(HangUp):
+    """Dovecot says that it may know more in a moment."""
 
 
 @dataclass(slots=True)
@@ -239,18 +247,25 @@ class Dovecot:
         """Return the login name of a good key, None for a bad one; raise HangUp when there is no answer."""
         try:
             async with asyncio.timeout(self.timeout_s):
-                reader, writer = await asyncio.open_unix_connection(self.path, limit=MAX_LINE_BYTES)
-                try:
-                    writer.write(self._request(key, parameters))
-                    return await _verdict(reader)
-                finally:
-                    writer.close()
+                for pause_s in PAUSES_S:
+                    with contextlib.suppress(PutOff):
+                        return await self._ask_once(key, parameters)
+                    await asyncio.sleep(pause_s)
+                return await self._ask_once(key, parameters)
         except TimeoutError as error:
             raise HangUp(f"no answer within {self.timeout_s:g} s") from error
         except OSError as error:
             raise HangUp(f"{self.path}: {error.strerror}") from error
         except ValueError as error:
             raise HangUp(f"a line over {MAX_LINE_BYTES} bytes") from error
+
+    async def _ask_once(self, key: str, parameters: tuple[str, ...]) -> str | None:
+        reader, writer = await asyncio.open_unix_connection(self.path, limit=MAX_LINE_BYTES)
+        try:
+            writer.write(self._request(key, parameters))
+            return await _verdict(reader)
+        finally:
+            writer.close()
 
     def _request(self, key: str, parameters: tuple[str, ...]) -> bytes:
         # Dovecot takes a number that is in use for a fault, so it is ours and not the smtpd's.
@@ -271,7 +286,7 @@ async def _verdict(reader: asyncio.StreamReader) -> str | None:
                 return user
             case "FAIL":
                 if "temp" in fields or "code=temp_fail" in fields:
-                    raise HangUp("temporary failure, see Dovecot's log")
+                    raise PutOff("temporary failure, see Dovecot's log")
                 return None
             case _:
                 continue

@@ -143,6 +143,8 @@ class Upstream:
         self.heard: list[str] = []
         self.answer: bytes | None = b""
         """None: silence. Empty: end of file."""
+        self.first: list[bytes] = []
+        """Before that, one after the other."""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -166,10 +168,11 @@ class Upstream:
                 connection.close()
                 return
             self.heard += heard
-            if self.answer is None:
+            answer = self.first.pop(0) if self.first else self.answer
+            if answer is None:
                 self._silent.append(connection)
                 continue
-            connection.sendall(b"VERSION\t1\t2\nMECH\tPLAIN\tplaintext\nDONE\n" + self.answer)
+            connection.sendall(b"VERSION\t1\t2\nMECH\tPLAIN\tplaintext\nDONE\n" + answer)
             connection.close()
 
     def close(self) -> None:

@@ -81,6 +81,14 @@ def test_a_temporary_failure_is_a_hang_up(upstream: Upstream, client: Client, an
     assert client.plain("os_key") == HANG_UP
 
 
+@pytest.mark.case(56)
+def test_a_temporary_failure_that_passes_is_seen_by_nobody(upstream: Upstream, client: Client) -> None:
+    """After a restart of Postgres each of Dovecot's connections fails once."""
+    upstream.first = [b"FAIL\t1\tuser=apikey\tcode=temp_fail\n"] * 3
+    upstream.answer = b"OK\t1\tuser=the-key\n"
+    assert client.plain("os_key") == "OK\t1\tuser=the-key"
+
+
 def test_silence_is_a_hang_up(upstream: Upstream, client: Client) -> None:
     upstream.answer = None
     begun = time.monotonic()
