@@ -276,7 +276,9 @@ def test_an_orderly_stop_leaves_nobody_without_an_answer(make_sandbox: MakeSandb
     sandbox = make_sandbox()
     slow_commits(sandbox, 5 * COMMIT_S)
     with load(sandbox) as running:
-        os.kill(serve(sandbox), signal.SIGTERM)
+        pid = serve(sandbox)
+        os.kill(pid, signal.SIGTERM)
+        serve(sandbox, but=pid)
     assert_only_put_off(running)
     assert assert_one_row_each(sandbox, running) == set(running.taken)
 

@@ -363,6 +363,6 @@ def test_what_does_not_come_up_says_so_and_leaves_nothing(make_sandbox: MakeSand
     (sandbox.directory / "postgres" / "global" / "pg_control").unlink()
     done = sandbox.run("up", check=False)
     assert done.returncode == 75
-    assert "postgres ended (1); its log says:" in done.stderr
+    assert "postgres ended (" in done.stderr
     assert "pg_control" in done.stderr
     assert processes_of(sandbox.directory) == []
