@@ -105,6 +105,8 @@ class Transaction:
     body_size: int = 0
     spool: IO[bytes] | None = None
     broken: bool = False
+    late: bool = False
+    """Begun when the process was told to end: not taken, and not waited for."""
 
     @property
     def size(self) -> int:
@@ -160,12 +162,13 @@ class Callbacks:
 
     def __init__(self) -> None:
         self.door: Door | None = None
+        self.draining = False
         self._lock = threading.Lock()
         self._in_hand = 0
 
     @property
     def in_hand(self) -> int:
-        """Messages between MAIL and their reply."""
+        """Messages between MAIL and their reply, but for those that came too late."""
         return self._in_hand
 
     def register(self, name: str) -> None:
@@ -199,14 +202,21 @@ class Callbacks:
         self._end(connection)
         connection.transaction = transaction
         with self._lock:
-            self._in_hand += 1
+            # Asked under the lock: whoever waits for an empty hand has set it before.
+            transaction.late = self.draining
+            self._in_hand += not transaction.late
 
     def _end(self, connection: Connection) -> None:
         if connection.transaction is not None:
             connection.transaction.discard()
-            connection.transaction = None
             with self._lock:
-                self._in_hand -= 1
+                self._in_hand -= not connection.transaction.late
+            connection.transaction = None
+
+    def drain(self) -> None:
+        """Take nothing more that begins: a client on an open connection would keep us for ever."""
+        with self._lock:
+            self.draining = True
 
     def mail(self, context: Context, sender: bytes, *_: bytes) -> int:
         if self.door is None:
@@ -269,7 +279,7 @@ class Callbacks:
 
 
 def _decide(transaction: Transaction) -> Outcome:
-    if transaction.broken:
+    if transaction.broken or transaction.late:
         return OURS
     fault = _fault(transaction)
     raw = b"" if fault or transaction.size > transaction.door.max_message_bytes else transaction.raw()
@@ -425,6 +435,7 @@ class MilterProcess:
 
     def _drain(self) -> None:
         stop_listening(self._descriptor)
+        self._callbacks.drain()
         deadline = time.monotonic() + self._drain_s
         while self._callbacks.in_hand and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -57,14 +57,14 @@ class Load:
         while not self.over.is_set():
             try:
                 with self.sandbox.connect() as client:
-                    self._use(client)
+                    self.use(client)
             except smtplib.SMTPResponseException as error:
                 self.refused.append(Answer(error.smtp_code, "", str(error.smtp_error)))
             except (smtplib.SMTPException, OSError) as error:
                 self.hang_ups.append(error)
             self.over.wait(PAUSE_S)
 
-    def _use(self, client: smtplib.SMTP) -> None:
+    def use(self, client: smtplib.SMTP) -> None:
         reply = log_in(client, self.sandbox["SANDBOX_API_KEY"])
         if reply.code != 235:
             self.refused.append(reply)
@@ -73,10 +73,10 @@ class Load:
             self.connections += 1
         good = True
         while (good or self.stays) and not self.over.is_set():
-            good = self._send(client)
+            good = self.send(client)
             self.over.wait(PAUSE_S)
 
-    def _send(self, client: smtplib.SMTP) -> bool:
+    def send(self, client: smtplib.SMTP) -> bool:
         """Make one try, under a Message-ID of its own."""
         message_id = f"<{unique()}@sandbox.test>"
         self.tried.append(message_id)
@@ -164,7 +164,7 @@ def assert_only_put_off(done: Load) -> None:
 def assert_takes_the_next(sandbox: Sandbox, done: Load) -> None:
     with sandbox.connect() as client:
         await_login(sandbox, client)
-        assert done._send(client), done.refused[-1]
+        assert done.send(client), done.refused[-1]
 
 
 # ---------------------------------------------------------------------- who is hit
@@ -276,9 +276,11 @@ def test_an_orderly_stop_leaves_nobody_without_an_answer(make_sandbox: MakeSandb
     sandbox = make_sandbox()
     slow_commits(sandbox, 5 * COMMIT_S)
     with load(sandbox) as running:
-        pid = serve(sandbox)
-        os.kill(pid, signal.SIGTERM)
-        serve(sandbox, but=pid)
+        for _ in range(2):
+            running.moment()
+            pid = serve(sandbox)
+            os.kill(pid, signal.SIGTERM)
+            serve(sandbox, but=pid)
     assert_only_put_off(running)
     assert assert_one_row_each(sandbox, running) == set(running.taken)
 
