@@ -439,7 +439,8 @@ class MilterProcess:
         deadline = time.monotonic() + self._drain_s
         while self._callbacks.in_hand and time.monotonic() < deadline:
             time.sleep(0.02)
+        # It may still commit what was handed in, and that is to be answered too.
+        self._opened.close()
         # libmilter writes the last replies after our callbacks have returned.
         time.sleep(_LAST_REPLIES_S)
-        self._opened.close()
         os._exit(0)
