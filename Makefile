@@ -1,6 +1,6 @@
 # `make` lists the targets. All of them run what tools/setup put into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox test lint check lock clean
+.PHONY: help setup sandbox test lint check bench lock clean
 BIN := .venv/bin
 ARGS ?=
 
@@ -24,6 +24,9 @@ lint: setup ## Check format, lint, types and layers
 
 check: lint ## The quick round: lint, then the unit tests
 	@$(BIN)/pytest -n 2 tests/unit $(ARGS)
+
+bench: setup ## Measure: memory with large messages (root)
+	@$(BIN)/python bench/memory.py $(ARGS)
 
 lock: ## Write requirements.lock anew from pyproject.toml; ARGS="--upgrade" for newer versions
 	@tools/lock $(ARGS)

@@ -9,11 +9,12 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from opensend_milter.adapters import migrations, postgres
 from opensend_milter.adapters.postgres_admin import AdminStore
-from opensend_milter.adapters.postgres_intake import PostgresIntakeStore
+from opensend_milter.adapters.postgres_intake import Habits, PostgresIntakeStore
 from opensend_milter.adapters.postgres_jobs import PostgresJobStore
 from opensend_milter.adapters.smtp import SmtpCourier
 from opensend_milter.adapters.sqs import SqsQueue
@@ -43,7 +44,7 @@ def policy_of(config: Config) -> Policy:
     carries = (
         Carries(eight_bit=config.relay.eight_bit)
         if config.profile == "standalone"
-        else Carries(max_line_octets=None, eight_bit=True)
+        else Carries(max_line_octets=None, eight_bit=True, utf8_addresses=False)
     )
     limits = Limits(
         max_message_bytes=size.max_message_bytes,
@@ -55,7 +56,13 @@ def policy_of(config: Config) -> Policy:
         max_parts=size.max_parts,
         max_depth=size.max_depth,
     )
-    return Policy(limits=limits, carries=carries, sender_domains=config.policy.sender_domains)
+    return Policy(
+        limits=limits,
+        carries=carries,
+        sender_domains=config.policy.sender_domains,
+        on_suppressed=config.policy.on_suppressed,
+        sandbox_addresses=config.profile == "opensend",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +91,18 @@ def open_lanes(config: Config) -> Lanes:
     settings = config.milter
     info = postgres.conninfo_for(config.database.url, config.database.password_dir, "opensend_milter")
     policy = policy_of(config)
+    habits = Habits(
+        duplicate_window=timedelta(seconds=config.policy.duplicate_window_s),
+        logs=config.profile == "opensend",
+        billing=config.billing == "stripe",
+    )
     # A large message waits for others of its kind, one at a time: that is slow, not stuck.
     lanes = (
         ("opensend-intake", BATCH, settings.soft_timeout_s, settings.hard_timeout_s),
         ("opensend-intake-large", 1, settings.hard_timeout_s, settings.hard_timeout_s * 2),
     )
     opened = [
-        _open_lane(info, policy, settings, name=name, at_most=at_most, soft_s=soft_s, hard_s=hard_s)
+        _open_lane(info, policy, habits, settings, name=name, at_most=at_most, soft_s=soft_s, hard_s=hard_s)
         for name, at_most, soft_s, hard_s in lanes
     ]
     (small, small_store), (large, large_store) = opened
@@ -98,9 +110,17 @@ def open_lanes(config: Config) -> Lanes:
 
 
 def _open_lane(
-    info: str, policy: Policy, settings: MilterSettings, *, name: str, at_most: int, soft_s: float, hard_s: float
+    info: str,
+    policy: Policy,
+    habits: Habits,
+    settings: MilterSettings,
+    *,
+    name: str,
+    at_most: int,
+    soft_s: float,
+    hard_s: float,
 ) -> tuple[Gatherer, PostgresIntakeStore]:
-    postgres_store = PostgresIntakeStore(info, name=name, timeout_s=settings.soft_timeout_s)
+    postgres_store = PostgresIntakeStore(info, habits, name=name, timeout_s=settings.soft_timeout_s)
     store: IntakeStore = postgres_store
     gatherer = Gatherer(
         Intake(store, policy),
@@ -198,7 +218,12 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
 
     def store(name: str) -> JobStore:
         return PostgresJobStore(
-            info, worker=name, lease_s=delivery.lease_s, timeout_s=STORE_TIMEOUT_S, hand_over=hand_over
+            info,
+            worker=name,
+            lease_s=delivery.lease_s,
+            timeout_s=STORE_TIMEOUT_S,
+            hand_over=hand_over,
+            duplicate_window=timedelta(seconds=config.policy.duplicate_window_s),
         )
 
     def courier() -> Courier:

@@ -15,19 +15,25 @@ INSERT INTO public.api_keys (name, token_hash, token_preview, permission, domain
 VALUES (%(name)s, %(token_hash)s, %(preview)s, %(permission)s, %(domain)s, %(user_id)s)
 RETURNING id::text;
 
--- list_keys -- keys of one user or of all, with the name of the domain they are bound to
+-- list_keys -- keys of one user or of all, with the name of the domain they are bound to and their settings
 SELECT k.id::text AS id, k.name, k.user_id, k.permission, k.token_preview AS preview, k.created_at, k.last_used_at,
     nullif(btrim(k.domain), '') IS NOT NULL AS restricted,
     coalesce(
         (SELECT d.name FROM public.domains d WHERE d.user_id = k.user_id AND d.id::text = lower(btrim(k.domain))),
         CASE WHEN lower(btrim(k.domain)) !~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-            THEN nullif(lower(btrim(k.domain)), '') END) AS domain
-FROM public.api_keys k
+            THEN nullif(lower(btrim(k.domain)), '') END) AS domain,
+    c.on_suppressed
+FROM public.api_keys k LEFT JOIN opensend_milter.key_settings c ON c.key_id = k.id
 WHERE (%(user_id)s::text IS NULL OR k.user_id = %(user_id)s) AND starts_with(k.id::text, %(prefix)s)
 ORDER BY k.created_at, k.id;
 
 -- delete_key -- revoke: as in OpenSend, a key is good as long as its row is there
+WITH settings AS (DELETE FROM opensend_milter.key_settings WHERE key_id = %(id)s::uuid)
 DELETE FROM public.api_keys WHERE id = %(id)s::uuid;
+
+-- set_key -- what holds for one key only
+INSERT INTO opensend_milter.key_settings (key_id, on_suppressed) VALUES (%(id)s::uuid, %(on_suppressed)s)
+ON CONFLICT (key_id) DO UPDATE SET on_suppressed = excluded.on_suppressed;
 
 -- add_domain -- a domain of a user
 INSERT INTO public.domains (name, status, user_id) VALUES (%(name)s, %(status)s, %(user_id)s)
@@ -82,7 +88,7 @@ ORDER BY s.received_at DESC LIMIT 1;
 SELECT id::text AS id, created_at, status, user_id, "from" AS sender, "to", cc, bcc, reply_to, subject, headers,
     coalesce(octet_length(text), 0) AS text_bytes, coalesce(octet_length(html), 0) AS html_bytes,
     CASE jsonb_typeof(attachments) WHEN 'array' THEN jsonb_array_length(attachments) ELSE 0 END AS attachments,
-    scheduled_at, sent_at, provider_retry_count AS retries, provider_last_attempted_at AS last_attempted_at,
+    tags, document -> 'metadata' AS metadata, scheduled_at, sent_at, provider_retry_count AS retries, provider_last_attempted_at AS last_attempted_at,
     provider_next_retry_at AS next_retry_at, provider_dead_lettered_at AS given_up_at,
     provider_last_error_code AS last_error_code, provider_last_error_message AS last_error
 FROM public.emails WHERE id = %(id)s::uuid;
@@ -92,7 +98,7 @@ SELECT s.received_at, s.key_id::text AS key_id, k.name AS key_name, s.front_door
     s.sender, s.from_address, s.recipients, s.message_id, s.size_bytes,
     (SELECT coalesce(sum(octet_length(c.bytes)), 0)::bigint
         FROM opensend_milter.raw_chunks c WHERE c.email_id = s.email_id) AS kept_bytes,
-    encode(s.sha256, 'hex') AS sha256
+    encode(s.sha256, 'hex') AS sha256, s.dropped, s.left_out, s.repeats, s.repeated_at
 FROM opensend_milter.submissions s LEFT JOIN public.api_keys k ON k.id = s.key_id
 WHERE s.email_id = %(id)s::uuid;
 

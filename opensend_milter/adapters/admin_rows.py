@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from opensend_milter.core.model import EmailId, KeyId, UserId
+from opensend_milter.core.model import EmailId, KeyId, OnSuppressed, UserId
 
 Permission = Literal["full_access", "sending_access"]
 Reason = Literal["manual", "bounced", "complained"]
@@ -40,6 +40,8 @@ class KeyRow:
     restricted: bool
     domain: str | None
     """None for a restricted key: its domain is gone, so it can send nothing."""
+    on_suppressed: OnSuppressed | None
+    """None: as the configuration says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +100,8 @@ class EmailFields:
     text_bytes: int
     html_bytes: int
     attachments: int
+    tags: list[dict[str, str]] | None
+    metadata: dict[str, str] | None
     scheduled_at: datetime | None
     sent_at: datetime | None
     retries: int
@@ -127,6 +131,12 @@ class SubmissionRow:
     size_bytes: int
     kept_bytes: int
     sha256: str
+    dropped: list[dict[str, str]] | None
+    """Suppressed recipients that were left out."""
+    left_out: list[str] | None
+    """Header fields that OpenSend's row cannot carry."""
+    repeats: int
+    repeated_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

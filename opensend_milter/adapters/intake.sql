@@ -1,11 +1,25 @@
 -- facts_for -- what judging a batch of messages needs: one row per message, in order
 WITH asked AS (
-    SELECT ordinal, key_id, ascii_domain, unicode_domain
-    FROM unnest(%(key_ids)s::uuid[], %(ascii_domains)s::text[], %(unicode_domains)s::text[])
-        WITH ORDINALITY AS a (key_id, ascii_domain, unicode_domain, ordinal)
+    SELECT ordinal, key_id, ascii_domain, unicode_domain, idempotency_key, fingerprint
+    FROM unnest(%(key_ids)s::uuid[], %(ascii_domains)s::text[], %(unicode_domains)s::text[],
+            %(idempotency_keys)s::text[], %(fingerprints)b::bytea[])
+        WITH ORDINALITY AS a (key_id, ascii_domain, unicode_domain, idempotency_key, fingerprint, ordinal)
 ), keyed AS (
-    SELECT a.*, k.id IS NOT NULL AS known, k.user_id, nullif(lower(btrim(k.domain)), '') AS restriction
-    FROM asked a LEFT JOIN public.api_keys k ON k.id = a.key_id
+    SELECT a.*, k.id IS NOT NULL AS known, k.user_id, nullif(lower(btrim(k.domain)), '') AS restriction,
+        c.on_suppressed, coalesce(k.last_used_at < now() - interval '1 minute', true) AS unused_lately
+    FROM asked a
+        LEFT JOIN public.api_keys k ON k.id = a.key_id
+        LEFT JOIN opensend_milter.key_settings c ON c.key_id = k.id
+), earlier AS (
+    SELECT k.ordinal, e.id AS email_id, e.created_at < now() - interval '24 hours' AS expired
+    FROM keyed k JOIN public.emails e ON e.user_id = k.user_id AND e.idempotency_key = k.idempotency_key
+    UNION ALL
+    -- What was given up is not ours any more: sent again, it is a new message.
+    SELECT k.ordinal, f.email_id,
+        f.received_at < now() - %(window)s::interval OR coalesce(e.status IN ('failed', 'canceled', 'cancelled'), true)
+    FROM keyed k
+        JOIN opensend_milter.fingerprints f ON f.key_id = k.key_id AND f.fingerprint = k.fingerprint
+        LEFT JOIN public.emails e ON e.id = f.email_id
 ), listed AS (
     SELECT r.ordinal, jsonb_agg(DISTINCT jsonb_build_array(r.recipient, s.reason)) AS suppressed
     FROM unnest(%(ordinals)s::bigint[], %(recipients)s::text[], %(spellings)s::text[])
@@ -22,52 +36,124 @@ SELECT k.known,
         CASE WHEN k.restriction !~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN k.restriction END),
     EXISTS (SELECT FROM public.domains d
         WHERE d.user_id = k.user_id AND d.status = 'verified' AND lower(d.name) IN (k.ascii_domain, k.unicode_domain)),
-    l.suppressed
-FROM keyed k LEFT JOIN listed l USING (ordinal)
+    l.suppressed,
+    k.on_suppressed,
+    k.unused_lately,
+    r.email_id::text,
+    r.expired,
+    (SELECT s.content_digest FROM opensend_milter.submissions s WHERE s.email_id = r.email_id)
+FROM keyed k LEFT JOIN listed l USING (ordinal) LEFT JOIN earlier r USING (ordinal)
 ORDER BY k.ordinal;
+
+-- free_names -- let names be used again whose time is over
+WITH named AS (
+    UPDATE public.emails SET idempotency_key = NULL WHERE id = ANY (%(ids)s::uuid[]) AND idempotency_key IS NOT NULL
+)
+DELETE FROM opensend_milter.fingerprints f
+USING unnest(%(key_ids)s::uuid[], %(fingerprints)b::bytea[], %(ids)s::uuid[]) AS n (key_id, fingerprint, email_id)
+-- Not one that somebody else has taken since.
+WHERE f.key_id = n.key_id AND f.fingerprint = n.fingerprint AND f.email_id = n.email_id;
+
+-- stage -- the next piece of an attachment that is too large to be a parameter
+INSERT INTO opensend_milter.pieces (email_id, attachment_no, piece_no, content)
+VALUES (%(id)s, %(attachment_no)s, %(piece_no)s, %(content)s);
 
 -- settle -- store a batch: rows, records, raw bytes, jobs and refusals, all or nothing
 WITH mail AS (
     INSERT INTO public.emails (id, "from", "to", cc, bcc, reply_to, subject, html, text, status, tags, headers,
-        attachments, user_id, created_at)
-    SELECT m.id, m.sender, m.to_list, m.cc_list, m.bcc_list, m.reply_to, m.subject, m.html, m.text, 'queued',
-        '[]'::jsonb, m.headers, m.attachments, m.user_id, m.received_at
+        attachments, user_id, created_at, scheduled_at, idempotency_key, document)
+    SELECT m.id, m.sender, m.to_list, m.cc_list, m.bcc_list, m.reply_to, m.subject, m.html, m.text,
+        CASE WHEN m.scheduled_at IS NULL THEN 'queued' ELSE 'scheduled' END, m.tags, m.headers,
+        CASE WHEN m.staged THEN (
+            SELECT jsonb_agg(a.fields || jsonb_build_object('content', (
+                SELECT string_agg(p.content, '' ORDER BY p.piece_no) FROM opensend_milter.pieces p
+                WHERE p.email_id = m.id AND p.attachment_no = a.no)) ORDER BY a.no)
+            FROM jsonb_array_elements(m.attachments) WITH ORDINALITY AS a (fields, no))
+        ELSE m.attachments END,
+        m.user_id, m.received_at, m.scheduled_at, m.idempotency_key, m.document
     FROM unnest(%(ids)s::uuid[], %(senders)s::text[], %(to_lists)s::jsonb[], %(cc_lists)s::jsonb[],
         %(bcc_lists)s::jsonb[], %(reply_tos)s::jsonb[], %(subjects)s::text[], %(htmls)s::text[], %(texts)s::text[],
-        %(header_objects)s::jsonb[], %(attachment_lists)s::jsonb[], %(user_ids)s::text[],
-        %(received_ats)s::timestamptz[])
-        AS m (id, sender, to_list, cc_list, bcc_list, reply_to, subject, html, text, headers, attachments, user_id,
-            received_at)
+        %(tag_lists)s::jsonb[], %(header_objects)s::jsonb[], %(attachment_lists)s::jsonb[], %(staged)s::boolean[],
+        %(user_ids)s::text[], %(received_ats)s::timestamptz[], %(scheduled_ats)s::timestamptz[],
+        %(idempotency_keys)s::text[], %(documents)s::jsonb[])
+        AS m (id, sender, to_list, cc_list, bcc_list, reply_to, subject, html, text, tags, headers, attachments,
+            staged, user_id, received_at, scheduled_at, idempotency_key, document)
 ), submission AS (
     INSERT INTO opensend_milter.submissions (email_id, received_at, user_id, key_id, front_door, queue_id,
-        client_address, tls, sender, from_address, recipients, message_id, size_bytes, sha256)
+        client_address, tls, sender, from_address, recipients, message_id, size_bytes, sha256, content_digest,
+        dropped, left_out)
     SELECT s.id, s.received_at, s.user_id, s.key_id, s.front_door, s.queue_id, s.client_address, s.tls, s.sender,
         s.from_address, (SELECT array_agg(value ORDER BY place)
             FROM jsonb_array_elements_text(s.recipients) WITH ORDINALITY AS r (value, place)),
-        s.message_id, s.size_bytes, s.sha256
+        s.message_id, s.size_bytes, s.sha256, s.content_digest, s.dropped, s.left_out
     FROM unnest(%(ids)s::uuid[], %(received_ats)s::timestamptz[], %(user_ids)s::text[], %(key_ids)s::uuid[],
         %(front_doors)s::text[], %(queue_ids)s::text[], %(client_addresses)s::text[], %(tls)s::text[],
         %(envelope_senders)s::text[], %(from_addresses)s::text[], %(recipients)s::jsonb[], %(message_ids)s::text[],
-        %(sizes)s::bigint[], %(digests)b::bytea[])
+        %(sizes)s::bigint[], %(digests)b::bytea[], %(content_digests)b::bytea[], %(dropped)s::jsonb[],
+        %(left_out)s::jsonb[])
         AS s (id, received_at, user_id, key_id, front_door, queue_id, client_address, tls, sender, from_address,
-            recipients, message_id, size_bytes, sha256)
+            recipients, message_id, size_bytes, sha256, content_digest, dropped, left_out)
+), fingerprint AS (
+    INSERT INTO opensend_milter.fingerprints (key_id, fingerprint, email_id, received_at)
+    SELECT f.key_id, f.fingerprint, f.email_id, now()
+    FROM unnest(%(key_ids)s::uuid[], %(fingerprints)b::bytea[], %(ids)s::uuid[])
+        AS f (key_id, fingerprint, email_id)
+    WHERE f.fingerprint IS NOT NULL ORDER BY f.key_id, f.fingerprint
 ), raw AS (
     INSERT INTO opensend_milter.raw_chunks (email_id, chunk_no, bytes)
     SELECT * FROM unnest(%(ids)s::uuid[], %(chunk_numbers)s::integer[], %(first_chunks)b::bytea[])
 )
-INSERT INTO opensend_milter.jobs (email_id, user_id)
-SELECT * FROM unnest(%(job_ids)s::uuid[], %(job_user_ids)s::text[]);
+INSERT INTO opensend_milter.jobs (email_id, user_id, not_before, announce_at)
+SELECT j.email_id, j.user_id, coalesce(j.scheduled_at, now()), coalesce(j.scheduled_at, now())
+FROM unnest(%(ids)s::uuid[], %(user_ids)s::text[], %(scheduled_ats)s::timestamptz[])
+    AS j (email_id, user_id, scheduled_at);
+
+-- unstage -- the pieces are in the row now
+DELETE FROM opensend_milter.pieces WHERE email_id = ANY (%(ids)s::uuid[]);
 
 -- add_chunk -- store the next piece of a large message
 INSERT INTO opensend_milter.raw_chunks (email_id, chunk_no, bytes) VALUES (%(id)s, %(chunk_no)s, %(bytes)b);
 
--- refuse -- record refusals
-INSERT INTO opensend_milter.refusals (rule, code, enhanced, text, front_door, queue_id, client_address, key_id, sender,
-    recipients, message_id, size_bytes)
-SELECT r.rule, r.code, r.enhanced, r.text, r.front_door, r.queue_id, r.client_address, r.key_id, r.sender,
+-- refuse -- record refusals; of a message that was not read to its end, the key says whose it was
+INSERT INTO opensend_milter.refusals (rule, code, enhanced, text, front_door, queue_id, client_address, key_id,
+    user_id, sender, recipients, message_id, size_bytes)
+SELECT r.rule, r.code, r.enhanced, r.text, r.front_door, r.queue_id, r.client_address, r.key_id,
+    coalesce(r.user_id, (SELECT k.user_id FROM public.api_keys k WHERE k.id = r.key_uuid)), r.sender,
     ARRAY(SELECT jsonb_array_elements_text(r.recipients)), r.message_id, r.size_bytes
 FROM unnest(%(rules)s::text[], %(codes)s::integer[], %(enhanced)s::text[], %(texts)s::text[], %(front_doors)s::text[],
-    %(queue_ids)s::text[], %(client_addresses)s::text[], %(key_ids)s::text[], %(senders)s::text[],
-    %(recipients)s::jsonb[], %(message_ids)s::text[], %(sizes)s::bigint[])
-    AS r (rule, code, enhanced, text, front_door, queue_id, client_address, key_id, sender, recipients, message_id,
-        size_bytes);
+    %(queue_ids)s::text[], %(client_addresses)s::text[], %(key_ids)s::text[], %(user_ids)s::text[], %(senders)s::text[],
+    %(recipients)s::jsonb[], %(message_ids)s::text[], %(sizes)s::bigint[], %(key_uuids)s::uuid[])
+    AS r (rule, code, enhanced, text, front_door, queue_id, client_address, key_id, user_id, sender, recipients,
+        message_id, size_bytes, key_uuid);
+
+-- repeat -- count a message that was sent again
+UPDATE opensend_milter.submissions s SET repeats = s.repeats + r.times, repeated_at = now()
+FROM (SELECT id, count(*) AS times FROM unnest(%(ids)s::uuid[]) AS i (id) GROUP BY id) r
+WHERE s.email_id = r.id;
+
+-- touch_keys -- note that keys are in use; whoever else does it just now does it for us too
+UPDATE public.api_keys SET last_used_at = now() WHERE id IN (
+    SELECT id FROM public.api_keys
+    WHERE id = ANY (%(ids)s::uuid[]) AND coalesce(last_used_at < now() - interval '1 minute', true)
+    FOR UPDATE SKIP LOCKED);
+
+-- suppressed -- OpenSend's event of suppressed recipients, and a delivery for each webhook that asked for it
+WITH asked AS (
+    SELECT * FROM unnest(%(event_ids)s::uuid[], %(email_ids)s::uuid[], %(user_ids)s::text[], %(payloads)s::jsonb[])
+        AS a (event_id, email_id, user_id, payload)
+), event AS (
+    INSERT INTO public.email_events (id, email_id, type, payload, user_id)
+    SELECT event_id, email_id, 'suppressed', payload, user_id FROM asked
+)
+INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status)
+SELECT w.id, a.event_id, 0, 'pending'
+FROM asked a JOIN public.webhooks w ON w.user_id = a.user_id
+WHERE w.status = 'active' AND w.event_types ? 'email.suppressed';
+
+-- log -- what OpenSend's dashboard shows of a request
+INSERT INTO public.logs (endpoint, method, status, request_body, response_body, document, user_id, api_key_id)
+SELECT 'smtp', 'SMTP', l.status, l.request, l.response, l.document, k.user_id, k.id
+FROM unnest(%(statuses)s::integer[], %(requests)s::text[], %(responses)s::text[], %(documents)s::jsonb[],
+        %(key_ids)s::uuid[])
+    AS l (status, request, response, document, key_id)
+    JOIN public.api_keys k ON k.id = l.key_id AND k.user_id IS NOT NULL;

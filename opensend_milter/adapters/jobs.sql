@@ -185,3 +185,8 @@ DELETE FROM opensend_milter.jobs WHERE email_id IN (
     WHERE j.state = 'waiting' AND NOT EXISTS (
         SELECT FROM public.emails e WHERE e.id = j.email_id AND e.status IN ('queued', 'scheduled'))
     LIMIT %(limit)s);
+
+-- prune_fingerprints -- a batch of names whose time is over
+DELETE FROM opensend_milter.fingerprints WHERE (key_id, fingerprint) IN (
+    SELECT key_id, fingerprint FROM opensend_milter.fingerprints
+    WHERE received_at < now() - %(age)s::interval ORDER BY received_at LIMIT %(limit)s);

@@ -32,7 +32,7 @@ from opensend_milter.adapters.admin_rows import (
 from opensend_milter.adapters.postgres import Connection, statements, store_errors
 from opensend_milter.core.address import envelope_address, normal_domain
 from opensend_milter.core.errors import UsageError
-from opensend_milter.core.model import EmailId, KeyId, Rule, UserId
+from opensend_milter.core.model import EmailId, KeyId, OnSuppressed, Rule, UserId
 
 Row = TypeVar("Row")
 
@@ -108,6 +108,11 @@ class AdminStore:
         if len(found) > 1:
             raise UsageError(f"{prefix!r} begins the ids of {len(found)} keys: {', '.join(key.id for key in found)}")
         return found[0]
+
+    def set_key(self, key: KeyRow, on_suppressed: OnSuppressed | None) -> KeyRow:
+        """Give a key its own rule for suppressed recipients; None: as the configuration says."""
+        self._execute("set_key", id=key.id, on_suppressed=on_suppressed)
+        return dataclasses.replace(key, on_suppressed=on_suppressed)
 
     def revoke_key(self, key_id: KeyId) -> None:
         """Delete the key: as in OpenSend, it is good as long as its row is there."""

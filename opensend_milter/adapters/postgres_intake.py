@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
-import json
-import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import chain
 from typing import Any
 
+from psycopg import errors
+
+from opensend_milter.adapters import intake_rows
+from opensend_milter.adapters.intake_rows import Step, columns
 from opensend_milter.adapters.postgres import Link, statements
-from opensend_milter.core import row
 from opensend_milter.core.address import spellings
+from opensend_milter.core.errors import AlreadyStored
 from opensend_milter.core.model import (
     Accept,
     Address,
-    Attachment,
+    Earlier,
     Facts,
+    Identity,
     KeyFacts,
     Message,
     Question,
     Refuse,
+    Repeat,
     Settlement,
+    Subscription,
     UserId,
 )
 
-log = logging.getLogger(__name__)
-SQL = statements("intake")
-CHUNK_BYTES = 1_048_576
-RECORDED_CHARACTERS = 1_000
-"""Of each text in the record of a refusal: a stranger decides how long it is."""
+SQL = {**statements("intake"), **statements("billing")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Habits:
+    """What this installation does besides storing messages."""
+
+    duplicate_window: timedelta
+    """Zero: a message that is sent again is a new one, unless it has an Idempotency-Key."""
+    logs: bool
+    """Write the rows that OpenSend's dashboard shows."""
+    billing: bool
+    """Ask OpenSend's billing, and count for it."""
 
 
 class PostgresIntakeStore:
-    """One connection for one thread, opened when first needed and again after it was lost."""
+    """IntakeStore for one thread."""
 
-    def __init__(self, info: str, *, name: str, timeout_s: float) -> None:
+    def __init__(self, info: str, habits: Habits, *, name: str, timeout_s: float) -> None:
+        self._habits = habits
         self._link = Link(info, name=name, timeout_s=timeout_s)
 
     def close(self) -> None:
@@ -41,7 +60,7 @@ class PostgresIntakeStore:
         self._link.close()
 
     def facts_for(self, questions: Sequence[Question]) -> list[Facts]:
-        """Answer for a batch in one round trip."""
+        """Answer for a batch in one round trip, or in two where there is billing."""
         spelled = [
             (ordinal, recipient, spelling)
             for ordinal, question in enumerate(questions, 1)
@@ -52,142 +71,128 @@ class PostgresIntakeStore:
             "key_ids": [question.key_id for question in questions],
             "ascii_domains": [question.sender_domains[0] for question in questions],
             "unicode_domains": [question.sender_domains[1] for question in questions],
+            "idempotency_keys": [question.identity.idempotency_key for question in questions],
+            "fingerprints": [self._fingerprint(question.identity) for question in questions],
+            "window": self._habits.duplicate_window,
             "ordinals": [ordinal for ordinal, _, _ in spelled],
-            "recipients": [_clean(recipient) for _, recipient, _ in spelled],
-            "spellings": [_clean(spelling) for _, _, spelling in spelled],
+            "recipients": [intake_rows.clean(recipient) for _, recipient, _ in spelled],
+            "spellings": [intake_rows.clean(spelling) for _, _, spelling in spelled],
         }
         with self._link.lend() as connection:
-            return [_facts(found) for found in connection.execute(SQL["facts_for"], parameters)]
+            rows = connection.execute(SQL["facts_for"], parameters).fetchall()
+            subscriptions: dict[str, Subscription] = {}
+            if self._habits.billing:
+                user_ids = sorted({row[1] for row in rows if row[1] is not None})
+                subscriptions = dict(connection.execute(SQL["subscriptions_of"], {"user_ids": user_ids}))
+        return [_facts(row, subscriptions.get(row[1], "fine")) for row in rows]
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """Store a batch in one transaction; return after COMMIT."""
-        accepted = [(s.message, s.verdict) for s in settlements if isinstance(s.verdict, Accept)]
-        refused = [(s.message, s.verdict) for s in settlements if isinstance(s.verdict, Refuse)]
-        rest = [(message.id, no, at) for message, _ in accepted for no, at in _later_chunks(message)]
-        if not settlements:
+        steps = self._steps(settlements)
+        first, second = next(steps, None), next(steps, None)
+        if first is None:
             return
-        with self._link.lend() as connection:
-            if not refused and not rest:
-                connection.execute(SQL["settle"], _accept_parameters(accepted))
+        with self._link.lend() as connection, _names_taken():
+            if second is None:
+                connection.execute(SQL[first[0]], first[1])
                 return
             with connection.transaction():
-                if accepted:
-                    connection.execute(SQL["settle"], _accept_parameters(accepted))
-                if refused:
-                    connection.execute(SQL["refuse"], _refuse_parameters(refused))
-                raw = {message.id: message.raw for message, _ in accepted}
-                for email_id, chunk_no, at in rest:
-                    piece = bytes(raw[email_id][at : at + CHUNK_BYTES])
-                    connection.execute(SQL["add_chunk"], {"id": email_id, "chunk_no": chunk_no, "bytes": piece})
+                for name, parameters in chain((first, second), steps):
+                    connection.execute(SQL[name], parameters)
+
+    def _steps(self, settlements: Sequence[Settlement]) -> Iterator[Step]:
+        """Yield the statements that a batch needs, lazily: pieces of a large message are made one by one."""
+        accepted = [(s.message, s.verdict) for s in settlements if isinstance(s.verdict, Accept)]
+        if accepted:
+            # In one order everywhere: of two batches with the same messages one waits, and neither for ever.
+            yield from self._accept(sorted(accepted, key=_name))
+        refused = [intake_rows.refuse_values(s, s.verdict) for s in settlements if isinstance(s.verdict, Refuse)]
+        if refused:
+            yield "refuse", columns(refused)
+        repeats = [s.verdict.email_id for s in settlements if isinstance(s.verdict, Repeat)]
+        if repeats:
+            yield "repeat", {"ids": repeats}
+        yield from self._for_opensend(settlements)
+
+    def _accept(self, accepted: Sequence[tuple[Message, Accept]]) -> Iterator[Step]:
+        freed = [(message.session.key_id, accept) for message, accept in accepted if accept.frees]
+        if freed:
+            yield (
+                "free_names",
+                {
+                    "ids": [accept.frees for _, accept in freed],
+                    "key_ids": [key_id for key_id, _ in freed],
+                    "fingerprints": [self._fingerprint(accept.identity) for _, accept in freed],
+                },
+            )
+        staged = [(message, accept) for message, accept in accepted if intake_rows.is_staged(accept)]
+        for message, accept in staged:
+            yield from intake_rows.pieces(message, accept)
+        yield (
+            "settle",
+            columns(
+                [
+                    intake_rows.row_values(message, accept)
+                    | intake_rows.record_values(message, accept, self._fingerprint(accept.identity))
+                    for message, accept in accepted
+                ]
+            ),
+        )
+        if staged:
+            yield "unstage", {"ids": [message.id for message, _ in staged]}
+        for message, _ in accepted:
+            yield from intake_rows.later_chunks(message)
+        if touched := {message.session.key_id for message, accept in accepted if accept.touches_key}:
+            yield "touch_keys", {"ids": sorted(touched)}
+
+    def _for_opensend(self, settlements: Sequence[Settlement]) -> Iterator[Step]:
+        """Yield what OpenSend's own code would have written besides the row."""
+        if events := [intake_rows.event_values(s) for s in settlements if intake_rows.has_event(s)]:
+            yield "suppressed", columns(events)
+        if self._habits.logs and (logs := [intake_rows.log_values(s) for s in settlements if intake_rows.is_logged(s)]):
+            yield "log", columns(logs)
+        if self._habits.billing and (
+            counts := Counter(s.verdict.user_id for s in settlements if isinstance(s.verdict, Accept))
+        ):
+            yield "reserve", {"user_ids": list(counts), "counts": list(counts.values())}
+
+    def _fingerprint(self, identity: Identity) -> bytes | None:
+        return identity.fingerprint if self._habits.duplicate_window else None
 
 
-def _facts(found: tuple[Any, ...]) -> Facts:
-    known, user_id, restricted, restricted_domain, verified, suppressed = found
+def _name(accepted: tuple[Message, Accept]) -> tuple[str, bytes]:
+    identity = accepted[1].identity
+    return identity.idempotency_key or "", identity.fingerprint or b""
+
+
+@contextmanager
+def _names_taken() -> Iterator[None]:
+    """Tell a race for a message's name from other faults in the data."""
+    try:
+        yield
+    except errors.UniqueViolation as error:
+        if error.diag.constraint_name in {"fingerprints_pkey", "emails_user_id_idempotency_key_idx"} or (
+            error.diag.table_name == "emails" and "idempotency_key" in (error.diag.message_detail or "")
+        ):
+            raise AlreadyStored(str(error.diag.message_primary)) from error
+        raise
+
+
+def _facts(found: tuple[Any, ...], subscription: Subscription) -> Facts:
+    known, user_id, restricted, restricted_domain, verified, suppressed, on_suppressed, unused, *earlier = found
+    email_id, expired, content_digest = earlier
     key = KeyFacts(
-        user_id=None if user_id is None else UserId(user_id), restricted=restricted, restricted_domain=restricted_domain
+        user_id=None if user_id is None else UserId(user_id),
+        restricted=restricted,
+        restricted_domain=restricted_domain,
+        on_suppressed=on_suppressed,
+        unused_lately=unused,
     )
     return Facts(
         key=key if known else None,
         sender_domain_verified=verified,
-        suppressed=tuple((Address(address), reason) for address, reason in suppressed or ()),
+        # One that is listed in two spellings is still one recipient.
+        suppressed=tuple({Address(address): reason for address, reason in suppressed or ()}.items()),
+        earlier=Earlier(email_id=email_id, content_digest=content_digest, expired=expired) if email_id else None,
+        subscription=subscription,
     )
-
-
-def _later_chunks(message: Message) -> Iterator[tuple[int, int]]:
-    return enumerate(range(CHUNK_BYTES, message.size, CHUNK_BYTES), 1)
-
-
-def _accept_parameters(accepted: Sequence[tuple[Message, Accept]]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {}
-    for message, verdict in accepted:
-        for name, value in (_row_values(message, verdict) | _record_values(message, verdict)).items():
-            columns.setdefault(name, []).append(value)
-    return columns
-
-
-def _row_values(message: Message, verdict: Accept) -> dict[str, Any]:
-    reading = verdict.reading
-    shown = row.recipients(message.envelope.recipients, reading)
-    return {
-        "ids": message.id,
-        "senders": _clean(row.sender(reading.sender)),
-        "to_lists": _json(shown.to),
-        "cc_lists": _json(shown.cc),
-        "bcc_lists": _json(shown.bcc),
-        "reply_tos": _json([mailbox.address for mailbox in reading.reply_to]),
-        "subjects": _clean(reading.subject),
-        "htmls": _clean(reading.html),
-        "texts": _clean(reading.text),
-        "header_objects": _json(row.headers(reading)),
-        "attachment_lists": _json([_attachment(attachment) for attachment in reading.attachments]),
-        "user_ids": verdict.user_id,
-        "received_ats": message.received_at,
-    }
-
-
-def _record_values(message: Message, verdict: Accept) -> dict[str, Any]:
-    return {
-        "key_ids": message.session.key_id,
-        "front_doors": message.session.front_door,
-        "queue_ids": message.queue_id,
-        "client_addresses": message.session.client_address,
-        "tls": message.session.tls,
-        "envelope_senders": _clean(message.envelope.sender),
-        "from_addresses": _clean(verdict.reading.sender.address),
-        "recipients": _json(message.envelope.recipients),
-        "message_ids": verdict.reading.message_id and _clean(verdict.reading.message_id),
-        "sizes": message.size,
-        "digests": message.sha256,
-        "chunk_numbers": 0,
-        "first_chunks": bytes(message.raw[:CHUNK_BYTES]),
-        "job_ids": message.id,
-        "job_user_ids": verdict.user_id,
-    }
-
-
-def _refuse_parameters(refused: Sequence[tuple[Message, Refuse]]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {}
-    for message, refusal in refused:
-        values = {
-            "rules": refusal.rule.value,
-            "codes": refusal.code,
-            "enhanced": refusal.enhanced,
-            "texts": _clean(refusal.text[:RECORDED_CHARACTERS]),
-            "front_doors": message.session.front_door,
-            "queue_ids": message.queue_id,
-            "client_addresses": message.session.client_address,
-            "key_ids": _clean(message.session.key_id[:RECORDED_CHARACTERS]),
-            "senders": _clean(message.envelope.sender[:RECORDED_CHARACTERS]),
-            "recipients": _json(message.envelope.recipients),
-            "message_ids": None,
-            "sizes": message.size,
-        }
-        for name, value in values.items():
-            columns.setdefault(name, []).append(value)
-    return columns
-
-
-def _attachment(attachment: Attachment) -> dict[str, str]:
-    fields = {
-        "filename": attachment.filename,
-        "content": attachment.content,
-        "content_type": attachment.content_type,
-    }
-    return fields | ({"content_id": attachment.content_id} if attachment.content_id else {})
-
-
-def _json(value: Sequence[str] | Sequence[dict[str, str]] | dict[str, str]) -> str:
-    if isinstance(value, dict):
-        return json.dumps(_clean_object(value))
-    return json.dumps([_clean_object(item) if isinstance(item, dict) else _clean(item) for item in value])
-
-
-def _clean_object(fields: dict[str, str]) -> dict[str, str]:
-    return {_clean(name): _clean(text) for name, text in fields.items()}
-
-
-def _clean(text: str) -> str:
-    """Make any text one that Postgres takes: without NUL, without half a surrogate pair."""
-    if not text.isascii():
-        text = text.encode("utf-8", "replace").decode("utf-8")
-    return text.replace("\x00", "\ufffd")

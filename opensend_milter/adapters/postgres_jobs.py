@@ -32,8 +32,11 @@ Parameters = Mapping[str, Any]
 class PostgresJobStore:
     """One connection for one thread, opened when first needed and again after it was lost."""
 
-    def __init__(self, info: str, *, worker: str, lease_s: float, timeout_s: float, hand_over: bool) -> None:
+    def __init__(
+        self, info: str, *, worker: str, lease_s: float, timeout_s: float, hand_over: bool, duplicate_window: timedelta
+    ) -> None:
         """With `hand_over` an announced job is OpenSend's business: its row goes. Else it is announced again."""
+        self._duplicate_window = duplicate_window
         self._worker = worker
         self._lease = timedelta(seconds=lease_s)
         self._hand_over = hand_over
@@ -168,9 +171,10 @@ class PostgresJobStore:
         return len(given_back) + len(uncertain)
 
     def prune(self) -> int:
-        """Delete old refusals, and beside OpenSend the jobs whose email its ingester has sent. Return how many."""
-        age, keep = {"age": REFUSALS_FOR}, {"keep": REFUSALS_KEPT}
-        deleted = self._prune("prune_old_refusals", age) + self._prune("prune_surplus_refusals", keep)
+        """Delete old refusals and names, and jobs of emails that OpenSend's ingester has sent. Return how many."""
+        deleted = self._prune("prune_old_refusals", {"age": REFUSALS_FOR})
+        deleted += self._prune("prune_surplus_refusals", {"keep": REFUSALS_KEPT})
+        deleted += self._prune("prune_fingerprints", {"age": self._duplicate_window})
         return deleted + (self._prune("prune_jobs", {}) if self._hand_over else 0)
 
     def _prune(self, name: str, parameters: Parameters) -> int:

@@ -7,7 +7,7 @@ import shlex
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -39,6 +39,7 @@ Authority = Annotated[
         "then verify against it.",
     ),
 ]
+KeyIdPrefix = Annotated[str, typer.Argument(metavar="ID", help="Id of the key, or its first characters.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def list_(user: admin.OnlyOf = None, config: ConfigPath = None, as_json: AsJson 
     """List keys, oldest first; what is shown of a key is its first and last characters."""
     with admin.opened(config) as (_, store):
         keys = store.list_keys(user)
-    columns = ["ID", "NAME", "USER", "KEY", "PERMISSION", "DOMAIN", "CREATED", "LAST USED"]
+    columns = ["ID", "NAME", "USER", "KEY", "PERMISSION", "DOMAIN", "ON SUPPRESSED", "CREATED", "LAST USED"]
     show(
         keys,
         as_json=as_json,
@@ -102,6 +103,7 @@ def list_(user: admin.OnlyOf = None, config: ConfigPath = None, as_json: AsJson 
                     key.preview,
                     key.permission,
                     _domain(key),
+                    key.on_suppressed,
                     key.created_at,
                     key.last_used_at,
                 )
@@ -111,9 +113,29 @@ def list_(user: admin.OnlyOf = None, config: ConfigPath = None, as_json: AsJson 
     )
 
 
+@app.command("set")
+def set_(
+    key_id: KeyIdPrefix,
+    on_suppressed: Annotated[
+        Literal["reject-message", "drop-recipient", "default"],
+        typer.Option(
+            "--on-suppressed",
+            help="A suppressed recipient: refuse the message, or send it to the others; `default`: as the "
+            "configuration says.",
+        ),
+    ],
+    config: ConfigPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a key its own rules; they hold from the next message on."""
+    with admin.opened(config) as (_, store):
+        key = store.set_key(store.find_key(key_id), None if on_suppressed == "default" else on_suppressed)
+    show(key, as_json=as_json, table=lambda: f"key {key.id} ({plain(key.name)}): on suppressed {on_suppressed}")
+
+
 @app.command("revoke")
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the key, or its first characters.")],
+    key_id: KeyIdPrefix,
     yes: admin.Yes = False,
     config: ConfigPath = None,
     as_json: AsJson = False,

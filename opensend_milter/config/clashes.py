@@ -38,6 +38,8 @@ def clashes(config: Config) -> Iterator[Clash]:
             "auth.dovecot_socket": config.auth.dovecot_socket,
         },
     )
+    if config.billing == "stripe" and config.profile != "opensend":
+        yield Clash(("billing", "profile"), "none, because only OpenSend has billing", shown(config.billing))
     if config.milter.soft_timeout_s >= config.milter.hard_timeout_s:
         yield Clash(
             ("milter.soft_timeout_s", "milter.hard_timeout_s"),

@@ -23,7 +23,7 @@ from opensend_milter.config.option import (
     option,
     whole,
 )
-from opensend_milter.core.model import Limits
+from opensend_milter.core.model import Limits, OnSuppressed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +186,17 @@ class Policy:
         "`verified`: From must be a verified domain of the key's user; `restricted-only`: only a restricted key is "
         "held to its domain",
     )
+    on_suppressed: OnSuppressed = option(
+        "reject-message",
+        "a suppressed recipient: `reject-message` refuses the message, `drop-recipient` sends it to the others; "
+        "`key set` gives a key its own rule",
+    )
+    duplicate_window_s: int = option(
+        3600,
+        "a message with the same Message-ID, envelope and content that comes again within this time is answered 250 "
+        "and not stored again; 0: off",
+        check=whole(0, 604_800),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +249,11 @@ class Config:
 
     profile: Literal["standalone", "opensend"] = option(
         "standalone", "`standalone`: our worker delivers; `opensend`: beside OpenSend, whose ingester delivers"
+    )
+    billing: Literal["none", "stripe"] = option(
+        "none",
+        "`stripe`: ask OpenSend's billing and count for it, as its REST API does where it has the same setting",
+        env="BILLING_BACKEND",
     )
     database: Database = field(default_factory=Database)
     smtp: Smtp = field(default_factory=Smtp)

@@ -20,6 +20,9 @@ _TOKEN = re.compile(
     | (?P<special>[()<>@,;:.])""",
     re.VERBOSE,
 )
+_ATOMS = r"[A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*"
+_USUAL = re.compile(rf"[ ]*(?:([A-Za-z0-9]+(?: [A-Za-z0-9]+)*) <({_ATOMS}@{_ATOMS})>|({_ATOMS}@{_ATOMS}))[ ]*")
+"""What almost every From and To is: one mailbox of plain words. The reader below says the same of it, more slowly."""
 _ATEXT = r"""[^\s()<>@,;:\\".\[\]\x00-\x1f\x7f]"""
 _DOT_ATOM = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*")
 _MAILBOX = re.compile(
@@ -53,6 +56,9 @@ def parse_addresses(value: str, *, at_most: int, plain: bool = False) -> tuple[M
 
     Raise NotAnAddressListError where anything in it is not an address, a comment or a group.
     """
+    usual = _USUAL.fullmatch(value)
+    if usual:
+        return (Mailbox(usual[1] or "", Address(usual[2] or usual[3])),)
     return tuple(_Reader(value, at_most, plain=plain).read())
 
 

@@ -5,6 +5,7 @@ OpensendError
   UsageError             a request of the operator that cannot be done: exit 64
   TemporaryError         try again: 451, HTTP 503, back to the queue
     StoreUnavailable
+    AlreadyStored        somebody else stored the same message a moment ago: judge it again
     QueueUnavailable
     DeliveryDeferred
   PermanentError         never again: 554, HTTP 422, dead letter
@@ -41,6 +42,10 @@ class TemporaryError(OpensendError):
 
 class StoreUnavailable(TemporaryError):  # noqa: N818  # the tree reads as mail says it
     """The database does not answer."""
+
+
+class AlreadyStored(TemporaryError):  # noqa: N818
+    """The same message was stored a moment ago."""
 
 
 class QueueUnavailable(TemporaryError):  # noqa: N818

@@ -11,9 +11,20 @@ from dataclasses import dataclass, field
 
 from opensend_milter.core import maillog
 from opensend_milter.core.address import domain_of, normal_domain, unicode_domain
-from opensend_milter.core.errors import TemporaryError
+from opensend_milter.core.errors import AlreadyStored, TemporaryError
+from opensend_milter.core.identity import identify
 from opensend_milter.core.message import read
-from opensend_milter.core.model import Message, Outcome, Question, Reading, Refuse, Settlement, Verdict
+from opensend_milter.core.model import (
+    Accept,
+    Identity,
+    Message,
+    Outcome,
+    Question,
+    Reading,
+    Refuse,
+    Repeat,
+    Settlement,
+)
 from opensend_milter.core.policy import OURS, Policy
 from opensend_milter.core.ports import IntakeStore
 
@@ -28,41 +39,50 @@ class Intake:
     policy: Policy
 
     def accept(self, messages: Sequence[Message]) -> list[Outcome]:
-        """Judge and store a batch of one or many. An id means that COMMIT returned and the message is ours."""
-        verdicts: list[Verdict] = [OURS] * len(messages)
-        readings: list[tuple[int, Reading]] = []
-        for place, message in enumerate(messages):
-            reading = self._read(message)
-            if isinstance(reading, Refuse):
-                verdicts[place] = reading
-            else:
-                readings.append((place, reading))
-        questions = [_question(messages[place], reading) for place, reading in readings]
-        facts = self.store.facts_for(questions) if questions else []
-        for (place, reading), known in zip(readings, facts, strict=True):
-            verdicts[place] = self.policy.judge(messages[place], reading, known)
-        self.store.settle(
-            [Settlement(message=m, verdict=v) for m, v in zip(messages, verdicts, strict=True) if v is not OURS]
-        )
-        return [v if isinstance(v, Refuse) else m.id for m, v in zip(messages, verdicts, strict=True)]
+        """Judge and store a batch of one or many. An id means that COMMIT returned and the message is ours.
 
-    def _read(self, message: Message) -> Reading | Refuse:
+        Raise AlreadyStored where one of them was stored by somebody else meanwhile, and nothing of the batch.
+        """
+        settlements = [Settlement(message=message, verdict=OURS) for message in messages]
+        known: list[tuple[int, Reading, Identity]] = []
+        for place, message in enumerate(messages):
+            found = self._read(message)
+            if isinstance(found, Refuse):
+                settlements[place] = Settlement(message=message, verdict=found)
+            else:
+                known.append((place, *found))
+        questions = [_question(messages[place], reading, identity) for place, reading, identity in known]
+        facts = self.store.facts_for(questions) if questions else []
+        for (place, reading, identity), about in zip(known, facts, strict=True):
+            settlements[place] = Settlement(
+                message=messages[place],
+                verdict=self.policy.judge(messages[place], reading, identity, about),
+                user_id=about.key.user_id if about.key else None,
+                suppressed=about.suppressed,
+                message_id=reading.message_id,
+            )
+        self.store.settle([settlement for settlement in settlements if settlement.verdict is not OURS])
+        return [one.message.id if isinstance(one.verdict, Accept) else one.verdict for one in settlements]
+
+    def _read(self, message: Message) -> tuple[Reading, Identity] | Refuse:
         if refusal := message.fault or self.policy.refuse_size(message.size):
             return refusal
         try:
-            return read(message.raw, self.policy.limits)
+            reading = read(message.raw, self.policy.limits)
+            return reading if isinstance(reading, Refuse) else (reading, identify(message, reading))
         except Exception:
             # One message that trips over a fault of ours must not tempfail its neighbours in the batch.
             log.exception("%s: could not be read", message.queue_id)
             return OURS
 
 
-def _question(message: Message, reading: Reading) -> Question:
+def _question(message: Message, reading: Reading, identity: Identity) -> Question:
     domain = normal_domain(domain_of(reading.sender.address)) or ""
     return Question(
         key_id=message.session.key_id,
         sender_domains=(domain, unicode_domain(domain)),
         recipients=message.envelope.recipients,
+        identity=identity,
     )
 
 
@@ -126,10 +146,13 @@ class Gatherer:
                 waiting.outcome = OURS
         outcome = waiting.outcome or OURS
         waited_ms = (time.monotonic() - waiting.since) * 1000
-        if isinstance(outcome, Refuse):
-            maillog.refused(message, outcome, waited_ms)
-        else:
-            maillog.accepted(message, outcome, waited_ms)
+        match outcome:
+            case Refuse():
+                maillog.refused(message, outcome, waited_ms)
+            case Repeat():
+                maillog.repeated(message, outcome.email_id, waited_ms)
+            case email_id:
+                maillog.accepted(message, email_id, waited_ms)
         return outcome
 
     def _run(self) -> None:
@@ -164,9 +187,13 @@ class Gatherer:
             waiting.outcome = outcome
             waiting.done.set()
 
-    def _outcomes(self, messages: list[Message]) -> list[Outcome]:
+    def _outcomes(self, messages: list[Message], *, again: bool = False) -> list[Outcome]:
         try:
             return self._intake.accept(messages)
+        except AlreadyStored:
+            if again:
+                return [OURS for _ in messages]
+            return [self._outcomes([message], again=True)[0] for message in messages]
         except TemporaryError as error:
             log.warning("batch of %d not stored: %s", len(messages), error)
             return [OURS for _ in messages]

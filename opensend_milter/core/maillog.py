@@ -27,6 +27,20 @@ def accepted(message: Message, email_id: EmailId, waited_ms: float) -> None:
     )
 
 
+def repeated(message: Message, email_id: EmailId, waited_ms: float) -> None:
+    """Note that the client is told 250 for what it had sent before."""
+    log.info(
+        "%s: email=%s key=%s client=%s size=%d nrcpt=%d status=repeated delay_ms=%.1f",
+        message.queue_id,
+        email_id,
+        message.session.key_id,
+        message.session.client_address,
+        message.size,
+        len(message.envelope.recipients),
+        waited_ms,
+    )
+
+
 def refused(message: Message, refusal: Refuse, waited_ms: float) -> None:
     """Note that the client is told why not."""
     log.info(

@@ -6,15 +6,10 @@ what a part claims of itself (charset, encoding, boundary) is taken as mail clie
 
 from __future__ import annotations
 
-import binascii
 import mimetypes
-import quopri
 import re
-from base64 import encodebytes
 from collections.abc import Iterator
 from dataclasses import dataclass
-from email.message import Message as HeaderParameters
-from email.utils import collapse_rfc2231_value
 
 from opensend_milter.core.address import (
     NotAnAddressListError,
@@ -22,7 +17,10 @@ from opensend_milter.core.address import (
     parse_addresses,
     parse_some_addresses,
 )
-from opensend_milter.core.model import Attachment, Buffer, Limits, Mailbox, Reading, Refuse, Rule
+from opensend_milter.core.control import ControlFieldError, Wishes, wishes
+from opensend_milter.core.mime import PartHeader, part_header
+from opensend_milter.core.model import Attachment, Limits, Mailbox, Reading, Refuse, Rule
+from opensend_milter.core.transfer import Base64, Buffer, decoded
 
 _FOLD = re.compile(rb"\r?\n(?=[ \t])")
 _FIELD_END = re.compile(rb"\n(?![ \t])")
@@ -30,12 +28,15 @@ _HEADER_END = re.compile(rb"\n\r?\n")
 _EMPTY_LINE = re.compile(rb"\r?\n")
 _AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]*(?:\r?\n|\Z)")
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
-_WRAPPED_BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{76}\r\n)*[A-Za-z0-9+/]{2,76}={0,2}\r\n")
-_NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
 _EIGHT_BIT = re.compile(rb"[\x80-\xff]")
-_OF_A_PART = frozenset({"content-type", "content-disposition", "content-transfer-encoding", "content-id"})
-_PARAMETER_BYTES = 16_384
-"""Longest value whose parameters are read: decoding RFC 2231 continuations is quadratic."""
+_KEPT_PARAMETERS = ("method", "smime-type", "charset")
+_TYPES = mimetypes.MimeTypes()
+"""Without this host's own table: a name must not depend on which packages are installed."""
+_TYPES.add_type("text/calendar", ".ics")
+_CONTENT_ID = re.compile(r"[!-~]{1,255}")
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_KIND = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,80}/[A-Za-z0-9!#$&^_.+-]{1,80}")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,80}")
 _FIELD_BYTES = 54_000
 """Longest header field, folding included: Postfix cuts one at 60,000 without a word, at a line's end before that."""
 
@@ -65,7 +66,9 @@ def header_fields(raw: Buffer, start: int, end: int) -> tuple[list[tuple[str, by
 
 def has_longer_line(raw: Buffer, octets: int) -> bool:
     """Tell whether a line, its CRLF included, is longer than that."""
-    return re.search(rb"[^\n]{%d}" % octets, raw) is not None
+    line = rb"[^\n]{%d}" % octets
+    # Only from line to line: begun at each octet, the search would read each line as often as it is long.
+    return re.match(line, raw) is not None or re.search(rb"\n" + line, raw) is not None
 
 
 def has_eight_bit(raw: Buffer) -> bool:
@@ -101,8 +104,9 @@ def _read(raw: Buffer, limits: Limits) -> Reading:
         subject=decode_words(_first(unfolded, "subject") or ""),
         message_id=_first(unfolded, "message-id"),
         fields=unfolded,
-        text="\n".join(text),
-        html="\n".join(html),
+        wishes=_wishes(unfolded),
+        text="\r\n".join(text),
+        html="\r\n".join(html),
         attachments=tuple(attachments),
     )
 
@@ -124,6 +128,13 @@ def _only_sender(fields: tuple[tuple[str, str], ...], limits: Limits) -> Mailbox
     if len(found) != 1:
         raise _no(Rule.FROM_NOT_ONE, f"the From header field holds {len(found)} addresses; it must hold exactly one")
     return found[0]
+
+
+def _wishes(fields: tuple[tuple[str, str], ...]) -> Wishes:
+    try:
+        return wishes(fields)
+    except ControlFieldError as error:
+        raise _RefusedError(Refuse(code=554, enhanced="5.6.0", text=str(error), rule=Rule.CONTROL_FIELD)) from None
 
 
 def _mailboxes(fields: tuple[tuple[str, str], ...], name: str, limits: Limits) -> tuple[Mailbox, ...]:
@@ -154,78 +165,51 @@ class _Part:
     raw: Buffer
     start: int
     end: int
+    header: PartHeader
     kind: str
-    parameters: HeaderParameters
 
     @property
     def is_body(self) -> bool:
         return (
             self.kind in {"text/plain", "text/html"}
-            and self.parameters.get_content_disposition() != "attachment"
+            and self.header.disposition != "attachment"
             and self._filename() is None
         )
 
-    @property
-    def encoding(self) -> str:
-        return str(self.parameters.get("content-transfer-encoding", "")).strip().lower()
-
-    def _bytes(self) -> bytes:
-        return bytes(self.raw[self.start : self.end])
-
-    def decoded(self) -> bytes:
-        """Undo the transfer encoding, dropping what does not belong into it, as mail clients do."""
-        if self.encoding == "base64":
-            letters = _NOT_BASE64.sub(b"", self._bytes())
-            letters = letters[:-1] if len(letters) % 4 == 1 else letters
-            return binascii.a2b_base64(letters + b"=" * (-len(letters) % 4))
-        if self.encoding == "quoted-printable":
-            return quopri.decodestring(self._bytes())
-        return self._bytes()
-
     def text(self) -> str:
-        charset = self.parameters.get_content_charset() or "utf-8"
-        content = self.decoded()
+        charset = self.header.parameters.get("charset", "").lower() or "utf-8"
+        content = b"".join(decoded(self.raw, self.start, self.end, self.header.encoding))
         try:
-            decoded = content.decode("utf-8" if charset == "us-ascii" else charset, "replace")
+            text = content.decode("utf-8" if charset == "us-ascii" else charset, "replace")
         except (LookupError, ValueError):
-            decoded = content.decode("utf-8", "replace")
-        return decoded.replace("\x00", "\ufffd")
+            text = content.decode("utf-8", "replace")
+        return _LINE_END.sub("\r\n", text).replace("\x00", "\ufffd")
 
     def attachment(self, number: int) -> Attachment:
-        content_id = str(self.parameters.get("content-id", "")).strip(" \t<>")
         return Attachment(
             filename=self._filename() or self._default_name(number),
-            content_type=self.kind,
-            content_id=_one_line(content_id) or None,
-            content=self._base64(),
+            content_type=self._content_type(),
+            content_id=self.header.content_id if _CONTENT_ID.fullmatch(self.header.content_id) else None,
+            content=Base64.of(self.raw, self.start, self.end, self.header.encoding),
         )
 
-    def _base64(self) -> str:
-        """Return base64 in lines of 76: taken over as sent where it is that already."""
-        if self.encoding == "base64":
-            sent = self._bytes().rstrip(b"\r\n") + b"\r\n"
-            if _WRAPPED_BASE64.fullmatch(sent) and not _odd(sent):
-                return sent.decode("ascii")
-        return encodebytes(self.decoded()).replace(b"\n", b"\r\n").decode("ascii")
+    def _content_type(self) -> str:
+        """Keep the parameters without which a part is something else: an invitation, an S/MIME message."""
+        found = ((name, self.header.parameters.get(name, "")) for name in _KEPT_PARAMETERS)
+        # A part of type message must not be base64 (RFC 2046, 5.2), which is all that OpenSend's row has.
+        fits = _KIND.fullmatch(self.kind) and not self.kind.startswith("message/")
+        kind = self.kind if fits else "application/octet-stream"
+        return kind + "".join(f"; {name}={value}" for name, value in found if _TOKEN.fullmatch(value))
 
     def _filename(self) -> str | None:
-        for header, parameter in (("content-disposition", "filename"), ("content-type", "name")):
-            found = self.parameters.get_param(parameter, None, header)
-            if isinstance(found, str | tuple):
-                name = _one_line(decode_words(collapse_rfc2231_value(found)))
-                if name:
-                    return name[-255:]
-        return None
+        if not self.header.filename:
+            return None
+        return _one_line(decode_words(self.header.filename))[-255:] or None
 
     def _default_name(self, number: int) -> str:
         if self.kind == "message/rfc822":
             return f"message-{number}.eml"
-        return f"attachment-{number}{mimetypes.guess_extension(self.kind) or '.bin'}"
-
-
-def _odd(wrapped: bytes) -> bool:
-    """Tell whether base64 letters do not fill whole groups of four."""
-    return (len(wrapped) - 2 * wrapped.count(b"\r\n")) % 4 != 0
+        return f"attachment-{number}{_TYPES.guess_extension(self.kind) or '.bin'}"
 
 
 def _one_line(text: str) -> str:
@@ -243,13 +227,12 @@ def _leaves(raw: Buffer, fields: list[tuple[str, bytes]], body: int, limits: Lim
             raise _beyond(f"more than {limits.max_parts} MIME parts")
         if depth > limits.max_depth:
             raise _beyond(f"MIME parts nested more than {limits.max_depth} deep")
-        parameters = _parameters(fields)
-        kind = parameters.get_content_type()
-        boundary = parameters.get_boundary() if kind.startswith("multipart/") else None
-        spans = list(_spans(raw, start, end, boundary, limits.max_parts)) if boundary else []
+        header = part_header((name, _text(value)) for name, value in fields if name.startswith("content-"))
+        spans = list(_spans(raw, start, end, header.boundary, limits.max_parts)) if header.boundary else []
         if not spans:
             # A multipart that cannot be split is shown as text, as mail clients do.
-            yield _Part(raw, start, end, "text/plain" if kind.startswith("multipart/") else kind, parameters)
+            kind = "text/plain" if header.kind.startswith("multipart/") else header.kind
+            yield _Part(raw, start, end, header, kind)
             continue
         for inner_start, inner_end in reversed(spans):
             inner, inner_body = header_fields(raw, inner_start, inner_end)
@@ -278,15 +261,6 @@ def _spans(raw: Buffer, start: int, end: int, boundary: str, at_most: int) -> It
         begun = at = rest.end()
     if begun is not None:
         yield begun, end
-
-
-def _parameters(fields: list[tuple[str, bytes]]) -> HeaderParameters:
-    """Lend the standard library's reader of MIME parameters the few fields it needs."""
-    parameters = HeaderParameters()
-    for name, value in fields:
-        if name in _OF_A_PART and name not in parameters and len(value) <= _PARAMETER_BYTES:
-            parameters[name] = _text(value)
-    return parameters
 
 
 def _no(rule: Rule, text: str) -> _RefusedError:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Literal, NewType
+
+from opensend_milter.core.control import Wishes
+from opensend_milter.core.transfer import Base64, Buffer
 
 EmailId = NewType("EmailId", str)
 KeyId = NewType("KeyId", str)
@@ -14,8 +16,9 @@ UserId = NewType("UserId", str)
 Address = NewType("Address", str)
 
 FrontDoor = Literal["smtp", "http"]
-Buffer = bytes | mmap.mmap
-"""Bytes of a message: in memory, or mapped from the spool when it is large."""
+OnSuppressed = Literal["reject-message", "drop-recipient"]
+Subscription = Literal["fine", "none", "past_due", "missing_plan", "legacy_free"]
+"""What OpenSend's billing says of a user; `fine` also where there is no billing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +68,12 @@ class Mailbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
-    """A part as OpenSend's row carries it: `content` is base64, wrapped at 76 columns with CRLF."""
+    """A part that is no body."""
 
     filename: str
     content_type: str
     content_id: str | None
-    content: str
+    content: Base64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,7 @@ class Reading:
     message_id: str | None
     fields: tuple[tuple[str, str], ...]
     """Every header field: lower-case name, unfolded value."""
+    wishes: Wishes
     text: str
     html: str
     attachments: tuple[Attachment, ...]
@@ -92,7 +96,17 @@ class Reading:
     @property
     def attachment_bytes(self) -> int:
         """Sum of the attachments as base64, line ends not counted."""
-        return sum(len(a.content) - 2 * a.content.count("\r\n") for a in self.attachments)
+        return sum(attachment.content.letters for attachment in self.attachments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """By what a message is known when it is sent again."""
+
+    content_digest: bytes
+    fingerprint: bytes | None
+    """None where the client gave the message no name: it is never taken for a repetition."""
+    idempotency_key: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +117,7 @@ class Question:
     sender_domains: tuple[str, str]
     """From's domain, with A-labels and with U-labels."""
     recipients: tuple[Address, ...]
+    identity: Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +129,21 @@ class KeyFacts:
     """The key is bound to a domain."""
     restricted_domain: str | None
     """That domain's name; None where the key names a domain that is not its user's."""
+    on_suppressed: OnSuppressed | None = None
+    """The key's own rule, where it has one."""
+    unused_lately: bool = False
+    """Its last use is to be noted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """A message taken before, under the same name."""
+
+    email_id: EmailId
+    content_digest: bytes | None
+    """None where OpenSend's REST API took it."""
+    expired: bool
+    """Its name is free again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +154,9 @@ class Facts:
     sender_domain_verified: bool
     suppressed: tuple[tuple[Address, str], ...]
     """Recipients on the suppression list, each with its reason."""
+    earlier: Earlier | None = None
+    """Known by the idempotency key or the fingerprint."""
+    subscription: Subscription = "fine"
 
 
 class Rule(Enum):
@@ -142,7 +175,10 @@ class Rule(Enum):
     TOO_MANY_RECIPIENTS = "too-many-recipients"
     TOO_LARGE = "too-large"
     ATTACHMENTS_TOO_LARGE = "attachments-too-large"
-    MALFORMED = "malformed"
+    CONTROL_FIELD = "control-field"
+    QUOTA = "quota"
+    DUPLICATE_KEY = "duplicate-key"
+    SANDBOX_MIXED = "sandbox-mixed"
     BEYOND_LIMITS = "beyond-limits"
     CANNOT_CARRY = "cannot-carry"
     OURS = "ours"
@@ -165,10 +201,25 @@ class Accept:
 
     user_id: UserId
     reading: Reading
+    identity: Identity
+    recipients: tuple[Address, ...]
+    dropped: tuple[tuple[Address, str], ...] = ()
+    """Suppressed recipients that are left out, each with its reason."""
+    scheduled_at: datetime | None = None
+    frees: EmailId | None = None
+    """An earlier message whose name is used again after its time."""
+    touches_key: bool = False
 
 
-Verdict = Accept | Refuse
-Outcome = EmailId | Refuse
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeat:
+    """The message is ours already: nothing is stored, and the client is told 250."""
+
+    email_id: EmailId
+
+
+Verdict = Accept | Repeat | Refuse
+Outcome = EmailId | Repeat | Refuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +228,12 @@ class Settlement:
 
     message: Message
     verdict: Verdict
+    user_id: UserId | None = None
+    """Whose key it was, also of a refusal, as far as known."""
+    suppressed: tuple[tuple[Address, str], ...] = ()
+    """What the suppression list said, for OpenSend's event."""
+    message_id: str | None = None
+    """As the client gave it, where the message could be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +258,8 @@ class Carries:
     max_line_octets: int | None = 1_000
     """CRLF included (RFC 5321, 4.5.3.1.6)."""
     eight_bit: bool = True
+    utf8_addresses: bool = True
+    """SMTPUTF8 (RFC 6531)."""
 
 
 class JobState(Enum):

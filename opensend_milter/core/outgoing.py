@@ -11,13 +11,12 @@ from datetime import UTC
 from email.utils import format_datetime
 
 from opensend_milter.core.address import domain_of, normal_domain
+from opensend_milter.core.control import is_control
 from opensend_milter.core.errors import PermanentError
 from opensend_milter.core.model import Address, Job
 
 MOST_HOPS = 50
 NEVER_SENT = ("bcc", "resent-bcc")
-CONTROL_PREFIXES = ("x-opensend-",)
-"""Fields by which a client speaks to us, not to the recipients."""
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _HEADER_END = re.compile(rb"\A\r\n|(?<=\r\n)\r\n")
@@ -36,11 +35,7 @@ def outgoing(job: Job, *, hostname: str) -> bytes:
     names = [_name(field) for field in fields]
     if names.count("received") > MOST_HOPS:
         raise PermanentError(f"5.4.6 mail loop: more than {MOST_HOPS} Received fields")
-    kept = [
-        field
-        for name, field in zip(names, fields, strict=True)
-        if name not in NEVER_SENT and not name.startswith(CONTROL_PREFIXES)
-    ]
+    kept = [field for name, field in zip(names, fields, strict=True) if name not in NEVER_SENT and not is_control(name)]
     return b"".join([_received(job, hostname), *_missing(job, names), *kept, body])
 
 

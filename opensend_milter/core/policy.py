@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Literal
 
 from opensend_milter.core.address import domain_of, normal_domain
 from opensend_milter.core.message import has_eight_bit, has_longer_line
 from opensend_milter.core.model import (
     Accept,
+    Address,
     Carries,
+    Earlier,
     Facts,
+    Identity,
     KeyFacts,
     Limits,
     Message,
+    OnSuppressed,
     Reading,
     Refuse,
+    Repeat,
     Rule,
+    Subscription,
     UserId,
     Verdict,
 )
@@ -34,6 +42,10 @@ _REVOKED = Refuse(
     text="the API key was revoked or has no owner; log in with a valid key",
     rule=Rule.KEY_REVOKED,
 )
+LONGEST_DELAY = timedelta(days=30)
+_SANDBOX = re.compile(
+    r"(?:(delivered|bounced|complained)(?:\+[^@]*)?|(suppressed))@resend\.dev", re.IGNORECASE | re.ASCII
+)
 _SHOWN_SUPPRESSED = 5
 """A reply line has room for so many; the record has them all."""
 
@@ -45,6 +57,9 @@ class Policy:
     limits: Limits
     carries: Carries
     sender_domains: Literal["verified", "restricted-only"]
+    on_suppressed: OnSuppressed = "reject-message"
+    sandbox_addresses: bool = False
+    """OpenSend's ingester treats `delivered@resend.dev` and its like as a play."""
 
     def refuse_size(self, size: int) -> Refuse | None:
         """Refuse what is too large to be read at all."""
@@ -53,16 +68,41 @@ class Policy:
         text = f"message of {size} octets is over the limit of {self.limits.max_message_bytes}"
         return Refuse(code=552, enhanced="5.3.4", text=text, rule=Rule.TOO_LARGE)
 
-    def judge(self, message: Message, reading: Reading, facts: Facts) -> Verdict:
+    def judge(self, message: Message, reading: Reading, identity: Identity, facts: Facts) -> Verdict:
         """Decide; without I/O, so that the same facts always give the same verdict."""
-        if facts.key is None or facts.key.user_id is None:
+        key = facts.key
+        if key is None or key.user_id is None:
             return _REVOKED
+        if facts.earlier is not None and not facts.earlier.expired:
+            return _again(identity, facts.earlier)
+        dropped = facts.suppressed if self._drops(message, key, facts) else ()
+        scheduled_at = _moment(reading.wishes.send_at, message.received_at)
         refusal = (
-            self._refuse_sender(facts.key, reading, facts)
-            or self._refuse_recipients(message, facts)
+            self._refuse_sender(key, reading, facts)
+            or _refuse_subscription(facts.subscription)
+            or self._refuse_recipients(message, facts, dropped)
             or self._refuse_content(message, reading)
+            or _refuse_moment(scheduled_at, message.received_at)
         )
-        return refusal or Accept(user_id=UserId(facts.key.user_id), reading=reading)
+        if refusal:
+            return refusal
+        left_out = {address for address, _ in dropped}
+        return Accept(
+            user_id=UserId(key.user_id),
+            reading=reading,
+            identity=identity,
+            recipients=tuple(address for address in message.envelope.recipients if address not in left_out),
+            dropped=dropped,
+            scheduled_at=scheduled_at,
+            frees=facts.earlier.email_id if facts.earlier else None,
+            touches_key=key.unused_lately,
+        )
+
+    def _drops(self, message: Message, key: KeyFacts, facts: Facts) -> bool:
+        """Tell whether suppressed recipients are left out; a message with no other recipient is refused."""
+        rule = key.on_suppressed or self.on_suppressed
+        suppressed = {address for address, _ in facts.suppressed}
+        return rule == "drop-recipient" and len(suppressed) < len(message.envelope.recipients)
 
     def _refuse_sender(self, key: KeyFacts, reading: Reading, facts: Facts) -> Refuse | None:
         shown = domain_of(reading.sender.address)
@@ -81,12 +121,17 @@ class Policy:
             return _refuse(Rule.FROM_UNVERIFIED, text)
         return None
 
-    def _refuse_recipients(self, message: Message, facts: Facts) -> Refuse | None:
+    def _refuse_recipients(
+        self, message: Message, facts: Facts, dropped: tuple[tuple[Address, str], ...]
+    ) -> Refuse | None:
         count = len(message.envelope.recipients)
         if count > self.limits.max_recipients:
             text = f"{count} recipients are over the limit of {self.limits.max_recipients}; send several messages"
             return Refuse(code=550, enhanced="5.5.3", text=text, rule=Rule.TOO_MANY_RECIPIENTS)
-        if not facts.suppressed:
+        if self.sandbox_addresses and _mixes_sandbox(message.envelope.recipients):
+            text = "addresses of OpenSend's sandbox go alone, and all with the same outcome; send two messages"
+            return _refuse(Rule.SANDBOX_MIXED, text)
+        if not facts.suppressed or dropped:
             return None
         named = ", ".join(f"{address} ({reason})" for address, reason in facts.suppressed[:_SHOWN_SUPPRESSED])
         more = len(facts.suppressed) - _SHOWN_SUPPRESSED
@@ -101,6 +146,9 @@ class Policy:
                 f"are over the limit of {self.limits.max_attachment_bytes}"
             )
             return Refuse(code=552, enhanced="5.3.4", text=text, rule=Rule.ATTACHMENTS_TOO_LARGE)
+        if not self.carries.utf8_addresses and (odd := _beyond_ascii(message, reading)):
+            text = f"the mailbox name of {odd!a} is not ASCII: Amazon SES cannot send that; a domain may be any"
+            return Refuse(code=554, enhanced="5.6.7", text=text, rule=Rule.CANNOT_CARRY)
         octets = self.carries.max_line_octets
         if octets is not None and has_longer_line(message.raw, octets):
             text = f"a line is longer than {octets} octets (RFC 5321); wrap it or encode the part as base64"
@@ -113,3 +161,49 @@ class Policy:
 
 def _refuse(rule: Rule, text: str) -> Refuse:
     return Refuse(code=550, enhanced="5.7.1", text=text, rule=rule)
+
+
+def _beyond_ascii(message: Message, reading: Reading) -> Address | None:
+    """Find an address whose local part has no other spelling."""
+    shown = (reading.sender, *reading.reply_to)
+    addresses = (*message.envelope.recipients, *(mailbox.address for mailbox in shown))
+    return next((address for address in addresses if not address.rpartition("@")[0].isascii()), None)
+
+
+def _again(identity: Identity, earlier: Earlier) -> Repeat | Refuse:
+    if earlier.content_digest in {None, identity.content_digest}:
+        return Repeat(email_id=earlier.email_id)
+    text = (
+        f"the Idempotency-Key was used for another message ({earlier.email_id}); "
+        "use a new key for a new message, the old one only for the same"
+    )
+    return _refuse(Rule.DUPLICATE_KEY, text)
+
+
+def _refuse_subscription(subscription: Subscription) -> Refuse | None:
+    """Refuse as OpenSend's billing does; what a payment mends is temporary."""
+    if subscription == "fine":
+        return None
+    if subscription == "past_due":
+        text = "quota: the subscription is past due for more than three days; pay it, then try again"
+        return Refuse(code=452, enhanced="4.7.1", text=text, rule=Rule.QUOTA)
+    return _refuse(Rule.QUOTA, f"quota: this account has no paid plan to send with ({subscription})")
+
+
+def _mixes_sandbox(recipients: tuple[Address, ...]) -> bool:
+    outcomes = {
+        (match[1] or match[2]).lower() if (match := _SANDBOX.fullmatch(address)) else "" for address in recipients
+    }
+    return len(outcomes) > 1
+
+
+def _moment(send_at: datetime | timedelta | None, received_at: datetime) -> datetime | None:
+    return received_at + send_at if isinstance(send_at, timedelta) else send_at
+
+
+def _refuse_moment(scheduled_at: datetime | None, received_at: datetime) -> Refuse | None:
+    if scheduled_at is None or received_at < scheduled_at <= received_at + LONGEST_DELAY:
+        return None
+    when = scheduled_at.isoformat(timespec="seconds")
+    text = f"X-OpenSend-Send-At: {when} is not within the next {LONGEST_DELAY.days} days; leave it out to send now"
+    return Refuse(code=554, enhanced="5.6.0", text=text, rule=Rule.CONTROL_FIELD)

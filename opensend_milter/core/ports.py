@@ -27,7 +27,10 @@ class IntakeStore(Protocol):
         ...
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Store rows, raw bytes, jobs and refusals in one transaction; return after COMMIT."""
+        """Store rows, raw bytes, jobs and refusals in one transaction; return after COMMIT.
+
+        Raise AlreadyStored, and store nothing, where somebody else has stored one of them since `facts_for`.
+        """
         ...
 
 
@@ -73,7 +76,7 @@ class JobStore(Protocol):
         ...
 
     def prune(self) -> int:
-        """Delete old refusals and jobs that nobody needs any more. Return how many."""
+        """Delete old refusals, and names and jobs that nobody needs any more. Return how many."""
         ...
 
     def close(self) -> None: ...

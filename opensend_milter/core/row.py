@@ -7,13 +7,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import formataddr
 
-from opensend_milter.core.address import same_recipient
+from opensend_milter.core.address import normal_domain, same_recipient
+from opensend_milter.core.control import is_control
 from opensend_milter.core.model import Address, Mailbox, Reading
 
 FROM_CHARACTERS = 512
 _NAME = re.compile(r"[!-9;-~]{1,126}")
-_VALUE = re.compile(r"[ -~]{1,870}")
+_VALUE_CHARACTERS = 870
+_VALUE = re.compile(rf"[ -~]{{1,{_VALUE_CHARACTERS}}}")
 """Amazon SES: MessageHeader."""
+_MOST = 14
+"""SES takes fifteen where there are no attachments, and the worker adds one."""
+_SHOWN_NAME = 40
+_NOTED = 50
 
 _WRITTEN_BY_THE_WORKER = frozenset({
     "from", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "mime-version", "x-entity-id",
@@ -22,7 +28,7 @@ _OF_ONE_HOP = frozenset({
     "received", "return-path", "delivered-to", "sender", "dkim-signature", "domainkey-signature",
     "authentication-results", "x-originating-ip",
 })  # fmt: skip
-_FAMILIES = ("content-", "resent-", "arc-", "x-opensend-", "x-ses-")
+_FAMILIES = ("content-", "resent-", "arc-", "x-ses-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +40,15 @@ class Recipients:
     bcc: tuple[Address, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headers:
+    """Fields that go along in OpenSend's row, and those that its worker or SES could not send."""
+
+    kept: dict[str, str]
+    left_out: tuple[str, ...]
+    """Name and reason, for the record. The stored message has them all."""
+
+
 def recipients(envelope: Iterable[Address], reading: Reading) -> Recipients:
     """Sort the envelope by the header; an address that only the header names is not sent to."""
     in_to = {same_recipient(shown.address) for shown in reading.to}
@@ -43,24 +58,47 @@ def recipients(envelope: Iterable[Address], reading: Reading) -> Recipients:
     bcc: list[Address] = []
     for address in envelope:
         key = same_recipient(address)
-        (to if key in in_to else cc if key in in_cc else bcc).append(address)
+        (to if key in in_to else cc if key in in_cc else bcc).append(ascii_domain(address))
     return Recipients(to=tuple(to), cc=tuple(cc), bcc=tuple(bcc))
 
 
 def sender(mailbox: Mailbox) -> str:
     """Write From with its display name, in ASCII, or without the name where the column is too short for it."""
-    if not mailbox.name or not mailbox.address.isascii():
-        return mailbox.address
-    shown = formataddr((mailbox.name, mailbox.address))
-    return shown if len(shown) <= FROM_CHARACTERS else mailbox.address
+    address = ascii_domain(mailbox.address)
+    if not mailbox.name or not address.isascii():
+        return address
+    shown = formataddr((mailbox.name, address))
+    return shown if len(shown) <= FROM_CHARACTERS else address
 
 
-def headers(reading: Reading) -> dict[str, str]:
-    """Return the fields that SES accepts and OpenSend's worker does not write itself; of repeated ones the first."""
+def ascii_domain(address: Address) -> Address:
+    """Spell the domain as Amazon SES takes it, which knows no SMTPUTF8."""
+    local, _, domain = address.rpartition("@")
+    return address if domain.isascii() else Address(f"{local}@{normal_domain(domain) or domain}")
+
+
+def headers(reading: Reading) -> Headers:
+    """Sort out the fields that SES accepts and OpenSend's worker does not write itself; of repeated ones the first."""
     kept: dict[str, str] = {}
-    for name, value in reading.fields:
-        if name in _WRITTEN_BY_THE_WORKER or name in _OF_ONE_HOP or name.startswith(_FAMILIES):
+    left_out: list[str] = []
+    for name, folded in reading.fields:
+        value = folded.replace("\t", " ")
+        if name in _WRITTEN_BY_THE_WORKER or name in _OF_ONE_HOP or name.startswith(_FAMILIES) or is_control(name):
             continue
-        if _NAME.fullmatch(name) and _VALUE.fullmatch(value):
-            kept.setdefault(name, value)
-    return kept
+        if name in kept:
+            left_out.append(f"{name}: repeated")
+        elif not _NAME.fullmatch(name):
+            left_out.append(f"{name[:_SHOWN_NAME]}: its name is longer than 126 characters")
+        elif not _VALUE.fullmatch(value):
+            left_out.append(f"{name}: {_why_not(value)}")
+        elif len(kept) == _MOST and not reading.attachments:
+            left_out.append(f"{name}: over {_MOST} fields")
+        else:
+            kept[name] = value
+    return Headers(kept=kept, left_out=tuple(left_out[:_NOTED]))
+
+
+def _why_not(value: str) -> str:
+    if not value:
+        return "empty"
+    return f"longer than {_VALUE_CHARACTERS} characters" if len(value) > _VALUE_CHARACTERS else "not printable ASCII"

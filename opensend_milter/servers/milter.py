@@ -29,8 +29,9 @@ import milter
 from opensend_milter.core.address import envelope_address, same_recipient
 from opensend_milter.core.errors import OpensendError
 from opensend_milter.core.ids import key_id, new_email_id
-from opensend_milter.core.model import Address, Buffer, Envelope, KeyId, Message, Outcome, Refuse, Rule, Session
+from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcome, Refuse, Rule, Session
 from opensend_milter.core.policy import NOT_A_KEY, OURS, UNAUTHENTICATED
+from opensend_milter.core.transfer import Buffer
 from opensend_milter.servers.supervisor import DRAIN, RELOAD, Line
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,8 @@ class Transaction:
     header: bytearray = field(default_factory=bytearray)
     body: list[bytes] = field(default_factory=list)
     body_size: int = 0
+    sha256: hashlib._Hash = field(default_factory=hashlib.sha256)
+    """Of the bytes as they come: a large message is not read again for it."""
     spool: IO[bytes] | None = None
     broken: bool = False
     late: bool = False
@@ -119,7 +122,13 @@ class Transaction:
         else:
             self.body_size += len(name) + len(value)
 
+    def end_header(self) -> None:
+        self.sha256.update(self.header + b"\r\n")
+
     def add_body(self, chunk: bytes) -> None:
+        if chunk and not self.body_size:
+            self.end_header()
+        self.sha256.update(chunk)
         self.body_size += len(chunk)
         if self.size > self.door.max_message_bytes:
             self.discard()
@@ -282,6 +291,8 @@ def _decide(transaction: Transaction) -> Outcome:
     if transaction.broken or transaction.late:
         return OURS
     fault = _fault(transaction)
+    if not transaction.body_size:
+        transaction.end_header()
     raw = b"" if fault or transaction.size > transaction.door.max_message_bytes else transaction.raw()
     return transaction.door.accept(_message(transaction, raw, fault))
 
@@ -312,7 +323,7 @@ def _message(transaction: Transaction, raw: Buffer, fault: Refuse | None) -> Mes
         received_at=datetime.now(UTC),
         raw=raw,
         size=transaction.size,
-        sha256=hashlib.sha256(raw).digest(),
+        sha256=transaction.sha256.digest(),
         fault=fault,
     )
 

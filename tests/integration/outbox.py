@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from opensend_milter.adapters.postgres import conninfo_for
@@ -18,7 +19,14 @@ def job_store(
 ) -> PostgresJobStore:
     """Open the store as the worker's own role."""
     info = conninfo_for(database.url, database.password_dir, "opensend_worker")
-    return PostgresJobStore(info, worker=worker, lease_s=lease_s, timeout_s=timeout_s, hand_over=hand_over)
+    return PostgresJobStore(
+        info,
+        worker=worker,
+        lease_s=lease_s,
+        timeout_s=timeout_s,
+        hand_over=hand_over,
+        duplicate_window=timedelta(hours=1),
+    )
 
 
 def add_email(

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 
-from tests.milter_client import MilterClient
+from tests.milter_client import Answer, MilterClient
 
 READY_S = 30
 
@@ -49,10 +50,11 @@ class Serving:
             raise
         return client
 
-    def rows(self, query: str, *values: str) -> list[tuple[object, ...]]:
-        """Ask the database."""
+    def rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        """Ask the database, or change it."""
         with psycopg.connect(self.url, autocommit=True) as connection:
-            return connection.execute(query.encode(), values or None).fetchall()
+            done = connection.execute(query.encode(), values or None)
+            return done.fetchall() if done.description else []
 
     def counts(self) -> tuple[object, ...]:
         """Return the number of rows in emails, submissions, jobs."""
@@ -76,6 +78,50 @@ class Serving:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(40)
 
+    def account(self) -> Account:
+        """Make a user, so that a test has rows of its own."""
+        user_id = f"user-{uuid4()}"
+        self.rows("INSERT INTO domains (name, status, user_id) VALUES ('example.org', 'verified', %s)", user_id)
+        return Account(self, user_id, add_key(self, user_id))
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user with the verified domain example.org and a key."""
+
+    served: Serving
+    user_id: str
+    key: str
+
+    def send(self, raw: bytes, *recipients: str, key: str = "", queue_id: str = "4XQUEUE") -> Answer:
+        """Hand in a message on a connection of its own."""
+        with self.served.client() as client:
+            return client.message(key or self.key, raw, *recipients, queue_id=queue_id)
+
+    def rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        """Ask or change what is this user's: his id is the first value."""
+        return self.served.rows(query, self.user_id, *values)
+
+    def emails(self) -> list[str]:
+        """Return the ids of what is stored, oldest first."""
+        return [str(email_id) for (email_id,) in self.rows("SELECT id FROM emails WHERE user_id = %s ORDER BY id")]
+
+    def suppress(self, *addresses: str) -> None:
+        """Put addresses on the suppression list."""
+        for address in addresses:
+            self.rows("INSERT INTO email_suppressions (user_id, email, reason) VALUES (%s, %s, 'bounced')", address)
+
+
+def add_key(served: Serving, user_id: str, domain: str | None = None) -> str:
+    """Make a key; `domain` is what stands in its column."""
+    ((key,),) = served.rows(
+        "INSERT INTO api_keys (name, token_hash, user_id, domain) VALUES ('t', gen_random_uuid(), %s, %s)"
+        " RETURNING id::text",
+        user_id,
+        domain,
+    )
+    return str(key)
+
 
 def seed(url: str) -> str:
     """Create a key, its verified domain and a suppressed address; return the key's id."""
@@ -92,7 +138,9 @@ def seed(url: str) -> str:
 
 
 @contextmanager
-def serving(url: str, password_dir: Path, **settings: dict[str, object]) -> Iterator[Serving]:
+def serving(
+    url: str, password_dir: Path, *, profile: str = "standalone", billing: str = "none", **settings: dict[str, object]
+) -> Iterator[Serving]:
     """Start the milter with a configuration of its own and stop it at the end."""
     directory = Path(tempfile.mkdtemp(prefix="os-serve-", dir="/tmp"))
     config: dict[str, dict[str, object]] = {
@@ -106,7 +154,7 @@ def serving(url: str, password_dir: Path, **settings: dict[str, object]) -> Iter
     }
     for section, values in settings.items():
         config[section] = {**config.get(section, {}), **values}
-    (directory / "config.yaml").write_text(json.dumps(config))
+    (directory / "config.yaml").write_text(json.dumps({"profile": profile, "billing": billing, **config}))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
         notices.bind(str(directory / "notify"))
         notices.settimeout(READY_S)

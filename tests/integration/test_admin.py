@@ -167,6 +167,48 @@ def test_revoke_takes_the_beginning_of_an_id(database: Database, run: Run) -> No
     assert (ambiguous.exit_code, "begins the ids of 2 keys" in ambiguous.stderr) == (64, True)
 
 
+def settings_of(database: Database) -> dict[str, str | None]:
+    with database.connect() as connection:
+        return dict(connection.execute("SELECT key_id::text, on_suppressed FROM opensend_milter.key_settings"))
+
+
+def test_a_key_is_given_a_rule_of_its_own(database: Database, run: Run) -> None:
+    first, second = (field(parsed(run("key", "create", "--json")), "id") for _ in range(2))
+    for rule in ("drop-recipient", "reject-message", "drop-recipient"):
+        shown = run("key", "set", first[:8].upper(), "--on-suppressed", rule)
+        assert (shown.exit_code, shown.stdout) == (0, f"key {first} (smtp): on suppressed {rule}\n")
+        assert settings_of(database) == {first: rule}
+    assert field(parsed(run("key", "set", second, "--on-suppressed", "reject-message", "--json")), "id") == second
+    listed = parsed(run("key", "list", "--json"))
+    assert isinstance(listed, list)
+    assert {key["id"]: key["on_suppressed"] for key in listed} == {first: "drop-recipient", second: "reject-message"}
+    assert "drop-recipient" in run("key", "list").stdout
+    changed = parsed(run("key", "set", first, "--on-suppressed", "default", "--json"))
+    assert isinstance(changed, dict)
+    assert changed["on_suppressed"] is None
+    assert settings_of(database) == {first: None, second: "reject-message"}
+    assert "drop-recipient" not in run("key", "list").stdout
+
+
+def test_a_rule_that_is_none_and_a_key_that_is_none(database: Database, run: Run) -> None:
+    key_id = field(parsed(run("key", "create", "--json")), "id")
+    for words, code in [
+        (["key", "set", key_id], 2),
+        (["key", "set", key_id, "--on-suppressed", "ignore"], 2),
+        (["key", "set", "zzzz", "--on-suppressed", "default"], 64),
+        (["key", "set", key_id[:3], "--on-suppressed", "default"], 64),
+    ]:
+        assert run(*words).exit_code == code, words
+    assert settings_of(database) == {}
+
+
+def test_a_revoked_key_leaves_no_rule_behind(database: Database, run: Run) -> None:
+    key_id = field(parsed(run("key", "create", "--json")), "id")
+    assert run("key", "set", key_id, "--on-suppressed", "drop-recipient").exit_code == 0
+    assert run("key", "revoke", key_id, "--yes").exit_code == 0
+    assert settings_of(database) == {}
+
+
 def test_users_of_opensend_are_never_written(database: Database, run: Run) -> None:
     with database.connect() as connection:
         connection.execute("""INSERT INTO public."user" (id, name, email) VALUES ('u1', 'U', 'u@example.org')""")

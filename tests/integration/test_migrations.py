@@ -19,8 +19,8 @@ from opensend_milter.core.errors import ConfigError, UsageError
 from tests.integration.private_postgres import Cluster, Database, program, running_cluster
 
 _numbers = itertools.count(1)
-ALL = ["opensend/0001_tables", "ours/0001_tables"]
-OURS = ["ours/0001_tables"]
+OURS = ["ours/0001_tables", "ours/0002_names"]
+ALL = ["opensend/0001_tables", *OURS]
 OPENSEND = resources.files("opensend_milter.adapters").joinpath("schema/opensend/0001_tables.sql").read_text()
 
 
@@ -131,7 +131,7 @@ def test_migrate_alters_nothing_of_opensends(cluster: Cluster, opensend: str) ->
 def test_changed_file_is_named(database: Database) -> None:
     with database.connect() as connection:
         connection.execute("UPDATE opensend_milter.migrations SET sha256 = 'x' WHERE name = 'ours/0001_tables'")
-    assert states(database.url) == {"opensend/0001_tables": "applied", "ours/0001_tables": "changed"}
+    assert states(database.url) == {**dict.fromkeys(ALL, "applied"), "ours/0001_tables": "changed"}
     for command in (migrations.init, migrations.migrate):
         with pytest.raises(UsageError, match=r"^ours/0001_tables\.sql is not the file that was applied on 2"):
             command(database.url, None)
@@ -153,7 +153,7 @@ def test_failed_migration_leaves_nothing_and_is_taken_up_again(cluster: Cluster,
     with pytest.raises(UsageError, match='relation "refusals" already exists'):
         migrations.init(url, None)
     assert rows(url, "SELECT to_regclass('opensend_milter.submissions')") == [(None,)]
-    assert states(url) == {"opensend/0001_tables": "applied", "ours/0001_tables": "pending"}
+    assert states(url) == {**dict.fromkeys(OURS, "pending"), "opensend/0001_tables": "applied"}
     with psycopg.connect(url) as connection:
         connection.execute("DROP TABLE opensend_milter.refusals")
     assert migrations.init(url, None) == OURS

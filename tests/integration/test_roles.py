@@ -26,11 +26,18 @@ EVENT = """INSERT INTO public.email_events (type, payload, source_id) VALUES ('s
 KEY_ID = "SELECT opensend_milter.key_id('x')"
 
 INTAKE_TABLES = {
-    "public.api_keys": {"SELECT"},
+    "public.api_keys": {"SELECT", "UPDATE"},
     "public.domains": {"SELECT"},
     "public.email_suppressions": {"SELECT"},
-    "public.emails": {"INSERT"},
-    "opensend_milter.submissions": {"INSERT"},
+    "public.emails": {"SELECT", "INSERT", "UPDATE"},
+    "public.email_events": {"INSERT"},
+    "public.webhooks": {"SELECT"},
+    "public.webhook_deliveries": {"INSERT"},
+    "public.logs": {"INSERT"},
+    "opensend_milter.submissions": {"SELECT", "INSERT", "UPDATE"},
+    "opensend_milter.fingerprints": {"SELECT", "INSERT", "DELETE"},
+    "opensend_milter.pieces": {"SELECT", "INSERT", "DELETE"},
+    "opensend_milter.key_settings": {"SELECT"},
     "opensend_milter.raw_chunks": {"INSERT"},
     "opensend_milter.jobs": {"INSERT"},
     "opensend_milter.refusals": {"INSERT"},
@@ -46,6 +53,7 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.raw_chunks": {"SELECT"},
         "opensend_milter.jobs": {"SELECT", "UPDATE", "DELETE"},
         "opensend_milter.refusals": {"SELECT", "DELETE"},
+        "opensend_milter.fingerprints": {"SELECT", "DELETE"},
     },
 }
 
@@ -93,8 +101,12 @@ EVERYBODY = [
 ]
 INTAKE_NEVER = [
     "SELECT * FROM public.api_keys",
-    "SELECT id FROM public.emails",
+    "SELECT subject FROM public.emails",
     "UPDATE public.emails SET status = 'sent'",
+    "UPDATE public.api_keys SET domain = NULL",
+    "UPDATE opensend_milter.key_settings SET on_suppressed = NULL",
+    "SELECT payload FROM public.email_events",
+    "SELECT * FROM public.logs",
     "SELECT bytes FROM opensend_milter.raw_chunks",
     "SELECT * FROM opensend_milter.submissions",
     "DELETE FROM opensend_milter.jobs",
@@ -110,6 +122,10 @@ NEVER: list[tuple[Role, str]] = [
     ("opensend_dovecot_auth", "SELECT id FROM public.api_keys"),
     ("opensend_dovecot_auth", "SELECT 1 FROM public.emails"),
     ("opensend_worker", "SELECT id FROM public.api_keys"),
+    (
+        "opensend_worker",
+        "INSERT INTO opensend_milter.fingerprints VALUES (gen_random_uuid(), 'x', gen_random_uuid(), now())",
+    ),
     ("opensend_worker", EMAIL),
     ("opensend_worker", "UPDATE public.emails SET \"to\" = '[]'"),
     ("opensend_worker", "DELETE FROM opensend_milter.raw_chunks"),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,14 @@ def _main(given: dict[str, Any]) -> None:
     kind = _HeldStore if given.pop("hold_begin", False) else PostgresJobStore
 
     def store(name: str) -> PostgresJobStore:
-        return kind(info, worker=name, lease_s=lease_s, timeout_s=5, hand_over=relay_port is None)
+        return kind(
+            info,
+            worker=name,
+            lease_s=lease_s,
+            timeout_s=5,
+            hand_over=relay_port is None,
+            duplicate_window=timedelta(hours=1),
+        )
 
     def courier() -> SmtpCourier:
         return SmtpCourier(relay, hostname="mx.example.com", bounce_address="bounces@example.com")

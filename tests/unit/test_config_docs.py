@@ -111,7 +111,8 @@ def test_the_example_has_every_option_with_its_default(tmp_path: Path) -> None:
     everything = tmp_path / "all.yaml"
     everything.write_text(re.sub(r"^( *)#(?! )", r"\1", text, flags=re.MULTILINE), encoding="utf-8")
     tree = yaml.safe_load(everything.read_text(encoding="utf-8"))
-    paths = {f"{name}.{key}" for name, keys in tree.items() if isinstance(keys, dict) for key in keys} | {"profile"}
+    paths = {f"{name}.{key}" for name, keys in tree.items() if isinstance(keys, dict) for key in keys}
+    paths |= {name for name, value in tree.items() if not isinstance(value, dict)}
     assert paths == {key.path for key in KEYS}
     assert load(everything, {}) == Config()
 

@@ -11,17 +11,21 @@ from dataclasses import replace
 import pytest
 
 from opensend_milter.core import message as message_module
-from opensend_milter.core.errors import StoreUnavailable
+from opensend_milter.core.errors import AlreadyStored, StoreUnavailable
 from opensend_milter.core.intake import Gatherer, Intake
 from opensend_milter.core.model import (
     Accept,
+    Address,
     Carries,
+    Earlier,
+    EmailId,
     Facts,
     KeyFacts,
     Limits,
     Message,
     Question,
     Refuse,
+    Repeat,
     Rule,
     Settlement,
     UserId,
@@ -218,3 +222,116 @@ def test_after_stopping_the_answer_is_451_at_once() -> None:
     assert opened.accept(message()) == OURS
     assert time.monotonic() - began < 1
     assert store.batches == []
+
+
+# ---------------------------------------------------------------------- sent again
+
+
+class Named(Store):
+    """Knows messages by their Message-ID, as the database does; `race` happens once, before the first is stored."""
+
+    def __init__(self, race: Callable[[], None] = lambda: None) -> None:
+        super().__init__(self._take)
+        self.taken: dict[bytes, EmailId] = {}
+        self._race = [race]
+
+    def facts_for(self, questions: Sequence[Question]) -> list[Facts]:
+        super().facts_for(questions)
+        return [self._facts(question) for question in questions]
+
+    def _facts(self, question: Question) -> Facts:
+        found = self.taken.get(question.identity.fingerprint or b"")
+        if found is None:
+            return KNOWN
+        digest = question.identity.content_digest
+        return replace(KNOWN, earlier=Earlier(email_id=found, content_digest=digest, expired=False))
+
+    def _take(self, settlements: Sequence[Settlement]) -> None:
+        time.sleep(0.005)
+        while self._race:
+            self._race.pop()()
+        names = [
+            (verdict.identity.fingerprint, one.message.id)
+            for one in settlements
+            if isinstance(verdict := one.verdict, Accept) and verdict.identity.fingerprint
+        ]
+        if len({name for name, _ in names} | self.taken.keys()) < len(names) + len(self.taken):
+            raise AlreadyStored
+        self.taken.update(names)
+
+    def stored(self) -> list[EmailId]:
+        return [one.message.id for batch in self.batches for one in batch if isinstance(one.verdict, Accept)]
+
+
+def named(name: object) -> Message:
+    return message(f"Message-ID: <{name}@app>\r\n".encode() + PLAIN)
+
+
+@pytest.mark.case(64)
+def test_of_the_same_messages_in_one_batch_one_is_stored() -> None:
+    store = Named()
+    messages = [named("same" if number % 2 else number) for number in range(10)]
+    with gatherer(store) as opened:
+        outcomes = together(opened.accept, messages)
+    (first,) = {outcome.email_id for outcome in outcomes if isinstance(outcome, Repeat)}
+    assert sum(isinstance(outcome, Repeat) for outcome in outcomes) == 4
+    assert first in outcomes
+    assert sorted(store.stored()) == sorted(str(outcome) for outcome in outcomes if not isinstance(outcome, Repeat))
+
+
+@pytest.mark.case(64)
+def test_who_loses_a_race_is_told_what_the_winner_was_and_its_neighbours_are_stored() -> None:
+    winner, late, neighbour = named("same"), named("same"), named("other")
+    store = Named()
+
+    def race() -> None:
+        assert Intake(store, POLICY).accept([winner]) == [winner.id]
+
+    store._race = [race]
+    opened = Gatherer(Intake(store, POLICY), name="test", window_s=0.2, at_most=10, soft_s=5, hard_s=10)
+    threading.Timer(0.05, opened.start).start()
+    assert together(opened.accept, [late, neighbour]) == [Repeat(email_id=winner.id), neighbour.id]
+    opened.stop()
+    assert store.stored() == [winner.id, neighbour.id]
+
+
+@pytest.mark.case(64)
+def test_a_race_that_is_lost_for_ever_is_451_and_is_not_run_for_ever() -> None:
+    calls = []
+
+    def lost(settlements: Sequence[Settlement]) -> None:
+        calls.append([one.message.id for one in settlements])
+        if any(b"unlucky" in bytes(one.message.raw) for one in settlements):
+            raise AlreadyStored
+
+    unlucky, lucky = named("unlucky"), named("lucky")
+    with gatherer(Store(lost)) as opened:
+        outcomes = together(opened.accept, [unlucky, lucky])
+    assert outcomes == [OURS, lucky.id]
+    assert [ids for ids in calls if unlucky.id in ids][-1] == [unlucky.id]
+    assert len(calls) <= 4
+
+
+def test_a_repetition_has_a_line_of_its_own_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "opensend_milter.mail")
+    store = Named()
+    first, again = named("same"), named("same")
+    with gatherer(store) as opened:
+        assert [opened.accept(first), opened.accept(again)] == [first.id, Repeat(email_id=first.id)]
+    assert [f"email={first.id} " in line for line in caplog.messages] == [True, True]
+    assert ["status=accepted" in caplog.messages[0], "status=repeated" in caplog.messages[1]] == [True, True]
+
+
+def test_the_store_learns_whose_message_it_was_and_what_was_suppressed() -> None:
+    """Also of a refusal, for OpenSend's event and its log."""
+    suppressed = ((Address("b@example.net"), "bounced"),)
+
+    class Suppressing(Store):
+        def facts_for(self, questions: Sequence[Question]) -> list[Facts]:
+            return [replace(KNOWN, suppressed=suppressed) for _ in questions]
+
+    store = Suppressing()
+    (outcome,) = Intake(store, POLICY).accept([named("1")])
+    assert isinstance(outcome, Refuse)
+    (settlement,) = store.batches[0]
+    assert (settlement.user_id, settlement.suppressed, settlement.message_id) == ("u1", suppressed, "<1@app>")

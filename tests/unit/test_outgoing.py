@@ -68,6 +68,12 @@ def test_bytes_out_are_bytes_in(raw: bytes) -> None:
         b"Bcc: secret@example.net\r\nBcc: secret@example.net\r\n",
         b"X-OpenSend-Track: secret\r\n",
         b"x-opensend-reply-token : secret\r\n folded secret\r\n",
+        b"X-OpenSend-Tag: a=secret\r\nX-OpenSend-Tag: b=secret\r\n",
+        b"X-OpenSend-Metadata-Order: secret\r\n secret\r\n",
+        b"X-OPENSEND-SEND-AT: in 2 hours (secret)\r\n",
+        b"Idempotency-Key: secret\r\n",
+        b"resend-idempotency-key\t: secret\r\n",
+        b"X-Idempotency-Key:secret\r\n",
     ],
 )
 @pytest.mark.parametrize("place", ["first", "between", "last", "without a body"])

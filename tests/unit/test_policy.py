@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from typing import get_args
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
+from opensend_milter.core.identity import identify
 from opensend_milter.core.message import read
 from opensend_milter.core.model import (
     Accept,
     Address,
     Carries,
+    Earlier,
+    EmailId,
     Facts,
     KeyFacts,
     Limits,
+    OnSuppressed,
     Reading,
     Refuse,
+    Repeat,
     Rule,
+    Subscription,
     UserId,
     Verdict,
 )
-from opensend_milter.core.policy import Policy
+from opensend_milter.core.policy import LONGEST_DELAY, Policy
 from tests.unit.messages import PLAIN, message
 
 POLICY = Policy(limits=Limits(), carries=Carries(), sender_domains="verified")
@@ -31,7 +40,8 @@ FACTS = Facts(key=FREE, sender_domain_verified=True, suppressed=())
 def judge(raw: bytes = PLAIN, facts: Facts = FACTS, policy: Policy = POLICY, *recipients: str) -> Verdict:
     reading = read(raw, policy.limits)
     assert isinstance(reading, Reading)
-    return policy.judge(message(raw, *recipients), reading, facts)
+    mail = message(raw, *recipients)
+    return policy.judge(mail, reading, identify(mail, reading), facts)
 
 
 def from_domain(domain: str) -> bytes:
@@ -166,11 +176,202 @@ def test_what_the_courier_cannot_carry_is_refused_at_accept() -> None:
     assert refused(judge(eight_bit, policy=replace(POLICY, carries=Carries(eight_bit=False))))[2] is Rule.CANNOT_CARRY
 
 
+FIRST = EmailId("0198c5a2-7f00-7abc-8def-0123456789ab")
+SUPPRESSED = ((Address("bad@example.net"), "bounced"),)
+ASKED = timezone(timedelta(hours=1))
+
+
+def digest(raw: bytes = PLAIN, *recipients: str) -> bytes:
+    reading = read(raw, Limits())
+    assert isinstance(reading, Reading)
+    return identify(message(raw, *recipients), reading).content_digest
+
+
+def earlier(content_digest: bytes | None, *, expired: bool = False) -> Facts:
+    return replace(FACTS, earlier=Earlier(email_id=FIRST, content_digest=content_digest, expired=expired))
+
+
+@pytest.mark.case(64)
+@pytest.mark.parametrize("content", [digest(), None])
+def test_the_same_message_is_ours_already(content: bytes | None) -> None:
+    """Without a digest it was OpenSend's REST API that took it: whose message it was is not known."""
+    assert judge(facts=earlier(content)) == Repeat(email_id=FIRST)
+
+
+@pytest.mark.case(64)
+def test_a_repetition_is_answered_as_before_whatever_has_changed_since() -> None:
+    facts = replace(
+        earlier(digest()),
+        sender_domain_verified=False,
+        suppressed=SUPPRESSED,
+        subscription="none",
+        key=held_to(None).key,
+    )
+    assert judge(facts=facts) == Repeat(email_id=FIRST)
+    assert refused(judge(facts=replace(facts, key=None)))[2] is Rule.KEY_REVOKED
+
+
+@pytest.mark.case(65)
+def test_another_message_under_the_same_key_is_told_whose_it_is() -> None:
+    verdict = judge(facts=earlier(b"other"))
+    assert refused(verdict) == (550, "5.7.1", Rule.DUPLICATE_KEY)
+    assert isinstance(verdict, Refuse)
+    assert FIRST in verdict.text
+
+
+@pytest.mark.parametrize("content", [digest(), b"other", None])
+def test_a_name_whose_time_is_over_is_taken_from_the_earlier_message(content: bytes | None) -> None:
+    verdict = judge(facts=earlier(content, expired=True))
+    assert isinstance(verdict, Accept)
+    assert verdict.frees == FIRST
+    fresh = judge()
+    assert isinstance(fresh, Accept)
+    assert fresh.frees is None
+
+
+@pytest.mark.case(36)
+@pytest.mark.parametrize(
+    ("everywhere", "of_the_key", "dropped"),
+    [
+        ("reject-message", None, False),
+        ("drop-recipient", None, True),
+        ("drop-recipient", "reject-message", False),
+        ("reject-message", "drop-recipient", True),
+    ],
+)
+def test_the_rule_of_the_key_counts_before_that_of_the_installation(
+    everywhere: OnSuppressed,
+    of_the_key: OnSuppressed | None,
+    dropped: bool,  # noqa: FBT001
+) -> None:
+    policy = replace(POLICY, on_suppressed=everywhere)
+    facts = replace(FACTS, suppressed=SUPPRESSED, key=replace(FREE, on_suppressed=of_the_key))
+    verdict = judge(PLAIN, facts, policy, "a@example.net", "bad@example.net", "b@example.net")
+    if dropped:
+        assert isinstance(verdict, Accept)
+        assert verdict.recipients == ("a@example.net", "b@example.net")
+        assert verdict.dropped == SUPPRESSED
+    else:
+        assert refused(verdict)[2] is Rule.RECIPIENT_SUPPRESSED
+
+
+@pytest.mark.case(36)
+def test_a_message_to_nobody_is_refused_whatever_the_rule() -> None:
+    policy = replace(POLICY, on_suppressed="drop-recipient")
+    facts = replace(FACTS, suppressed=SUPPRESSED)
+    assert refused(judge(PLAIN, facts, policy, "bad@example.net"))[2] is Rule.RECIPIENT_SUPPRESSED
+    verdict = judge(PLAIN, FACTS, policy, "a@example.net")
+    assert isinstance(verdict, Accept)
+    assert verdict.dropped == ()
+
+
+@pytest.mark.case(37)
+def test_a_recipient_with_two_reasons_is_one_recipient() -> None:
+    policy = replace(POLICY, on_suppressed="drop-recipient")
+    facts = replace(FACTS, suppressed=(*SUPPRESSED, (Address("bad@example.net"), "manual")))
+    verdict = judge(PLAIN, facts, policy, "bad@example.net", "a@example.net")
+    assert isinstance(verdict, Accept), verdict
+    assert verdict.recipients == ("a@example.net",)
+
+
+def test_recipients_are_counted_as_they_came() -> None:
+    policy = replace(POLICY, on_suppressed="drop-recipient")
+    recipients = ["bad@example.net", *(f"r{n}@example.net" for n in range(50))]
+    verdict = judge(PLAIN, replace(FACTS, suppressed=SUPPRESSED), policy, *recipients)
+    assert refused(verdict)[2] is Rule.TOO_MANY_RECIPIENTS
+
+
+@pytest.mark.parametrize("subscription", get_args(Subscription))
+def test_who_has_not_paid(subscription: Subscription) -> None:
+    """A payment mends it, so the client is to try again; without a plan that is of no use."""
+    verdict = judge(facts=replace(FACTS, subscription=subscription))
+    if subscription == "fine":
+        assert isinstance(verdict, Accept)
+    elif subscription == "past_due":
+        assert refused(verdict) == (452, "4.7.1", Rule.QUOTA)
+    else:
+        assert refused(verdict) == (550, "5.7.1", Rule.QUOTA)
+        assert isinstance(verdict, Refuse)
+        assert f"({subscription})" in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("recipients", "mixed"),
+    [
+        (["delivered@resend.dev"], False),
+        (["Delivered+a@Resend.DEV", "delivered@resend.dev"], False),
+        (["anybody@resend.dev", "a@example.net"], False),
+        (["delivered@resend.dev.example.net", "a@example.net"], False),
+        (["delivered@resend.dev", "a@example.net"], True),
+        (["delivered@resend.dev", "complained@resend.dev"], True),
+    ],
+)
+def test_addresses_of_the_sandbox_go_alone(recipients: list[str], mixed: bool) -> None:  # noqa: FBT001
+    verdict = judge(PLAIN, FACTS, replace(POLICY, sandbox_addresses=True), *recipients)
+    assert (isinstance(verdict, Refuse) and verdict.rule is Rule.SANDBOX_MIXED) == mixed
+    assert isinstance(judge(PLAIN, FACTS, POLICY, *recipients), Accept), "they are OpenSend's"
+
+
+RECEIVED = message().received_at
+
+
+def asking_for(when: str) -> Verdict:
+    return judge(f"X-OpenSend-Send-At: {when}\r\n".encode() + PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [
+        ("in 1 minute", RECEIVED + timedelta(minutes=1)),
+        ("in 30 days", RECEIVED + LONGEST_DELAY),
+        ("in 31 days", None),
+        ("in 0 minutes", None),
+        ((RECEIVED + timedelta(seconds=1)).isoformat(), RECEIVED + timedelta(seconds=1)),
+        ((RECEIVED + timedelta(seconds=1)).astimezone(ASKED).isoformat(), RECEIVED + timedelta(seconds=1)),
+        (RECEIVED.isoformat(), None),
+        ((RECEIVED + LONGEST_DELAY).isoformat(), RECEIVED + LONGEST_DELAY),
+        ((RECEIVED + LONGEST_DELAY + timedelta(seconds=1)).isoformat(), None),
+        ("1970-01-01T00:00:00Z", None),
+    ],
+)
+def test_a_message_may_wait_for_a_month(when: str, expected: datetime | None) -> None:
+    verdict = asking_for(when)
+    if expected:
+        assert isinstance(verdict, Accept)
+        assert verdict.scheduled_at == expected
+    else:
+        assert refused(verdict) == (554, "5.6.0", Rule.CONTROL_FIELD)
+        assert isinstance(verdict, Refuse)
+        assert verdict.text.startswith("X-OpenSend-Send-At: ")
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.datetimes(timezones=st.timezones()))
+@example(datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone(-timedelta(hours=1))))
+@example(datetime(1, 1, 1, tzinfo=ASKED))
+@example(datetime(2026, 1, 3, tzinfo=UTC))
+def test_any_time_is_judged(when: datetime) -> None:
+    """No exception: that would be our fault, and 451 for ever."""
+    assert isinstance(asking_for(when.isoformat()), Accept | Refuse)
+
+
+def test_the_use_of_a_key_is_noted_where_that_was_not_done_lately() -> None:
+    for unused in (True, False):
+        verdict = judge(facts=replace(FACTS, key=replace(FREE, unused_lately=unused)))
+        assert isinstance(verdict, Accept)
+        assert verdict.touches_key == unused
+
+
 def test_every_refusal_is_worded_for_the_sender() -> None:
     """A reason and what to do: no word of our inside."""
     for verdict in (
         judge(from_domain("x.example"), held_to("example.org")),
         judge(from_domain("x.example"), held_to(None)),
+        judge(facts=earlier(b"other")),
+        judge(facts=replace(FACTS, subscription="none")),
+        judge(facts=replace(FACTS, subscription="past_due")),
+        asking_for("in 31 days"),
+        asking_for("in 0 minutes"),
     ):
         assert isinstance(verdict, Refuse)
         assert verdict.text.isascii()

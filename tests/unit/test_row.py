@@ -64,9 +64,17 @@ def test_headers_are_those_ses_accepts_and_the_worker_does_not_write() -> None:
         b"List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\nX-Twice: 1\r\nX-Twice: 2\r\n"
         b"X-Long: " + b"y" * 871 + b"\r\nX-Eight: " + "é".encode() + b"\r\nX-Empty:\r\nX-" + b"n" * 125 + b": 1\r\n"
     )
-    assert row.headers(reading(head)) == {
+    found = row.headers(reading(head))
+    assert found.kept == {
         "references": "<1@x> <2@x>",
         "list-unsubscribe": "<https://example.org/u>, <mailto:u@example.org>",
         "list-unsubscribe-post": "List-Unsubscribe=One-Click",
         "x-twice": "1",
     }
+    assert found.left_out == (
+        "x-twice: repeated",
+        "x-long: longer than 870 characters",
+        "x-eight: not printable ASCII",
+        "x-empty: empty",
+        "x-nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn: its name is longer than 126 characters",
+    )

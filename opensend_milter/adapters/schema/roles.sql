@@ -40,11 +40,28 @@ ALTER ROLE opensend_dovecot_auth SET default_transaction_read_only = on;
 
 GRANT USAGE ON SCHEMA public, opensend_milter TO opensend_milter, opensend_http, opensend_worker;
 
-GRANT SELECT (id, user_id, permission, domain) ON public.api_keys TO opensend_milter, opensend_http;
+GRANT SELECT (id, user_id, permission, domain, last_used_at), UPDATE (last_used_at)
+    ON public.api_keys TO opensend_milter, opensend_http;
 GRANT SELECT (id, name, status, user_id) ON public.domains TO opensend_milter, opensend_http;
 GRANT SELECT (user_id, email, reason) ON public.email_suppressions TO opensend_milter, opensend_http;
-GRANT INSERT ON public.emails, opensend_milter.submissions, opensend_milter.raw_chunks, opensend_milter.jobs,
-    opensend_milter.refusals TO opensend_milter, opensend_http;
+GRANT SELECT (id, user_id, created_at, status, idempotency_key), UPDATE (idempotency_key)
+    ON public.emails TO opensend_milter, opensend_http;
+GRANT INSERT ON public.emails, public.email_events, public.webhook_deliveries, public.logs,
+    opensend_milter.submissions, opensend_milter.raw_chunks, opensend_milter.jobs, opensend_milter.refusals
+    TO opensend_milter, opensend_http;
+GRANT SELECT (id, user_id, status, event_types) ON public.webhooks TO opensend_milter, opensend_http;
+GRANT SELECT (email_id, content_digest, repeats), UPDATE (repeats, repeated_at)
+    ON opensend_milter.submissions TO opensend_milter, opensend_http;
+GRANT SELECT, INSERT, DELETE ON opensend_milter.fingerprints, opensend_milter.pieces TO opensend_milter, opensend_http;
+GRANT SELECT ON opensend_milter.key_settings TO opensend_milter, opensend_http;
+DO $$
+BEGIN
+    -- Only a hosted OpenSend has billing.
+    IF to_regclass('public.usage_periods') IS NOT NULL THEN
+        GRANT SELECT ON public.subscriptions, public.plans TO opensend_milter, opensend_http;
+        GRANT SELECT, INSERT, UPDATE ON public.usage_periods TO opensend_milter, opensend_http;
+    END IF;
+END $$;
 
 GRANT SELECT (id, status, scheduled_at, user_id, created_at, provider_retry_count),
     UPDATE (status, sent_at, provider_retry_count, provider_last_attempted_at, provider_next_retry_at,
@@ -55,3 +72,4 @@ GRANT SELECT (source_id) ON public.email_events TO opensend_worker;
 GRANT SELECT ON opensend_milter.submissions, opensend_milter.raw_chunks TO opensend_worker;
 GRANT SELECT, UPDATE, DELETE ON opensend_milter.jobs TO opensend_worker;
 GRANT SELECT (id, refused_at), DELETE ON opensend_milter.refusals TO opensend_worker;
+GRANT SELECT, DELETE ON opensend_milter.fingerprints TO opensend_worker;

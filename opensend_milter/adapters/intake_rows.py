@@ -1,0 +1,215 @@
+"""What the statements of intake.sql take: rows of a batch as columns, one list each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+from uuid import uuid4
+
+from opensend_milter.core import row
+from opensend_milter.core.ids import key_id
+from opensend_milter.core.model import Accept, Attachment, Message, Refuse, Repeat, Rule, Settlement
+from opensend_milter.core.transfer import PIECE_BYTES, slices
+
+CHUNK_BYTES = PIECE_BYTES
+RECORDED_CHARACTERS = 1_000
+"""Of each text in the record of a refusal: a stranger decides how long it is."""
+_HTTP_STATUS = {
+    Rule.KEY_REVOKED: HTTPStatus.UNAUTHORIZED,
+    Rule.FROM_RESTRICTED: HTTPStatus.FORBIDDEN,
+    Rule.FROM_UNVERIFIED: HTTPStatus.FORBIDDEN,
+    Rule.DUPLICATE_KEY: HTTPStatus.CONFLICT,
+    Rule.QUOTA: HTTPStatus.PAYMENT_REQUIRED,
+    Rule.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    Rule.ATTACHMENTS_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+}
+
+Values = dict[str, Any]
+"""One row, by the name of each column's parameter."""
+Step = tuple[str, Mapping[str, Any]]
+"""Name of a statement, and its parameters."""
+
+
+def columns(rows: Sequence[Values]) -> Mapping[str, list[Any]]:
+    """Turn rows into one list a column, as unnest() takes them."""
+    return {name: [values[name] for values in rows] for name in rows[0]}
+
+
+def later_chunks(message: Message) -> Iterator[Step]:
+    """Yield what of the raw bytes is beyond the first chunk."""
+    for number, piece in enumerate(slices(message.raw, CHUNK_BYTES, message.size), 1):
+        yield "add_chunk", {"id": message.id, "chunk_no": number, "bytes": piece}
+
+
+def pieces(message: Message, accept: Accept) -> Iterator[Step]:
+    """Yield attachments that are too large to be one parameter, piece by piece."""
+    for attachment_no, attachment in enumerate(accept.reading.attachments, 1):
+        for piece_no, piece in enumerate(attachment.content.pieces()):
+            content = piece.decode("ascii")
+            place = {"id": message.id, "attachment_no": attachment_no, "piece_no": piece_no}
+            yield "stage", {**place, "content": content}
+
+
+def is_staged(accept: Accept) -> bool:
+    """Tell whether the attachments go into the row by way of `pieces`."""
+    return sum(each.content.end - each.content.start for each in accept.reading.attachments) > CHUNK_BYTES
+
+
+def has_event(settlement: Settlement) -> bool:
+    """Tell whether suppressed recipients made a difference that OpenSend has an event for."""
+    if not settlement.suppressed or settlement.user_id is None:
+        return False
+    match settlement.verdict:
+        case Accept(dropped=dropped):
+            return bool(dropped)
+        case Refuse(rule=rule):
+            return rule is Rule.RECIPIENT_SUPPRESSED
+        case _:
+            return False
+
+
+def event_values(settlement: Settlement) -> Values:
+    """Make OpenSend's event of suppressed recipients."""
+    recipients = [{"email": address.lower(), "reason": reason} for address, reason in settlement.suppressed]
+    payload = {
+        "reason": "recipient_suppressed",
+        "recipients": recipients,
+        "recipient_count": len(recipients),
+        "submitted_at": settlement.message.received_at.isoformat(timespec="milliseconds"),
+    }
+    return {
+        "event_ids": uuid4(),
+        "email_ids": settlement.message.id if isinstance(settlement.verdict, Accept) else None,
+        "user_ids": settlement.user_id,
+        "payloads": json.dumps(payload),
+    }
+
+
+def is_logged(settlement: Settlement) -> bool:
+    """Tell whether the dashboard is to show it: not where nobody's key was used, nor what was sent again."""
+    return not isinstance(settlement.verdict, Repeat) and key_id(settlement.message.session.key_id) is not None
+
+
+def log_values(settlement: Settlement) -> Values:
+    """Say in HTTP's words what SMTP answered: the dashboard knows no others."""
+    message, verdict = settlement.message, settlement.verdict
+    request = {
+        "mail_from": message.envelope.sender,
+        "recipients": message.envelope.recipients,
+        "size": message.size,
+        "queue_id": message.queue_id,
+    }
+    response: dict[str, Any]
+    if isinstance(verdict, Refuse):
+        status = _HTTP_STATUS.get(verdict.rule, HTTPStatus.UNPROCESSABLE_ENTITY)
+        response = {"code": verdict.rule.value, "message": f"{verdict.code} {verdict.enhanced} {verdict.text}"}
+    else:
+        status, response = HTTPStatus.OK, {"id": message.id}
+    return {
+        "statuses": int(status),
+        "requests": clean(json.dumps(request)[:RECORDED_CHARACTERS]),
+        "responses": clean(json.dumps(response)[:RECORDED_CHARACTERS]),
+        "documents": json.dumps({"apiKeyId": message.session.key_id, "emailId": response.get("id")}),
+        "key_ids": message.session.key_id,
+    }
+
+
+def row_values(message: Message, accept: Accept) -> Values:
+    """Make OpenSend's row."""
+    reading, wishes = accept.reading, accept.reading.wishes
+    shown = row.recipients(accept.recipients, reading)
+    staged = is_staged(accept)
+    return {
+        "ids": message.id,
+        "senders": clean(row.sender(reading.sender)),
+        "to_lists": _json(shown.to),
+        "cc_lists": _json(shown.cc),
+        "bcc_lists": _json(shown.bcc),
+        "reply_tos": _json([row.ascii_domain(mailbox.address) for mailbox in reading.reply_to]),
+        "subjects": clean(reading.subject),
+        "htmls": clean(reading.html),
+        "texts": clean(reading.text),
+        "tag_lists": json.dumps([{"name": name, "value": value} for name, value in wishes.tags]),
+        "header_objects": _json(row.headers(reading).kept),
+        "attachment_lists": _json([_attachment(attachment, staged=staged) for attachment in reading.attachments]),
+        "staged": staged,
+        "user_ids": accept.user_id,
+        "received_ats": message.received_at,
+        "scheduled_ats": accept.scheduled_at,
+        "idempotency_keys": wishes.idempotency_key,
+        "documents": json.dumps({"metadata": _clean_object(wishes.metadata)}) if wishes.metadata else None,
+    }
+
+
+def record_values(message: Message, accept: Accept, fingerprint: bytes | None) -> Values:
+    """Make our record beside it."""
+    dropped = [{"email": address, "reason": reason} for address, reason in accept.dropped]
+    left_out = row.headers(accept.reading).left_out
+    return {
+        "key_ids": message.session.key_id,
+        "front_doors": message.session.front_door,
+        "queue_ids": message.queue_id,
+        "client_addresses": message.session.client_address,
+        "tls": message.session.tls,
+        "envelope_senders": clean(message.envelope.sender),
+        "from_addresses": clean(accept.reading.sender.address),
+        "recipients": _json(accept.recipients),
+        "message_ids": accept.reading.message_id and clean(accept.reading.message_id),
+        "sizes": message.size,
+        "digests": message.sha256,
+        "chunk_numbers": 0,
+        "first_chunks": bytes(message.raw[:CHUNK_BYTES]),
+        "fingerprints": fingerprint,
+        "content_digests": accept.identity.content_digest,
+        "dropped": _json(dropped) if dropped else None,
+        "left_out": _json(left_out) if left_out else None,
+    }
+
+
+def refuse_values(settlement: Settlement, refusal: Refuse) -> Values:
+    """Make the record of a refusal."""
+    message = settlement.message
+    return {
+        "rules": refusal.rule.value,
+        "codes": refusal.code,
+        "enhanced": refusal.enhanced,
+        "texts": clean(refusal.text[:RECORDED_CHARACTERS]),
+        "front_doors": message.session.front_door,
+        "queue_ids": message.queue_id,
+        "client_addresses": message.session.client_address,
+        "key_ids": clean(message.session.key_id[:RECORDED_CHARACTERS]),
+        "user_ids": settlement.user_id,
+        "senders": clean(message.envelope.sender[:RECORDED_CHARACTERS]),
+        "recipients": _json(message.envelope.recipients),
+        "message_ids": clean((settlement.message_id or "")[:RECORDED_CHARACTERS]) or None,
+        "sizes": message.size,
+        "key_uuids": key_id(message.session.key_id),
+    }
+
+
+def _attachment(attachment: Attachment, *, staged: bool) -> dict[str, str]:
+    fields = {"filename": attachment.filename, "content_type": attachment.content_type}
+    if attachment.content_id:
+        fields["content_id"] = attachment.content_id
+    if not staged:
+        fields["content"] = b"".join(attachment.content.pieces()).decode("ascii")
+    return fields
+
+
+def _json(value: Sequence[str] | Sequence[dict[str, str]] | dict[str, str]) -> str:
+    if isinstance(value, dict):
+        return json.dumps(_clean_object(value))
+    return json.dumps([_clean_object(item) if isinstance(item, dict) else clean(item) for item in value])
+
+
+def _clean_object(fields: dict[str, str]) -> dict[str, str]:
+    return {clean(name): clean(text) for name, text in fields.items()}
+
+
+def clean(text: str) -> str:
+    """Make any text one that Postgres takes: without NUL, without half a surrogate pair."""
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode("utf-8")
+    return text.replace("\x00", "\ufffd")

@@ -1,0 +1,122 @@
+"""Transfer encodings, undone and written piece by piece: a large part is never held as a whole."""
+
+from __future__ import annotations
+
+import binascii
+import mmap
+import re
+from base64 import encodebytes
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+Buffer = bytes | mmap.mmap
+"""Bytes of a message: in memory, or mapped from the spool when it is large."""
+PIECE_BYTES = 1_048_576
+LINE_LETTERS = 76
+_LETTERS = rb"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_NOT_LETTERS = bytes(octet for octet in range(256) if octet not in _LETTERS)
+# Possessive: an ordinary repeat would remember every line, more than the message itself.
+_WRAPPED = re.compile(rb"(?:[A-Za-z0-9+/]{76}\r\n)*+[A-Za-z0-9+/]{2,76}={0,2}")
+_OCTETS_A_LINE = LINE_LETTERS // 4 * 3
+
+
+def slices(raw: Buffer, start: int, end: int) -> Iterator[bytes]:
+    """Yield a stretch of a message piece by piece; what was read of a mapped one does not stay in memory."""
+    for at in range(start, end, PIECE_BYTES):
+        yield bytes(raw[at : min(at + PIECE_BYTES, end)])
+        if isinstance(raw, mmap.mmap):
+            raw.madvise(mmap.MADV_DONTNEED)
+
+
+def decoded(raw: Buffer, start: int, end: int, encoding: str) -> Iterator[bytes]:
+    """Undo a transfer encoding, dropping what does not belong into it, as mail clients do."""
+    pieces = slices(raw, start, end)
+    match encoding:
+        case "base64":
+            return _from_base64(pieces)
+        case "quoted-printable":
+            return _from_quoted_printable(pieces)
+        case _:
+            return pieces
+
+
+def _from_base64(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for piece in pieces:
+        letters = rest + piece.translate(None, _NOT_LETTERS)
+        whole = len(letters) // 4 * 4
+        yield binascii.a2b_base64(letters[:whole])
+        rest = letters[whole:]
+    if len(rest) > 1:
+        yield binascii.a2b_base64(rest + b"=" * (4 - len(rest)))
+
+
+def _from_quoted_printable(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for piece in pieces:
+        lines, newline, rest = (rest + piece).rpartition(b"\n")
+        yield binascii.a2b_qp(lines + newline)
+    yield binascii.a2b_qp(rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Base64:
+    """Content of a part as OpenSend's row carries it: base64 in lines of 76, ended by CRLF."""
+
+    raw: Buffer
+    start: int
+    end: int
+    encoding: str
+    as_sent: bool
+    """The message has it like this already: it is taken over octet by octet."""
+
+    @classmethod
+    def of(cls, raw: Buffer, start: int, end: int, encoding: str) -> Self:
+        """Look at a part; what is not wrapped base64 yet is decoded and written anew."""
+        if encoding == "base64":
+            stop = end
+            while stop > start and raw[stop - 1 : stop] in {b"\r", b"\n"}:
+                stop -= 1
+            if _WRAPPED.fullmatch(raw, start, stop) and _last_line(stop - start) % 4 == 0:
+                return cls(raw, start, stop, encoding, as_sent=True)
+        return cls(raw, start, end, encoding, as_sent=False)
+
+    @property
+    def letters(self) -> int:
+        """Length without line ends."""
+        if self.as_sent:
+            octets = self.end - self.start
+            return octets - 2 * _full_lines(octets)
+        return (sum(map(len, self._decoded())) + 2) // 3 * 4
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield it piece by piece."""
+        if self.as_sent:
+            yield from slices(self.raw, self.start, self.end)
+            yield b"\r\n"
+            return
+        rest = b""
+        for piece in self._decoded():
+            octets = rest + piece
+            whole = len(octets) // _OCTETS_A_LINE * _OCTETS_A_LINE
+            yield _written(octets[:whole])
+            rest = octets[whole:]
+        yield _written(rest)
+
+    def _decoded(self) -> Iterator[bytes]:
+        return decoded(self.raw, self.start, self.end, self.encoding)
+
+
+def _written(octets: bytes) -> bytes:
+    return encodebytes(octets).replace(b"\n", b"\r\n")
+
+
+def _full_lines(octets: int) -> int:
+    return (octets - 1) // (LINE_LETTERS + 2)
+
+
+def _last_line(octets: int) -> int:
+    """Length of the last line, its padding included; one that is too long counts as odd."""
+    length = octets - _full_lines(octets) * (LINE_LETTERS + 2)
+    return length if length <= LINE_LETTERS else 1

@@ -1,0 +1,985 @@
+"""What is decided about a message beyond its key and domain: sent again, sent later, suppressed, marked."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from opensend_milter.adapters.postgres import connect
+from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.adapters.postgres_intake import Habits, PostgresIntakeStore
+from opensend_milter.core.errors import AlreadyStored
+from opensend_milter.core.intake import Intake
+from opensend_milter.core.model import (
+    Carries,
+    Facts,
+    KeyId,
+    Limits,
+    Message,
+    OnSuppressed,
+    Outcome,
+    Question,
+    Settlement,
+)
+from opensend_milter.core.policy import Policy
+from tests.integration.private_postgres import Cluster, Database
+from tests.integration.serving import Account, Serving, add_key, serving
+from tests.integration.working import working
+from tests.milter_client import Answer, MilterClient
+from tests.smtp_sink import Sink
+from tests.unit.messages import message
+
+TAKEN = Answer("d")
+TRY_AGAIN = 451
+WINDOW_S = 3_600
+ROUNDS = 20
+SESSIONS = 12
+
+
+@pytest.fixture(scope="module")
+def served(_shared_cluster: Cluster, _template: Path) -> Iterator[Serving]:
+    """One milter by itself for all tests of this module."""
+    _shared_cluster.new_database("rules", template="template_opensend")
+    with serving(_shared_cluster.url("rules"), _template, policy={"duplicate_window_s": WINDOW_S}) as running:
+        yield running
+    _shared_cluster.drop_database("rules")
+
+
+@pytest.fixture(scope="module")
+def beside(_shared_cluster: Cluster, _template: Path) -> Iterator[Serving]:
+    """One milter beside OpenSend, that leaves suppressed recipients out and takes no message for a repetition."""
+    _shared_cluster.new_database("beside", template="template_opensend")
+    policy: dict[str, object] = {"on_suppressed": "drop-recipient", "duplicate_window_s": 0}
+    with serving(_shared_cluster.url("beside"), _template, profile="opensend", policy=policy) as running:
+        yield running
+    _shared_cluster.drop_database("beside")
+
+
+@pytest.fixture
+def account(served: Serving) -> Account:
+    """Make a user of this test's own, by itself."""
+    return served.account()
+
+
+@pytest.fixture
+def neighbour(beside: Serving) -> Account:
+    """Make a user of this test's own, beside OpenSend."""
+    return beside.account()
+
+
+def mail(*fields: str, text: str = "hello", subject: str = "hi", sender: str = "App <app@example.org>") -> bytes:
+    """Make a message with these header fields."""
+    head = "".join(f"{field}\r\n" for field in fields)
+    return f"From: {sender}\r\nTo: to@example.net\r\n{head}Subject: {subject}\r\n\r\n{text}\r\n".encode()
+
+
+NAMED = mail("Message-ID: <1@app>")
+KEYED = mail("Idempotency-Key: order-1")
+
+
+def of(account: Account, column: str) -> list[object]:
+    """Return one column of this user's emails, oldest first."""
+    return [value for (value,) in account.rows(f"SELECT {column} FROM emails WHERE user_id = %s ORDER BY created_at")]  # noqa: S608
+
+
+def repeats(account: Account) -> list[object]:
+    """Return how often each message of this user came again, oldest first."""
+    query = "SELECT repeats FROM opensend_milter.submissions WHERE user_id = %s ORDER BY received_at"
+    return [count for (count,) in account.rows(query)]
+
+
+def refusal(account: Account) -> tuple[object, ...]:
+    """Return rule, code and user of the newest record of this user's key."""
+    query = "SELECT rule, code, user_id FROM opensend_milter.refusals WHERE key_id = %s ORDER BY id DESC LIMIT 1"
+    return account.served.rows(query, account.key)[0]
+
+
+def assert_refused(answer: Answer, start: str) -> None:
+    assert (answer.command, answer.text[: len(start)]) == ("y", start), answer
+
+
+def logged(served: Serving, queue_id: str) -> list[tuple[str, str]]:
+    """Return email id and status of each line in the mail log, as soon as there is one."""
+    deadline = time.monotonic() + 10
+    while not (found := re.findall(rf" {queue_id}: email=(\S+) .* status=(\S+) ", served.log)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+# ---------------------------------------------------------------------- sent again: Message-ID
+
+
+@pytest.mark.case(64)
+def test_a_message_sent_again_is_taken_and_stored_once(account: Account) -> None:
+    assert account.send(NAMED, queue_id="4Xfirst") == TAKEN
+    for number in (1, 2):
+        again = NAMED.replace(b"From:", b"Date: Mon, 1 Jan 2026 00:00:0%d +0000\r\nFrom:" % number)
+        assert account.send(again, queue_id=f"4Xagain{number}") == TAKEN
+    (email_id,) = account.emails()
+    assert logged(account.served, "4Xfirst") == [(email_id, "accepted")]
+    assert logged(account.served, "4Xagain2") == [(email_id, "repeated")]
+    assert account.rows(
+        "SELECT s.repeats, s.repeated_at > s.received_at, (SELECT count(*) FROM opensend_milter.jobs j"
+        " WHERE j.email_id = s.email_id), (SELECT count(*) FROM opensend_milter.raw_chunks c"
+        " WHERE c.email_id = s.email_id) FROM opensend_milter.submissions s WHERE user_id = %s"
+    ) == [(2, True, 1, 1)]
+    assert account.rows("SELECT * FROM opensend_milter.refusals WHERE user_id = %s") == []
+
+
+@pytest.mark.case(64)
+def test_the_order_of_recipients_means_nothing(account: Account) -> None:
+    for recipients in (("a@example.net", "b@example.net"), ("b@example.net", "a@example.net")):
+        assert account.send(NAMED, *recipients) == TAKEN
+    assert repeats(account) == [1]
+
+
+@pytest.mark.case(64)
+@pytest.mark.parametrize(
+    "other",
+    [
+        mail("Message-ID: <2@app>"),
+        mail("Message-ID: <1@app>", text="Hello"),
+        mail("Message-ID: <1@app>", subject="Hi"),
+        mail("Message-ID: <1@app>", sender="other@example.org"),
+        mail("Message-ID: <1@app>", "Content-Type: text/html"),
+        mail("Message-ID: <1@app>", "Content-Type: image/png"),
+        mail("Message-ID: <1@app>", "Idempotency-Key: order-1"),
+    ],
+)
+def test_another_message_is_stored(account: Account, other: bytes) -> None:
+    assert account.send(NAMED) == TAKEN
+    assert account.send(other) == TAKEN
+    assert repeats(account) == [0, 0]
+
+
+@pytest.mark.case(64)
+def test_another_recipient_sender_or_key_is_another_message(account: Account) -> None:
+    assert account.send(NAMED) == TAKEN
+    assert account.send(NAMED, "other@example.net") == TAKEN
+    assert account.send(NAMED, "to@example.net", "other@example.net") == TAKEN
+    assert account.send(NAMED, key=add_key(account.served, account.user_id)) == TAKEN
+    assert account.served.account().send(NAMED) == TAKEN
+    with account.served.client() as client:
+        client.mail("<other@example.test>", auth=account.key)
+        client.rcpt("<to@example.net>")
+        for name in (b"From: app@example.org", b"Message-ID: <1@app>"):
+            client.header(*name.split(b":"))
+        assert client.end() == TAKEN
+    assert repeats(account) == [0] * 5
+
+
+@pytest.mark.parametrize("fields", [[], ["Message-ID:"], ["Message-ID: \t"]])
+def test_a_message_without_a_name_is_never_a_repetition(account: Account, fields: list[str]) -> None:
+    for _ in range(2):
+        assert account.send(mail(*fields)) == TAKEN
+    assert repeats(account) == [0, 0]
+
+
+def test_a_window_of_zero_takes_nothing_for_a_repetition(neighbour: Account) -> None:
+    for _ in range(2):
+        assert neighbour.send(NAMED) == TAKEN
+    assert repeats(neighbour) == [0, 0]
+    assert neighbour.served.rows("SELECT * FROM opensend_milter.fingerprints") == []
+    for _ in range(2):
+        assert neighbour.send(KEYED) == TAKEN
+    assert repeats(neighbour) == [0, 0, 1], "an Idempotency-Key is its own window"
+
+
+@pytest.mark.case(64)
+def test_after_the_window_the_name_begins_anew(account: Account) -> None:
+    assert account.send(NAMED) == TAKEN
+    ages = "UPDATE opensend_milter.fingerprints f SET received_at = now() - make_interval(secs => %s)"
+    ages += " FROM opensend_milter.submissions s WHERE s.email_id = f.email_id AND s.user_id = %s"
+    account.served.rows(ages, WINDOW_S - 30, account.user_id)
+    assert account.send(NAMED) == TAKEN
+    assert repeats(account) == [1], "still within"
+    account.served.rows(ages, WINDOW_S + 1, account.user_id)
+    for _ in range(2):
+        assert account.send(NAMED) == TAKEN
+    assert repeats(account) == [1, 1]
+
+
+@pytest.mark.case(64)
+@pytest.mark.parametrize(
+    ("status", "again"),
+    [
+        *[(status, True) for status in ("failed", "canceled", "cancelled", "gone")],
+        *[(status, False) for status in ("scheduled", "processing", "sent", "bounced")],
+    ],
+)
+def test_what_was_given_up_is_stored_anew(account: Account, status: str, again: bool) -> None:  # noqa: FBT001
+    assert account.send(NAMED) == TAKEN
+    account.served.rows("UPDATE emails SET status = %s WHERE user_id = %s", status, account.user_id)
+    account.rows("DELETE FROM emails WHERE user_id = %s AND status = 'gone'")
+    assert account.send(NAMED) == TAKEN
+    assert repeats(account) == ([0, 0] if again else [1])
+    assert account.send(NAMED) == TAKEN
+    assert repeats(account) == ([0, 1] if again else [2]), "its name works again"
+
+
+def test_a_large_message_is_stored_in_pieces_and_known_again(account: Account) -> None:
+    content = base64.encodebytes(bytes(range(256)) * 12_000).replace(b"\n", b"\r\n")
+    part = b"--b\r\nContent-Type: image/png\r\nContent-Transfer-Encoding: %s\r\n\r\n%s\r\n"
+    head = b"Message-ID: <1@app>\r\nContent-Type: multipart/mixed; boundary=b\r\nFrom: a@example.org\r\n\r\n"
+    body = part % (b"base64", content.removesuffix(b"\r\n")) + part % (b"7bit", b"") + part % (b"7bit", b"x" * 300)
+    for boundary in (b"b", b"other"):
+        raw = (head + body + b"--b--\r\n").replace(b"boundary=b", b"boundary=" + boundary)
+        assert account.send(raw.replace(b"--b", b"--" + boundary)) == TAKEN
+    assert repeats(account) == [1]
+    (attachments,) = of(account, "attachments")
+    assert isinstance(attachments, list)
+    expected = [content, b"", base64.encodebytes(b"x" * 300).replace(b"\n", b"\r\n")]
+    assert [attachment["content"].encode() for attachment in attachments] == expected
+    assert [attachment["filename"] for attachment in attachments] == [f"attachment-{n}.png" for n in (1, 2, 3)]
+    assert account.served.rows("SELECT * FROM opensend_milter.pieces") == []
+
+
+# ---------------------------------------------------------------------- sent again: Idempotency-Key
+
+
+def built(number: int, *fields: str, text: str = "hello") -> bytes:
+    """Build a message with an attachment as a mail library does, each time anew."""
+    parts = [f"Content-Type: text/plain\r\n\r\n{text}", "Content-Type: image/png; name=a.png\r\n\r\nabc"]
+    head = [f"Date: Mon, 1 Jan 2026 00:00:0{number} +0000", f"Message-ID: <{number}@app>", *fields]
+    body = "".join(f"--b{number}\r\n{part}\r\n" for part in parts) + f"--b{number}--"
+    return mail(*head, f"Content-Type: multipart/mixed; boundary=b{number}", text=body)
+
+
+@pytest.mark.case(65)
+@pytest.mark.parametrize(
+    "name", ["Idempotency-Key", "RESEND-IDEMPOTENCY-KEY", "x-idempotency-key", "Resend-Idempotency-Key"]
+)
+def test_a_message_built_again_under_its_key_is_the_same(account: Account, name: str) -> None:
+    for number in range(3):
+        assert account.send(built(number, f"{name}: order-1"), queue_id=f"4Xkey{number}") == TAKEN
+    assert account.send(built(3, "iDEMPOTENCY-kEY:order-1"), queue_id="4Xkey3") == TAKEN
+    (email_id,) = account.emails()
+    assert logged(account.served, "4Xkey3")[-1] == (email_id, "repeated")
+    assert repeats(account) == [3]
+    assert of(account, "idempotency_key") == ["order-1"]
+    assert of(account, "headers") == [{}]
+    assert account.served.rows("SELECT * FROM opensend_milter.fingerprints WHERE email_id = %s", email_id) == []
+
+
+@pytest.mark.case(65)
+@pytest.mark.parametrize(
+    ("other", "recipients"),
+    [
+        (mail("Idempotency-Key: order-1", text="bye"), []),
+        (mail("Idempotency-Key: order-1", subject="bye"), []),
+        (mail("Idempotency-Key: order-1", sender="other@example.org"), []),
+        (built(1, "Idempotency-Key: order-1"), []),
+        (KEYED, ["other@example.net"]),
+        (KEYED, ["to@example.net", "other@example.net"]),
+    ],
+)
+def test_a_key_with_another_message_is_refused(account: Account, other: bytes, recipients: list[str]) -> None:
+    assert account.send(KEYED) == TAKEN
+    answer = account.send(other, *recipients)
+    assert_refused(answer, "550 5.7.1 ")
+    (email_id,) = account.emails()
+    assert f"({email_id})" in answer.text
+    assert refusal(account) == ("duplicate-key", 550, account.user_id)
+    assert account.send(KEYED) == TAKEN
+    assert repeats(account) == [1]
+
+
+@pytest.mark.case(65)
+@pytest.mark.parametrize("other", [KEYED, mail("Idempotency-Key: order-1", text="bye")])
+def test_after_a_day_a_key_begins_anew(account: Account, other: bytes) -> None:
+    ages = "UPDATE emails SET created_at = now() - make_interval(secs => %s) WHERE user_id = %s"
+    assert account.send(KEYED) == TAKEN
+    account.served.rows(ages, 86_400 - 30, account.user_id)
+    assert account.send(KEYED) == TAKEN
+    assert repeats(account) == [1]
+    account.served.rows(ages, 86_400 + 1, account.user_id)
+    for _ in range(2):
+        assert account.send(other) == TAKEN
+    assert repeats(account) == [1, 1]
+    assert of(account, "idempotency_key") == [None, "order-1"]
+
+
+def test_what_the_rest_api_took_is_not_stored_again(account: Account) -> None:
+    rest = account.rows(
+        'INSERT INTO emails ("from", "to", subject, user_id, idempotency_key)'
+        " VALUES ('app@example.org', '[]', 'of REST', %s, 'order-1') RETURNING id::text"
+    )
+    assert account.send(KEYED, queue_id="4Xrest") == TAKEN
+    assert [(account.emails()[0],)] == rest
+    assert logged(account.served, "4Xrest") == [(account.emails()[0], "repeated")]
+    account.rows("UPDATE emails SET created_at = now() - interval '25 hours' WHERE user_id = %s")
+    assert account.send(KEYED) == TAKEN
+    assert of(account, "idempotency_key") == [None, "order-1"]
+
+
+def test_a_key_is_one_of_its_user(account: Account) -> None:
+    assert account.send(KEYED) == TAKEN
+    assert account.served.account().send(KEYED) == TAKEN
+    assert account.send(KEYED, key=add_key(account.served, account.user_id)) == TAKEN, "of all keys of the user"
+    assert repeats(account) == [1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["Idempotency-Key:"],
+        ["Idempotency-Key: \t"],
+        ["X-Idempotency-Key: " + "x" * 257],
+        ["Resend-Idempotency-Key: a\x07b"],
+        ["Idempotency-Key: a", "Idempotency-Key: b"],
+        ["Idempotency-Key: a", "x-idempotency-key: b"],
+        ["Idempotency-Key: a", "Idempotency-Key:"],
+    ],
+)
+def test_a_key_that_is_none_refuses_the_message(account: Account, fields: list[str]) -> None:
+    answer = account.send(mail(*fields))
+    assert_refused(answer, "554 5.6.0 Idempotency-Key: ")
+    assert refusal(account)[:2] == ("control-field", 554)
+    assert account.emails() == []
+
+
+@pytest.mark.parametrize("key", ["x" * 256, "é" * 256, "with a space", "0"])
+def test_a_key_may_be_any_printable_text(account: Account, key: str) -> None:
+    for _ in range(2):
+        assert account.send(mail(f"Idempotency-Key: {key}", f"X-Idempotency-Key: {key}")) == TAKEN
+    assert of(account, "idempotency_key") == [key]
+
+
+# ---------------------------------------------------------------------- sent at the same time
+
+
+def sockets(pid: int) -> int:
+    """Count the connections of a process."""
+    return sum(str(entry.readlink()).startswith("socket:") for entry in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def sessions(served: Serving, stack: ExitStack) -> list[MilterClient]:
+    """Open connections until both processes have several."""
+    before = {pid: sockets(pid) for pid in served.children()}
+    found: list[MilterClient] = []
+    while len(found) < SESSIONS or min(sockets(pid) - count for pid, count in before.items()) < 3:
+        found.append(stack.enter_context(served.client()))
+        assert len(found) < 200
+    assert len(before) == 2
+    return found
+
+
+@pytest.mark.case(64)
+@pytest.mark.case(65)
+@pytest.mark.parametrize("name", ["Message-ID: <{}@app>", "Idempotency-Key: {}"])
+def test_a_race_of_one_message_is_won_once_and_harms_no_neighbour(account: Account, name: str) -> None:
+    with ExitStack() as stack:
+        clients = sessions(account.served, stack)
+        start = threading.Barrier(len(clients), timeout=30)
+        pool = stack.enter_context(ThreadPoolExecutor(len(clients)))
+
+        def send(client: MilterClient, what: str, queue_id: str) -> Answer:
+            start.wait()
+            return client.message(account.key, mail(name.format(what), subject=what), queue_id=queue_id)
+
+        for number in range(ROUNDS):
+            what = [f"{number}-{at if (at + number) % 3 == 0 else 'same'}" for at in range(len(clients))]
+            answers = list(pool.map(send, clients, what, [f"4Xrace{number}"] * len(clients)))
+            for subject, answer in zip(what, answers, strict=True):
+                assert answer == TAKEN or (subject.endswith("same") and answer.code == TRY_AGAIN), (subject, answer)
+            stored = account.rows("SELECT subject, count(*) FROM emails WHERE user_id = %s GROUP BY 1")
+            assert {subject: count for subject, count in stored if str(subject).startswith(f"{number}-")} == (
+                dict.fromkeys(what, 1)
+            )
+            assert TAKEN in [answer for subject, answer in zip(what, answers, strict=True) if subject.endswith("same")]
+    told = set(re.findall(r"mail\[(\d+)\]: 4Xrace\d+: .* status=repeated", account.served.log))
+    assert told == {str(pid) for pid in account.served.children()}, "both processes took part"
+    assert "Traceback" not in account.served.log
+
+
+@pytest.mark.case(65)
+def test_a_race_of_many_messages_under_one_key_is_won_by_one(account: Account) -> None:
+    with ExitStack() as stack:
+        clients = sessions(account.served, stack)
+        start = threading.Barrier(len(clients), timeout=30)
+        pool = stack.enter_context(ThreadPoolExecutor(len(clients)))
+
+        def send(client: MilterClient, number: int, text: str) -> Answer:
+            start.wait()
+            return client.message(account.key, mail(f"Idempotency-Key: {number}", text=text))
+
+        for number in range(ROUNDS):
+            texts = [f"{number}-{at}" for at in range(len(clients))]
+            answers = list(pool.map(send, clients, [number] * len(clients), texts))
+            (won,) = (text for text, answer in zip(texts, answers, strict=True) if answer == TAKEN)
+            assert of(account, "text")[-1] == f"{won}\r\n"
+            assert {answer.code for answer in answers if answer != TAKEN} <= {550, TRY_AGAIN}
+        assert len(account.emails()) == ROUNDS
+
+
+@dataclass(frozen=True)
+class Between:
+    """A store between whose two calls something happens."""
+
+    store: PostgresIntakeStore
+    happen: Callable[[], object]
+
+    def facts_for(self, questions: Sequence[Question]) -> list[Facts]:
+        found = self.store.facts_for(questions)
+        self.happen()
+        return found
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        self.store.settle(settlements)
+
+
+class Rival:
+    """Another process of ours on the same database."""
+
+    def __init__(self, database: Database, name: str = "rival") -> None:
+        habits = Habits(duplicate_window=timedelta(seconds=WINDOW_S), logs=False, billing=False)
+        self.policy = Policy(limits=Limits(), carries=Carries(), sender_domains="restricted-only")
+        self.store = PostgresIntakeStore(database.url_for("opensend_milter"), habits, name=name, timeout_s=20)
+        self.intake = Intake(self.store, self.policy)
+
+    def while_(self, happen: Callable[[], object]) -> Intake:
+        """Take messages in, and let something happen between the question and the answer."""
+        return Intake(Between(self.store, happen), self.policy)
+
+
+@pytest.fixture
+def rivals(database: Database) -> Iterator[tuple[Rival, Rival]]:
+    """Two processes of ours; their key is there."""
+    with database.connect() as connection:
+        connection.execute("INSERT INTO api_keys (id, name, token_hash, user_id) VALUES (%s, 't', '0', 'u1')", [KEY])
+    found = Rival(database, "rival-0"), Rival(database, "rival-1")
+    yield found
+    for rival in found:
+        rival.store.close()
+
+
+KEY = KeyId("3f0f8f3e-5f0e-4c57-9d5c-0b8f5f1d9a11")
+
+
+def received(raw: bytes) -> Message:
+    return replace(message(raw, "to@example.net"), received_at=datetime.now(UTC))
+
+
+def stored(database: Database) -> int:
+    with database.connect() as connection:
+        return len(connection.execute("SELECT id FROM emails").fetchall())
+
+
+@pytest.mark.case(64)
+@pytest.mark.case(65)
+@pytest.mark.parametrize("raw", [NAMED, KEYED])
+@pytest.mark.parametrize("rename", ["", "ALTER INDEX emails_user_id_idempotency_key_idx RENAME TO other"])
+def test_a_name_taken_since_it_was_asked_for(
+    database: Database, rivals: tuple[Rival, Rival], raw: bytes, rename: str
+) -> None:
+    """Also where OpenSend calls its index otherwise one day."""
+    with database.connect() as connection:
+        connection.execute(rename.encode())
+    one, other = rivals
+    first = received(raw)
+    late = one.while_(lambda: other.intake.accept([first]))
+    with pytest.raises(AlreadyStored):
+        late.accept([received(raw)])
+    assert stored(database) == 1
+    (outcome,) = one.intake.accept([received(raw)])
+    assert getattr(outcome, "email_id", None) == first.id
+
+
+@pytest.mark.case(64)
+@pytest.mark.parametrize("raw", [NAMED, KEYED])
+@pytest.mark.parametrize(
+    "ends",
+    [
+        "UPDATE opensend_milter.fingerprints SET received_at = received_at - interval '2 hours'",
+        "UPDATE emails SET created_at = created_at - interval '25 hours'",
+        "UPDATE emails SET status = 'failed'",
+    ],
+)
+def test_a_name_whose_time_is_over_goes_to_one_of_two(
+    database: Database, rivals: tuple[Rival, Rival], raw: bytes, ends: str
+) -> None:
+    """Both have seen that the name is free: who comes second must not free it once more."""
+    one, other = rivals
+    one.intake.accept([received(raw)])
+    with database.connect() as connection:
+        connection.execute(ends.encode())
+    is_free = (raw is KEYED) == ("created_at" in ends)
+    late = one.while_(lambda: other.intake.accept([received(raw)]))
+    if is_free:
+        with pytest.raises(AlreadyStored):
+            late.accept([received(raw)])
+        assert stored(database) == 2
+    else:
+        late.accept([received(raw)])
+        assert stored(database) == 1
+
+
+@pytest.mark.case(64)
+@pytest.mark.case(65)
+@pytest.mark.parametrize("name", ["Message-ID: <{}@app>", "Idempotency-Key: {}"])
+def test_batches_that_hold_the_same_messages_in_another_order(
+    database: Database, rivals: tuple[Rival, Rival], name: str
+) -> None:
+    """One wins, the other is told so: a deadlock would tempfail all that share its batch."""
+    raws = [mail(name.format(n), subject=str(n)) for n in (3, 1, 2)]
+    outcomes: list[list[Outcome] | Exception] = []
+
+    def accept(rival: Rival, batch: Sequence[bytes]) -> None:
+        try:
+            outcomes.append(rival.intake.accept([received(raw) for raw in batch]))
+        except Exception as error:  # noqa: BLE001  # which it is, is the test
+            outcomes.append(error)
+
+    with database.connect() as holder, database.connect() as watcher:
+        first = received(raws[1])
+        threads = [
+            threading.Thread(target=accept, args=(rival, batch))
+            for rival, batch in zip(rivals, (raws, raws[::-1]), strict=True)
+        ]
+        with holder.transaction(force_rollback=True):
+            hold(holder, rivals[0], first)
+            for thread in threads:
+                thread.start()
+            deadline = time.monotonic() + 10
+            waiting = "SELECT pid FROM pg_stat_activity WHERE application_name ~ 'rival' AND wait_event_type = 'Lock'"
+            while len(watcher.execute(waiting.encode()).fetchall()) < 2:
+                assert time.monotonic() < deadline, outcomes
+                time.sleep(0.01)
+        for thread in threads:
+            thread.join(20)
+    kinds = sorted(type(outcome).__name__ for outcome in outcomes)
+    assert kinds == ["AlreadyStored", "list"], outcomes
+    assert stored(database) == 3
+
+
+def hold(holder: psycopg.Connection[tuple[object, ...]], rival: Rival, mail: Message) -> None:
+    """Take a message's name in a transaction that is not committed."""
+    settled: list[Settlement] = []
+
+    class Listening(PostgresIntakeStore):
+        def settle(self, settlements: Sequence[Settlement]) -> None:
+            settled.extend(settlements)
+
+    store = Listening(rival.store._link._info, rival.store._habits, name="listening", timeout_s=20)
+    Intake(store, rival.policy).accept([mail])
+    store.close()
+    (settlement,) = settled
+    identity = getattr(settlement.verdict, "identity", None)
+    assert identity is not None
+    holder.execute(
+        'INSERT INTO emails (id, "from", "to", subject, user_id, idempotency_key) VALUES (%s, %s, %s, %s, %s, %s)',
+        [mail.id, "", "[]", "", "u1", identity.idempotency_key],
+    )
+    if identity.fingerprint:
+        holder.execute(
+            "INSERT INTO opensend_milter.fingerprints VALUES (%s, %s, %s, now())", [KEY, identity.fingerprint, mail.id]
+        )
+
+
+# ---------------------------------------------------------------------- control fields
+
+
+def test_tags_and_metadata_are_in_the_row_and_not_in_its_headers(account: Account) -> None:
+    fields = [
+        "X-OpenSend-Tag: campaign=spring",
+        "x-opensend-tag: plain",
+        "X-OPENSEND-TAG: a_b-C = 1_2-3",
+        "X-OpenSend-Metadata-Order: 4711",
+        "X-OpenSend-Metadata-customer_name: Jürgen\r\n Müller",
+        "X-OpenSend-Metadata-Empty:",
+        "X-OpenSend-Unknown: yes",
+        "X-Other: kept",
+    ]
+    assert account.send(mail(*fields)) == TAKEN
+    expected = [("campaign", "spring"), ("plain", ""), ("a_b-C", "1_2-3")]
+    assert of(account, "tags") == [[{"name": name, "value": value} for name, value in expected]]
+    assert of(account, "document") == [
+        {"metadata": {"order": "4711", "customer_name": "Jürgen Müller", "empty": ""}}
+    ]  # fmt: skip
+    assert of(account, "headers") == [{"x-other": "kept"}]
+    assert of(account, "status") == ["queued"]
+    assert account.send(mail()) == TAKEN
+    assert of(account, "tags")[-1] == []
+    assert of(account, "document")[-1] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (["X-OpenSend-Tag: a b"], "X-OpenSend-Tag"),
+        (["X-OpenSend-Tag:"], "X-OpenSend-Tag"),
+        (["X-OpenSend-Tag: =value"], "X-OpenSend-Tag"),
+        (["X-OpenSend-Tag: a=b=c"], "X-OpenSend-Tag"),
+        (["X-OpenSend-Tag: é=1"], "X-OpenSend-Tag"),
+        (["X-OpenSend-Tag: " + "n" * 257], "X-OpenSend-Tag"),
+        (["X-OpenSend-Tag: n=" + "v" * 257], "X-OpenSend-Tag"),
+        (["X-OpenSend-Tag: t"] * 76, "X-OpenSend-Tag"),
+        (["X-OpenSend-Metadata-: 1"], "X-OpenSend-Metadata-"),
+        (["X-OpenSend-Metadata-a.b: 1"], "X-OpenSend-Metadata-a.b"),
+        (["X-OpenSend-Metadata-" + "n" * 65 + ": 1"], "X-OpenSend-Metadata-nnn"),
+        (["X-OpenSend-Metadata-a: " + "v" * 1_001], "X-OpenSend-Metadata-a"),
+        (["X-OpenSend-Metadata-a: 1", "X-OpenSend-Metadata-A: 2"], "X-OpenSend-Metadata-a"),
+        ([f"X-OpenSend-Metadata-{number}: 1" for number in range(51)], "X-OpenSend-Metadata-"),
+        (["X-OpenSend-Send-At: 2026-01-31T08:00:00"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At: 2000-01-31T08:00:00Z"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At: 2500-01-31T08:00:00Z"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At: in 31 days"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At: in 721 hours"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At: in 0 minutes"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At: in 999999 days"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At: in -5 minutes"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At: in 5 weeks"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At: tomorrow"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At:"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At: in 5 minutes", "X-OpenSend-Send-At: in 5 minutes"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At: 9999-12-31T23:59:59-01:00"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At: 0001-01-01T00:00:00+01:00"], "X-OpenSend-Send-At"),
+        (["X-OpenSend-Send-At: in 5 m\u0131nutes"], "X-OpenSend-Send-At"),
+    ],
+)
+def test_a_control_field_that_cannot_be_followed_is_named(account: Account, fields: list[str], named: str) -> None:
+    answer = account.send(mail(*fields))
+    assert_refused(answer, f"554 5.6.0 {named}")
+    assert refusal(account)[:2] == ("control-field", 554)
+    assert account.emails() == []
+
+
+def test_as_much_as_is_allowed(account: Account) -> None:
+    tags = ["X-OpenSend-Tag: " + "n" * 256 + "=" + "v" * 256] * 75
+    metadata = [f"X-OpenSend-Metadata-{number:064d}: {'v' * 499}\r\n {'v' * 500}" for number in range(50)]
+    assert account.send(mail(*tags, *metadata)) == TAKEN
+    ((tag_count, metadata_count),) = account.rows(
+        "SELECT jsonb_array_length(tags), (SELECT count(*) FROM jsonb_object_keys(document -> 'metadata'))"
+        " FROM emails WHERE user_id = %s"
+    )
+    assert (tag_count, metadata_count) == (75, 50)
+
+
+@pytest.mark.parametrize(
+    ("wish", "delay"),
+    [
+        ("in 10 minutes", timedelta(minutes=10)),
+        ("In 1 Minute", timedelta(minutes=1)),
+        ("in 2 hours", timedelta(hours=2)),
+        ("in 3 days", timedelta(days=3)),
+        ("in 30 days", timedelta(days=30)),
+        ("%Y-%m-%dT%H:%M:%SZ", timedelta(hours=1)),
+        ("%Y-%m-%dT%H:%M:%S+00:00", timedelta(hours=1)),
+        ("%Y%m%dT%H%M%S.5-00:30", timedelta(hours=1, minutes=30, seconds=0.5)),
+    ],
+)
+def test_a_message_for_later_waits(account: Account, wish: str, delay: timedelta) -> None:
+    named = datetime.now(UTC).replace(microsecond=0)
+    at = (named + timedelta(hours=1)).strftime(wish)
+    assert account.send(mail(f"X-OpenSend-Send-At: {at}")) == TAKEN
+    ((status, scheduled_at, received_at, not_before, announce_at),) = account.rows(
+        "SELECT e.status, e.scheduled_at, e.created_at, j.not_before, j.announce_at"
+        " FROM emails e JOIN opensend_milter.jobs j ON j.email_id = e.id WHERE e.user_id = %s"
+    )
+    assert status == "scheduled"
+    assert scheduled_at == not_before == announce_at
+    assert isinstance(received_at, datetime)
+    assert scheduled_at == (received_at if wish.lower().startswith("in") else named) + delay
+
+
+def test_the_worker_sends_it_when_its_time_has_come_and_not_before(database: Database, tmp_path: Path) -> None:
+    with (
+        serving(database.url, database.password_dir) as served,
+        Sink() as sink,
+        working(database, tmp_path, relay_port=sink.port) as worker,
+    ):
+        account = served.account()
+        at = datetime.now(UTC) + timedelta(seconds=3)
+        assert account.send(mail(f"X-OpenSend-Send-At: {at.isoformat()}", "X-OpenSend-Tag: later")) == TAKEN
+        assert account.send(mail(subject="now")) == TAKEN
+        sink.await_delivered(1)
+        assert b"Subject: now" in sink.delivered[0].raw
+        assert of(account, "status")[0] == "scheduled"
+        now = datetime.now(UTC)
+        while len(sink.delivered) < 2:
+            assert now < at + timedelta(seconds=20)
+            time.sleep(0.01)
+            now = datetime.now(UTC)
+        assert now >= at
+        assert b"X-OpenSend" not in sink.delivered[1].raw
+        assert worker.stop() == 0
+        assert of(account, "status") == ["sent", "sent"]
+
+
+# ---------------------------------------------------------------------- suppressed recipients
+
+
+def set_rule(account: Account, rule: OnSuppressed | None) -> None:
+    """Do as `key set` does."""
+    with connect(account.served.url, application_name="test") as connection:
+        store = AdminStore(connection, makes_users=False)
+        store.set_key(store.find_key(account.key), rule)
+
+
+def webhook(account: Account, types: Sequence[str], status: str = "active") -> object:
+    ((webhook_id,),) = account.rows(
+        "INSERT INTO webhooks (user_id, url, event_types, status) VALUES (%s, 'https://x', %s, %s) RETURNING id",
+        json.dumps(types),
+        status,
+    )
+    return webhook_id
+
+
+def deliveries(account: Account) -> list[tuple[object, ...]]:
+    return account.rows(
+        "SELECT d.webhook_id, d.status, d.attempt, d.next_retry_at, e.user_id = w.user_id FROM webhook_deliveries d"
+        " JOIN webhooks w ON w.id = d.webhook_id JOIN email_events e ON e.id = d.event_id WHERE w.user_id = %s"
+    )
+
+
+BAD = {"email": "bad@example.net", "reason": "bounced"}
+
+
+@pytest.mark.case(36)
+@pytest.mark.case(37)
+def test_a_suppressed_recipient_is_left_out(neighbour: Account) -> None:
+    asked = webhook(neighbour, ["email.sent", "email.suppressed"])
+    webhook(neighbour, ["email.sent"])
+    webhook(neighbour, ["email.suppressed"], "disabled")
+    other = neighbour.served.account()
+    webhook(other, ["email.suppressed"])
+    neighbour.suppress("bad@example.net", "worse@example.net", "cc@example.net")
+    raw = mail("Cc: cc@example.net, cc2@example.net").replace(b"To:", b"To: BAD@Example.Net,")
+    to = ["BAD@Example.Net", "to@example.net", "cc@example.net", "cc2@example.net", "worse@example.net", "x@y.example"]
+    assert neighbour.send(raw, *to) == TAKEN
+    assert [of(neighbour, column) for column in ('"to"', "cc", "bcc")] == [
+        [["to@example.net"]],
+        [["cc2@example.net"]],
+        [["x@y.example"]],
+    ]
+    ((recipients, dropped, email_id),) = neighbour.rows(
+        "SELECT recipients, dropped, email_id FROM opensend_milter.submissions WHERE user_id = %s"
+    )
+    assert recipients == ["to@example.net", "cc2@example.net", "x@y.example"]
+    assert isinstance(dropped, list)
+    left_out = ["BAD@Example.Net", "cc@example.net", "worse@example.net"]
+    assert sorted(one["email"] for one in dropped) == left_out
+    assert {one["reason"] for one in dropped} == {"bounced"}
+    ((kind, of_email, payload, source_id),) = neighbour.rows(
+        "SELECT type, email_id, payload, source_id FROM email_events WHERE user_id = %s"
+    )
+    assert (kind, of_email, source_id) == ("suppressed", email_id, None)
+    assert isinstance(payload, dict)
+    assert sorted(payload) == ["reason", "recipient_count", "recipients", "submitted_at"]
+    assert (payload["reason"], payload["recipient_count"]) == ("recipient_suppressed", 3)
+    assert BAD in payload["recipients"]
+    assert datetime.fromisoformat(payload["submitted_at"]).tzinfo
+    assert deliveries(neighbour) == [(asked, "pending", 0, None, True)]
+    assert deliveries(other) == []
+
+
+@pytest.mark.case(36)
+def test_a_message_to_suppressed_recipients_only_is_refused(neighbour: Account) -> None:
+    asked = webhook(neighbour, ["email.suppressed"])
+    neighbour.suppress("bad@example.net", "worse@example.net")
+    answer = neighbour.send(mail(), "bad@example.net", "Worse@example.net")
+    assert_refused(answer, "550 5.7.1 ")
+    assert "bad@example.net (bounced)" in answer.text
+    assert refusal(neighbour) == ("recipient-suppressed", 550, neighbour.user_id)
+    assert neighbour.emails() == []
+    ((of_email, payload),) = neighbour.rows("SELECT email_id, payload FROM email_events WHERE user_id = %s")
+    assert of_email is None
+    assert isinstance(payload, dict)
+    assert (payload["recipient_count"], sorted(one["email"] for one in payload["recipients"])) == (
+        2,
+        ["bad@example.net", "worse@example.net"],
+    )
+    assert deliveries(neighbour) == [(asked, "pending", 0, None, True)]
+
+
+@pytest.mark.case(37)
+def test_a_domain_that_is_suppressed_in_both_spellings_is_one_recipient(neighbour: Account) -> None:
+    neighbour.suppress("jane@exämple.net", "jane@xn--exmple-cua.net")
+    neighbour.rows("UPDATE email_suppressions SET reason = 'manual' WHERE user_id = %s AND email ~ 'xn--'")
+    assert neighbour.send(mail(), "jane@exämple.net", "to@example.net") == TAKEN
+    assert of(neighbour, '"to"') == [["to@example.net"]]
+    ((payload,),) = neighbour.rows("SELECT payload FROM email_events WHERE user_id = %s")
+    assert isinstance(payload, dict)
+    assert payload["recipient_count"] == 1
+
+
+@pytest.mark.case(36)
+def test_a_key_has_a_rule_of_its_own(account: Account, neighbour: Account) -> None:
+    """Both ways, and from the next message on."""
+    for one, own in ((account, "drop-recipient"), (neighbour, "reject-message")):
+        one.suppress("bad@example.net")
+        other = add_key(one.served, one.user_id)
+        rules: list[tuple[OnSuppressed | None, bool]] = [
+            (None, one is neighbour),
+            ("reject-message", False),
+            ("drop-recipient", True),
+        ]
+        for rule, taken in rules:
+            set_rule(one, rule)
+            answer = one.send(mail(), "bad@example.net", "to@example.net")
+            assert (answer == TAKEN) == taken, (rule, answer)
+        set_rule(one, "drop-recipient" if own == "drop-recipient" else "reject-message")
+        answer = one.send(mail(), "bad@example.net", "to@example.net", key=other)
+        assert (answer == TAKEN) == (one is neighbour), "the other key goes by the configuration"
+
+
+@pytest.mark.case(36)
+def test_what_is_left_out_makes_no_other_message(account: Account) -> None:
+    """The client does not know who was left out: what it sends again is the same."""
+    account.suppress("bad@example.net")
+    set_rule(account, "drop-recipient")
+    for raw in (NAMED, NAMED, KEYED, KEYED):
+        assert account.send(raw, "bad@example.net", "to@example.net") == TAKEN
+    assert repeats(account) == [1, 1]
+    events = account.rows("SELECT count(*) FROM email_events WHERE user_id = %s")
+    assert events == [(2,)], "one for each message, none for a repetition"
+
+
+def test_other_refusals_are_no_event(neighbour: Account) -> None:
+    neighbour.suppress("bad@example.net")
+    assert neighbour.send(mail(sender="a@other.example"), "bad@example.net", "to@example.net").code == 550
+    assert neighbour.send(mail("Idempotency-Key:"), "bad@example.net").code == 554
+    assert neighbour.rows("SELECT id FROM email_events WHERE user_id = %s") == []
+
+
+# ---------------------------------------------------------------------- what else is written
+
+
+def test_the_use_of_a_key_is_noted_once_a_minute(account: Account) -> None:
+    def last_used_at() -> datetime | None:
+        ((found,),) = account.rows("SELECT last_used_at FROM api_keys WHERE user_id = %s")
+        assert found is None or isinstance(found, datetime)
+        return found
+
+    before = datetime.now(UTC)
+    assert account.send(mail(sender="a@other.example")).code == 550
+    assert account.send(mail()) == TAKEN
+    first = last_used_at()
+    assert first
+    assert abs(first - before) < timedelta(seconds=30)
+    assert account.send(mail()) == TAKEN
+    assert last_used_at() == first
+    account.rows("UPDATE api_keys SET last_used_at = now() - interval '30 seconds' WHERE user_id = %s")
+    nearly = last_used_at()
+    assert account.send(mail()) == TAKEN
+    assert last_used_at() == nearly
+    account.rows("UPDATE api_keys SET last_used_at = now() - interval '61 seconds' WHERE user_id = %s")
+    assert account.send(mail()) == TAKEN
+    again = last_used_at()
+    assert again
+    assert again >= first
+
+
+def logs(account: Account) -> list[tuple[object, ...]]:
+    return account.rows(
+        "SELECT endpoint, method, status, request_body::jsonb, response_body::jsonb, document, api_key_id::text"
+        " FROM logs WHERE user_id = %s ORDER BY created_at"
+    )
+
+
+def test_beside_opensend_each_message_of_a_known_key_is_logged(neighbour: Account) -> None:
+    assert neighbour.send(mail(), queue_id="4Xlog") == TAKEN
+    (email_id,) = neighbour.emails()
+    size = len(mail())
+    request = {"mail_from": "app@example.test", "recipients": ["to@example.net"], "size": size, "queue_id": "4Xlog"}
+    ids = {"apiKeyId": neighbour.key, "emailId": email_id}
+    assert logs(neighbour) == [("smtp", "SMTP", 200, request, {"id": email_id}, ids, neighbour.key)]
+    assert neighbour.send(mail(sender="a@other.example")).code == 550
+    *_, status, _, response, document, key = logs(neighbour)[1]
+    assert (status, document, key) == (403, {"apiKeyId": neighbour.key, "emailId": None}, neighbour.key)
+    assert isinstance(response, dict)
+    assert response["code"] == "from-unverified"
+    assert response["message"].startswith("550 5.7.1 the From domain other.example ")
+
+
+@pytest.mark.parametrize(
+    ("raw", "rule"),
+    [(mail("Idempotency-Key:"), "control-field"), (mail().replace(b"From:", b"X:"), "from-missing")],
+)
+def test_what_could_not_be_read_is_logged_too(neighbour: Account, raw: bytes, rule: str) -> None:
+    assert neighbour.send(raw).command == "y"
+    assert refusal(neighbour)[0] == rule
+    assert [status for _, _, status, *_ in logs(neighbour)] == [422]
+
+
+def test_a_repetition_is_not_logged(neighbour: Account) -> None:
+    for _ in range(2):
+        assert neighbour.send(KEYED) == TAKEN
+    assert len(logs(neighbour)) == 1
+
+
+def test_who_is_not_known_is_not_logged(neighbour: Account, account: Account) -> None:
+    before = neighbour.served.rows("SELECT count(*) FROM logs")
+    for key in ("", "nobody", "3f0f8f3e-5f0e-4c57-9d5c-0b8f5f1d9a12"):
+        with neighbour.served.client() as client:
+            assert client.message(key, mail()).command == "y"
+    neighbour.rows("UPDATE api_keys SET user_id = NULL WHERE user_id = %s")
+    assert neighbour.send(mail()).code == 550
+    assert neighbour.served.rows("SELECT count(*) FROM logs") == before
+    assert account.send(mail()) == TAKEN
+    assert account.send(mail(sender="a@other.example")).code == 550
+    assert account.served.rows("SELECT * FROM logs") == [], "only beside OpenSend"
+
+
+@pytest.mark.parametrize(
+    ("raw", "recipient", "rule"),
+    [
+        (mail(sender="a@other.example"), "to@example.net", "from-unverified"),
+        (mail(), "bad@example.net", "recipient-suppressed"),
+        (mail("X-OpenSend-Send-At: in 31 days"), "to@example.net", "control-field"),
+        (mail("Idempotency-Key:"), "to@example.net", "control-field"),
+        (mail().replace(b"From:", b"X:"), "to@example.net", "from-missing"),
+        (mail(), "nobody", "recipient-malformed"),
+        (mail(text="x" * 1_000 + "\r\n"), "to@example.net", "cannot-carry"),
+    ],
+)
+def test_a_refusal_is_recorded_with_its_user(account: Account, raw: bytes, recipient: str, rule: str) -> None:
+    account.suppress("bad@example.net")
+    assert account.send(raw, recipient).command == "y"
+    assert refusal(account) == (rule, refusal(account)[1], account.user_id)
+
+
+# ---------------------------------------------------------------------- OpenSend's sandbox
+
+
+@pytest.mark.parametrize(
+    ("recipients", "taken"),
+    [
+        (["delivered@resend.dev"], True),
+        (["Delivered+label@Resend.dev", "delivered@resend.dev"], True),
+        (["bounced@resend.dev", "bounced+1@resend.dev"], True),
+        (["suppressed@resend.dev"], True),
+        (["delivered@resend.dev", "to@example.net"], False),
+        (["to@example.net", "complained+x@resend.dev"], False),
+        (["delivered@resend.dev", "bounced@resend.dev"], False),
+        (["anybody@resend.dev", "to@example.net"], True),
+        (["suppressed+label@resend.dev", "to@example.net"], True),
+        (["delivered@sub.resend.dev", "to@example.net"], True),
+    ],
+)
+def test_addresses_of_the_sandbox_go_alone(
+    account: Account,
+    neighbour: Account,
+    recipients: list[str],
+    taken: bool,  # noqa: FBT001
+) -> None:
+    answer = neighbour.send(mail(), *recipients)
+    if taken:
+        assert answer == TAKEN
+    else:
+        assert_refused(answer, "550 5.7.1 ")
+        assert refusal(neighbour) == ("sandbox-mixed", 550, neighbour.user_id)
+    assert account.send(mail(), *recipients) == TAKEN, "without OpenSend they are addresses like any other"
