@@ -17,9 +17,10 @@ FROM unnest(%(user_ids)s::text[]) AS u (user_id)
 WITH counted AS (
     SELECT u.user_id, u.messages, plan.monthly_email_quota AS quota,
         coalesce(s.current_period_start, month.start) AS period_start,
-        coalesce(s.current_period_end, month.start + interval '1 month') AS period_end
+        coalesce(s.current_period_end, month.after) AS period_end
     FROM unnest(%(user_ids)s::text[], %(counts)s::integer[]) AS u (user_id, messages)
-        CROSS JOIN (SELECT date_trunc('month', now(), 'UTC') AS start) month
+        CROSS JOIN (SELECT start AT TIME ZONE 'UTC' AS start, (start + interval '1 month') AT TIME ZONE 'UTC' AS after
+            FROM date_trunc('month', now() AT TIME ZONE 'UTC') AS m (start)) month
         JOIN public.subscriptions s ON s.user_id = u.user_id
         LEFT JOIN public.plans plan ON plan.id = s.plan_id
 )

@@ -160,9 +160,9 @@ class PostgresIntakeStore:
         return identity.fingerprint if self._habits.duplicate_window else None
 
 
-def _name(accepted: tuple[Message, Accept]) -> tuple[str, bytes]:
-    identity = accepted[1].identity
-    return identity.idempotency_key or "", identity.fingerprint or b""
+def _name(accepted: tuple[Message, Accept]) -> tuple[str, str, bytes]:
+    _, accept = accepted
+    return accept.user_id, accept.identity.idempotency_key or "", accept.identity.fingerprint or b""
 
 
 @contextmanager

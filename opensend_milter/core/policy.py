@@ -81,7 +81,7 @@ class Policy:
             self._refuse_sender(key, reading, facts)
             or _refuse_subscription(facts.subscription)
             or self._refuse_recipients(message, facts, dropped)
-            or self._refuse_content(message, reading)
+            or self._refuse_content(message, reading, {address for address, _ in dropped})
             or _refuse_moment(scheduled_at, message.received_at)
         )
         if refusal:
@@ -139,14 +139,14 @@ class Policy:
         text = f"nothing was sent: on the suppression list: {named}{also}; leave them out or remove them from the list"
         return _refuse(Rule.RECIPIENT_SUPPRESSED, text)
 
-    def _refuse_content(self, message: Message, reading: Reading) -> Refuse | None:
+    def _refuse_content(self, message: Message, reading: Reading, dropped: set[Address]) -> Refuse | None:
         if reading.attachment_bytes > self.limits.max_attachment_bytes:
             text = (
                 f"attachments of {reading.attachment_bytes} octets (as base64) "
                 f"are over the limit of {self.limits.max_attachment_bytes}"
             )
             return Refuse(code=552, enhanced="5.3.4", text=text, rule=Rule.ATTACHMENTS_TOO_LARGE)
-        if not self.carries.utf8_addresses and (odd := _beyond_ascii(message, reading)):
+        if not self.carries.utf8_addresses and (odd := _beyond_ascii(message, reading, dropped)):
             text = f"the mailbox name of {odd!a} is not ASCII: Amazon SES cannot send that; a domain may be any"
             return Refuse(code=554, enhanced="5.6.7", text=text, rule=Rule.CANNOT_CARRY)
         octets = self.carries.max_line_octets
@@ -163,10 +163,10 @@ def _refuse(rule: Rule, text: str) -> Refuse:
     return Refuse(code=550, enhanced="5.7.1", text=text, rule=rule)
 
 
-def _beyond_ascii(message: Message, reading: Reading) -> Address | None:
+def _beyond_ascii(message: Message, reading: Reading, dropped: set[Address]) -> Address | None:
     """Find an address whose local part has no other spelling."""
-    shown = (reading.sender, *reading.reply_to)
-    addresses = (*message.envelope.recipients, *(mailbox.address for mailbox in shown))
+    shown = (mailbox.address for mailbox in (reading.sender, *reading.reply_to))
+    addresses = (*(address for address in message.envelope.recipients if address not in dropped), *shown)
     return next((address for address in addresses if not address.rpartition("@")[0].isascii()), None)
 
 

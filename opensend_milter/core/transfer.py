@@ -117,6 +117,5 @@ def _full_lines(octets: int) -> int:
 
 
 def _last_line(octets: int) -> int:
-    """Length of the last line, its padding included; one that is too long counts as odd."""
-    length = octets - _full_lines(octets) * (LINE_LETTERS + 2)
-    return length if length <= LINE_LETTERS else 1
+    """Length of the last line, its padding included; padding beyond 76 never fills a group of four."""
+    return octets - _full_lines(octets) * (LINE_LETTERS + 2)

@@ -457,20 +457,25 @@ class Rival:
 
 @pytest.fixture
 def rivals(database: Database) -> Iterator[tuple[Rival, Rival]]:
-    """Two processes of ours; their key is there."""
+    """Two processes of ours; three keys are there, each of another user."""
     with database.connect() as connection:
-        connection.execute("INSERT INTO api_keys (id, name, token_hash, user_id) VALUES (%s, 't', '0', 'u1')", [KEY])
+        connection.execute(
+            "INSERT INTO api_keys (id, name, token_hash, user_id)"
+            " SELECT id, 't', id, 'u' || number FROM unnest(%s::uuid[]) WITH ORDINALITY AS k (id, number)",
+            [KEYS],
+        )
     found = Rival(database, "rival-0"), Rival(database, "rival-1")
     yield found
     for rival in found:
         rival.store.close()
 
 
-KEY = KeyId("3f0f8f3e-5f0e-4c57-9d5c-0b8f5f1d9a11")
+KEYS = [KeyId(f"3f0f8f3e-5f0e-4c57-9d5c-0b8f5f1d9a1{number}") for number in (1, 2, 3)]
 
 
-def received(raw: bytes) -> Message:
-    return replace(message(raw, "to@example.net"), received_at=datetime.now(UTC))
+def received(raw: bytes, key: KeyId = KEYS[0]) -> Message:
+    found = message(raw, "to@example.net")
+    return replace(found, received_at=datetime.now(UTC), session=replace(found.session, key_id=key))
 
 
 def stored(database: Database) -> int:
@@ -529,28 +534,34 @@ def test_a_name_whose_time_is_over_goes_to_one_of_two(
 
 @pytest.mark.case(64)
 @pytest.mark.case(65)
-@pytest.mark.parametrize("name", ["Message-ID: <{}@app>", "Idempotency-Key: {}"])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        [("Message-ID: <3@app>", 0), ("Message-ID: <1@app>", 0), ("Message-ID: <2@app>", 0)],
+        [("Idempotency-Key: 3", 0), ("Idempotency-Key: 1", 0), ("Idempotency-Key: 2", 0)],
+        [("Idempotency-Key: 1", 0), ("Idempotency-Key: 1", 2), ("Idempotency-Key: 1", 1)],
+    ],
+)
 def test_batches_that_hold_the_same_messages_in_another_order(
-    database: Database, rivals: tuple[Rival, Rival], name: str
+    database: Database, rivals: tuple[Rival, Rival], batch: list[tuple[str, int]]
 ) -> None:
     """One wins, the other is told so: a deadlock would tempfail all that share its batch."""
-    raws = [mail(name.format(n), subject=str(n)) for n in (3, 1, 2)]
+    messages = [(mail(field), KEYS[key]) for field, key in batch]
     outcomes: list[list[Outcome] | Exception] = []
 
-    def accept(rival: Rival, batch: Sequence[bytes]) -> None:
+    def accept(rival: Rival, batch: Sequence[tuple[bytes, KeyId]]) -> None:
         try:
-            outcomes.append(rival.intake.accept([received(raw) for raw in batch]))
+            outcomes.append(rival.intake.accept([received(raw, key) for raw, key in batch]))
         except Exception as error:  # noqa: BLE001  # which it is, is the test
             outcomes.append(error)
 
     with database.connect() as holder, database.connect() as watcher:
-        first = received(raws[1])
         threads = [
             threading.Thread(target=accept, args=(rival, batch))
-            for rival, batch in zip(rivals, (raws, raws[::-1]), strict=True)
+            for rival, batch in zip(rivals, (messages, messages[::-1]), strict=True)
         ]
         with holder.transaction(force_rollback=True):
-            hold(holder, rivals[0], first)
+            hold(holder, rivals[0], received(*messages[1]))
             for thread in threads:
                 thread.start()
             deadline = time.monotonic() + 10
@@ -581,11 +592,12 @@ def hold(holder: psycopg.Connection[tuple[object, ...]], rival: Rival, mail: Mes
     assert identity is not None
     holder.execute(
         'INSERT INTO emails (id, "from", "to", subject, user_id, idempotency_key) VALUES (%s, %s, %s, %s, %s, %s)',
-        [mail.id, "", "[]", "", "u1", identity.idempotency_key],
+        [mail.id, "", "[]", "", settlement.user_id, identity.idempotency_key],
     )
     if identity.fingerprint:
         holder.execute(
-            "INSERT INTO opensend_milter.fingerprints VALUES (%s, %s, %s, now())", [KEY, identity.fingerprint, mail.id]
+            "INSERT INTO opensend_milter.fingerprints VALUES (%s, %s, %s, now())",
+            [mail.session.key_id, identity.fingerprint, mail.id],
         )
 
 

@@ -376,3 +376,18 @@ def test_every_refusal_is_worded_for_the_sender() -> None:
         assert isinstance(verdict, Refuse)
         assert verdict.text.isascii()
         assert "Rule" not in verdict.text
+
+
+@pytest.mark.case(22)
+def test_beside_opensend_a_mailbox_name_beyond_ascii_cannot_be_carried() -> None:
+    """Amazon SES knows no SMTPUTF8; a domain has another spelling, a local part has none."""
+    policy = replace(
+        POLICY, carries=Carries(max_line_octets=None, utf8_addresses=False), on_suppressed="drop-recipient"
+    )
+    assert isinstance(judge(PLAIN, FACTS, policy, "b@exämple.net"), Accept)
+    assert refused(judge(PLAIN, FACTS, policy, "jürgen@example.net")) == (554, "5.6.7", Rule.CANNOT_CARRY)
+    replies = b"Reply-To: j\xc3\xbcrgen@example.org\r\n" + PLAIN
+    assert refused(judge(replies, FACTS, policy)) == (554, "5.6.7", Rule.CANNOT_CARRY)
+    left_out = replace(FACTS, suppressed=((Address("jürgen@example.net"), "bounced"),))
+    assert isinstance(judge(PLAIN, left_out, policy, "b@example.net", "jürgen@example.net"), Accept)
+    assert isinstance(judge(PLAIN, FACTS, POLICY, "jürgen@example.net"), Accept)
