@@ -62,7 +62,8 @@ def store_errors() -> Iterator[None]:
     except (psycopg.DataError, psycopg.IntegrityError):
         raise
     except psycopg.Error as error:
-        raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+        # Not the whole error: its DETAIL may quote a row, and with it an address.
+        raise StoreUnavailable(f"{type(error).__name__}: {error.diag.message_primary or error}") from error
 
 
 class Link:
