@@ -19,7 +19,7 @@ import psycopg
 from psycopg import conninfo
 from psycopg.rows import TupleRow
 
-from opensend_milter.core.errors import ConfigError, StoreUnavailable
+from opensend_milter.core.errors import ConfigError, RowRefused, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +56,12 @@ def connect(info: str, *, application_name: str, autocommit: bool = True) -> Con
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Map what psycopg raises when the database is the trouble; a fault in the data passes unchanged."""
+    """Map what psycopg raises: the database is the trouble, or a row of ours."""
     try:
         yield
-    except (psycopg.DataError, psycopg.IntegrityError):
-        raise
+    except (psycopg.DataError, psycopg.IntegrityError) as error:
+        # Its traceback would quote the row.
+        raise RowRefused(f"{type(error).__name__}: {error.diag.message_primary or ''}") from None
     except psycopg.Error as error:
         # Not the whole error: its DETAIL may quote a row, and with it an address.
         raise StoreUnavailable(f"{type(error).__name__}: {error.diag.message_primary or error}") from error

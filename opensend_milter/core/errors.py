@@ -8,6 +8,7 @@ OpensendError
     AlreadyStored        somebody else stored the same message a moment ago: judge it again
     QueueUnavailable
     DeliveryDeferred
+  RowRefused             the database does not take a row of ours: a bug, counted as temporary
   PermanentError         never again: 554, HTTP 422, dead letter
     MalformedMessage
     DeliveryRefused
@@ -54,6 +55,10 @@ class QueueUnavailable(TemporaryError):  # noqa: N818
 
 class DeliveryDeferred(TemporaryError):  # noqa: N818
     """The next hop asks to come back later."""
+
+
+class RowRefused(OpensendError):  # noqa: N818
+    """The database does not take this."""
 
 
 class PermanentError(OpensendError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -11,8 +12,9 @@ import psycopg
 import pytest
 
 from opensend_milter.adapters import postgres_jobs
+from opensend_milter.adapters.postgres import store_errors
 from opensend_milter.adapters.postgres_jobs import SQL, PostgresJobStore
-from opensend_milter.core.errors import StoreUnavailable
+from opensend_milter.core.errors import RowRefused, StoreUnavailable
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.model import Address, EmailId, Job, Sent
 from tests.integration.outbox import add_email, end_leases, events, job_store, rows, state
@@ -499,3 +501,15 @@ def test_the_role_may_do_no_more(database: Database) -> None:
 def test_an_unknown_email_is_none(store: PostgresJobStore) -> None:
     """A hint may name anything."""
     assert store.claim(new_email_id()) is None
+
+
+def test_what_postgres_quotes_of_a_row_is_in_no_error(database: Database) -> None:
+    statement = (
+        "INSERT INTO public.email_suppressions (user_id, email, reason) VALUES ('u1', 'someone@example.net', 'manual')"
+    )
+    with database.connect() as connection:
+        connection.execute(statement)
+        with pytest.raises(RowRefused) as caught, store_errors():
+            connection.execute(statement)
+    assert "duplicate key" in str(caught.value)
+    assert "someone" not in "".join(traceback.format_exception(caught.value))
