@@ -1,9 +1,11 @@
 -- due_announcements -- take jobs to announce; they come again after a minute unless noted as announced
-UPDATE opensend_milter.jobs j SET announce_at = now() + interval '60 seconds'
-FROM (SELECT email_id FROM opensend_milter.jobs
-        WHERE announce_at <= now() AND not_before <= now() AND state = 'waiting'
-        ORDER BY announce_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED) due
-WHERE j.email_id = due.email_id
+-- MATERIALIZED, here and below: a join may run a subquery once per row, and each time the lock finds other rows.
+WITH due AS MATERIALIZED (
+    SELECT email_id FROM opensend_milter.jobs
+    WHERE announce_at <= now() AND not_before <= now() AND state = 'waiting'
+    ORDER BY announce_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+UPDATE opensend_milter.jobs j SET announce_at = now() + interval '60 seconds' FROM due WHERE j.email_id = due.email_id
 RETURNING j.email_id::text, j.created_at, j.attempts;
 
 -- announced -- the queue has these; a hint may be lost, so it is repeated after a while
@@ -14,21 +16,24 @@ WHERE email_id = ANY (%(ids)s::uuid[]) AND state = 'waiting' AND not_before <= n
 DELETE FROM opensend_milter.jobs WHERE email_id = ANY (%(ids)s::uuid[]) AND state = 'waiting';
 
 -- take -- lease one waiting job by its id; whoever is just noting that it was announced is waited for
+WITH due AS MATERIALIZED (
+    SELECT email_id FROM opensend_milter.jobs
+    WHERE email_id = %(id)s AND state = 'waiting' AND not_before <= now() FOR UPDATE
+)
 UPDATE opensend_milter.jobs j
 SET state = 'claimed', lease_id = gen_random_uuid(), lease_until = now() + %(lease)s, worker = %(worker)s
-FROM (SELECT email_id FROM opensend_milter.jobs
-        WHERE email_id = %(id)s AND state = 'waiting' AND not_before <= now()
-        FOR UPDATE) due
-WHERE j.email_id = due.email_id
+FROM due WHERE j.email_id = due.email_id
 RETURNING j.email_id::text, j.lease_id::text, j.attempts;
 
 -- take_due -- lease the job that has waited longest
+WITH due AS MATERIALIZED (
+    SELECT email_id FROM opensend_milter.jobs
+    WHERE state = 'waiting' AND not_before <= now()
+    ORDER BY not_before LIMIT 1 FOR UPDATE SKIP LOCKED
+)
 UPDATE opensend_milter.jobs j
 SET state = 'claimed', lease_id = gen_random_uuid(), lease_until = now() + %(lease)s, worker = %(worker)s
-FROM (SELECT email_id FROM opensend_milter.jobs
-        WHERE state = 'waiting' AND not_before <= now()
-        ORDER BY not_before LIMIT 1 FOR UPDATE SKIP LOCKED) due
-WHERE j.email_id = due.email_id
+FROM due WHERE j.email_id = due.email_id
 RETURNING j.email_id::text, j.lease_id::text, j.attempts;
 
 -- mark_processing -- take the email out of everybody's reach, if it is still to be sent

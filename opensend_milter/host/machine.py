@@ -136,12 +136,18 @@ def free_ports(names: Sequence[str]) -> dict[str, int]:
         return found
 
 
-def require_free(ports: Mapping[str, int]) -> None:
-    """Raise Lacking where a port that we had before is another's now."""
-    for name, port in ports.items():
-        with socket.socket() as endpoint:
+@contextlib.contextmanager
+def held(ports: Mapping[str, int]) -> Iterator[None]:
+    """Keep ports that we had before from whoever looks for a free one; raise Lacking where one is another's now.
+
+    Bound with SO_REUSEADDR and not listening, a socket does not stand in the way of the server whose port it is.
+    """
+    with contextlib.ExitStack() as endpoints:
+        for name, port in ports.items():
+            endpoint = endpoints.enter_context(socket.socket())
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 endpoint.bind(("127.0.0.1", port))
             except OSError as error:
                 raise Lacking(f"port {port}, this sandbox's for {name}, is in use: {error.strerror}") from error
+        yield

@@ -96,14 +96,14 @@ def up(directory: Path, *, queue: QueueKind | None, fast: bool, say: Say) -> boo
         state = dataclasses.replace(state, queue=queue or state.queue, fast=fast)
         state_file.save(directory, state)
         _clear(directory)
-        machine.require_free(state.ports)
-        state = state_file.with_short_path(directory, state)
-        try:
-            _write_files(layout_of(directory, state), state)
-            _start_keeper(directory, say)
-        except BaseException:
-            state_file.remove_short_path(directory, state_file.load(directory))
-            raise
+        with machine.held(state.ports):
+            state = state_file.with_short_path(directory, state)
+            try:
+                _write_files(layout_of(directory, state), state)
+                _start_keeper(directory, say)
+            except BaseException:
+                state_file.remove_short_path(directory, state_file.load(directory))
+                raise
         return True
 
 
@@ -234,7 +234,8 @@ def keep(directory: Path, prepare: Prepare) -> None:
         programs = Programs(layout, state, partial(_prepare, directory, prepare))
         keeper = Keeper(programs=tuple(programs), run_dir=layout.run, log_dir=layout.logs, report=_report)
         try:
-            keeper.run()
+            with machine.held(state.ports):
+                keeper.run()
         except OpensendError as error:
             for line in str(error).splitlines():
                 _report(f"! {line}")

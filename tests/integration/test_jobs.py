@@ -80,6 +80,18 @@ def test_the_one_that_waited_longest_comes_first(database: Database, store: Post
     assert state(database, early) == ("queued", "waiting")
 
 
+def test_one_claim_takes_one_job(database: Database, store: PostgresJobStore) -> None:
+    """Whatever Postgres believes of the table: of an emptied one, its join asks per row for what is due."""
+    add_email(database)
+    for statement in ("DELETE FROM opensend_milter.jobs", "ANALYZE opensend_milter.jobs"):
+        rows(database, statement)
+    emails = [add_email(database) for _ in range(12)]
+    assert len(store.due_announcements(10)) == 10
+    assert store.claim_due()
+    waiting = rows(database, "SELECT email_id::text FROM opensend_milter.jobs WHERE state = 'waiting' ORDER BY 1")
+    assert [email_id for (email_id,) in waiting] == sorted(emails)[1:]
+
+
 @pytest.mark.parametrize("status", ["canceled", "cancelled", "sent", "delivered", "bounced", "failed", "suppressed"])
 def test_a_finished_email_is_never_sent(database: Database, store: PostgresJobStore, status: str) -> None:
     """Its job goes; the next one is found in the same call."""
