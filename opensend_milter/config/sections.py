@@ -71,6 +71,12 @@ class Smtp:
         text="offer AUTH without TLS: for development, and only where host is a loopback address",
         renders=True,
     )
+    client_logins_per_minute: int = option(
+        6_000, "of one client address; 0: no limit", renders=True, check=whole(0, 1_000_000)
+    )
+    client_messages_per_minute: int = option(
+        60_000, "of one client address; 0: no limit", renders=True, check=whole(0, 10_000_000)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,6 +145,8 @@ def _write_files(layout: Layout, state: SandboxState) -> None:
             "relay_port": ports["smtp"],
             "submission_port": ports["submission"],
             "smtps_port": ports["smtps"],
+            "client_logins_per_minute": 0,
+            "client_messages_per_minute": 0,
         },
         "tls": {"folder": str(layout.tls)},
         "milter": {

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import smtplib
+import subprocess
 from contextlib import suppress
 
 import pytest
 
-from tests.acceptance.running_sandbox import Sandbox
+from opensend_milter.host import machine
+from tests.acceptance.running_sandbox import MakeSandbox, Sandbox
+from tests.acceptance.submitting import eventually
 
 
 @pytest.mark.case(17)
@@ -76,3 +79,30 @@ def test_some_refusals_on_a_connection_do_not_end_it(sandbox: Sandbox) -> None:
         client.mail("a@sandbox.test")
         client.rcpt("a@example.net")
         assert client.data(b"From: a@sandbox.test\r\n\r\nx\r\n")[0] == 250
+
+
+def test_a_client_that_is_too_fast_is_put_off(make_sandbox: MakeSandbox) -> None:
+    """Logins and messages are counted apart, by address, and 450 says: later."""
+    sandbox = make_sandbox()
+    folder = f"{sandbox.directory}/postfix"
+    limits = ("smtpd_client_auth_rate_limit=3", "smtpd_client_message_rate_limit=4")
+    for command in (("postconf", "-e", *limits), ("postfix", "reload")):
+        path = f"/usr/sbin/{command[0]}"
+        subprocess.run(
+            [path, "-c", folder, *command[1:]], check=True, capture_output=True, env=machine.environment({}), timeout=60
+        )
+    eventually(lambda: True if "reload -- version" in sandbox.log("postfix") else None)
+    mail = b"From: a@sandbox.test\r\n\r\nx\r\n"
+    with sandbox.smtp() as client:
+        answers = []
+        for _ in range(5):
+            answers.append(client.mail("a@sandbox.test"))
+            if answers[-1][0] == 250:
+                client.rcpt("b@example.net")
+                assert client.data(mail)[0] == 250
+        assert [code for code, _ in answers] == [250, 250, 250, 250, 450]
+        assert answers[-1][1].startswith(b"4.7.1")
+    with pytest.raises(smtplib.SMTPResponseException) as refused:
+        while True:
+            sandbox.smtp().quit()
+    assert (refused.value.smtp_code, refused.value.smtp_error[:5]) == (450, b"4.7.1")

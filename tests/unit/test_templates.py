@@ -80,7 +80,7 @@ def test_a_line_break_in_the_host_name_is_refused() -> None:
 
 def test_values_of_the_configuration_arrive_in_main_cf() -> None:
     config = Config(
-        smtp=Smtp(hostname="smtp.example.org"),
+        smtp=Smtp(hostname="smtp.example.org", client_logins_per_minute=11, client_messages_per_minute=12),
         size=Size(max_message_bytes=1_000_000, max_recipients=7),
         milter=Milter(socket=Path("/run/m.sock")),
         auth=Auth(socket=Path("/run/a.sock")),
@@ -89,6 +89,8 @@ def test_values_of_the_configuration_arrive_in_main_cf() -> None:
     assert found["myhostname"] == "smtp.example.org"
     assert found["message_size_limit"] == "1000000"
     assert found["smtpd_recipient_limit"] == "7"
+    assert found["smtpd_client_auth_rate_limit"] == "11"
+    assert found["smtpd_client_message_rate_limit"] == "12"
     assert found["smtpd_milters"] == "unix:/run/m.sock"
     assert found["smtpd_sasl_path"] == "/run/a.sock"
     assert found["smtpd_tls_chain_files"] == "/etc/ssl/mail.key, /etc/ssl/mail.pem"
