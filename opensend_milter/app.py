@@ -21,7 +21,8 @@ from opensend_milter.adapters.sqs import SqsQueue
 from opensend_milter.config import Config, Milter as MilterSettings, load
 from opensend_milter.core.errors import ConfigError, OpensendError, StoreUnavailable
 from opensend_milter.core.intake import Gatherer, Intake
-from opensend_milter.core.model import Carries, Limits, Message, Outcome
+from opensend_milter.core.model import Address, Carries, Job, Limits, Message, Outcome, Parcel
+from opensend_milter.core.outgoing import parcel
 from opensend_milter.core.policy import Policy
 from opensend_milter.core.ports import Courier, IntakeStore, JobQueue, JobStore
 from opensend_milter.host.sandbox_state import SandboxSeed
@@ -227,7 +228,11 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
         )
 
     def courier() -> Courier:
-        return SmtpCourier(config.relay, hostname=hostname, bounce_address=delivery.bounce_address)
+        return SmtpCourier(config.relay, hostname=hostname)
+
+    def compose(job: Job) -> Parcel:
+        # Never the client's MAIL FROM, which may be anybody's.
+        return parcel(job, hostname=hostname, sender=Address(delivery.bounce_address or job.from_address))
 
     queue: JobQueue | None = None
     if config.queue.url:
@@ -238,7 +243,7 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
             lease_s=delivery.lease_s,
         )
     worker.run(
-        worker.Parts(store=store, courier=None if hand_over else courier, queue=queue),
+        worker.Parts(store=store, courier=None if hand_over else courier, compose=compose, queue=queue),
         worker.Settings(
             concurrency=delivery.concurrency,
             poll_interval_s=delivery.poll_interval_s,

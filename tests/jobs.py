@@ -1,4 +1,4 @@
-"""A claimed job, as a store would load it."""
+"""A claimed job, as a store would load it, and the parcel made of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 from datetime import UTC, datetime
 from typing import Any
 
-from opensend_milter.core.model import Address, EmailId, Job, UserId
+from opensend_milter.core.model import Address, EmailId, Job, Parcel, UserId
+from opensend_milter.core.outgoing import parcel as composed
 
 RAW = b"From: App <app@example.org>\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
 
@@ -28,3 +29,10 @@ def job(**changes: Any) -> Job:
         tls="TLSv1.3 TLS_AES_256_GCM_SHA384",
     )
     return dataclasses.replace(standard, **changes)
+
+
+def parcel(**changes: Any) -> Parcel:
+    """Return what a courier is handed for such a job; `sender` is the return path."""
+    sender = changes.pop("sender", None)
+    given = job(**changes)
+    return composed(given, hostname="mx.example.com", sender=sender or given.from_address)

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from opensend_milter.config import Relay
 from opensend_milter.core.address import domain_of, normal_domain
 from opensend_milter.core.errors import ConfigError, DeliveryDeferred, DeliveryRefused, DeliveryUncertain
-from opensend_milter.core.model import Address, Carries, Job, Sent
-from opensend_milter.core.outgoing import outgoing, return_path
+from opensend_milter.core.model import Address, Carries, Parcel, Sent
 
 MESSAGES_PER_CONNECTION = 100
 IDLE_S = 30.0
@@ -50,11 +49,10 @@ class _Answer:
 class SmtpCourier:
     """For one thread. Nothing is opened before the first message."""
 
-    def __init__(self, relay: Relay, *, hostname: str, bounce_address: str) -> None:
-        """`hostname` is how we greet and what our Received field says; `bounce_address` may be empty."""
+    def __init__(self, relay: Relay, *, hostname: str) -> None:
+        """`hostname` is how we greet."""
         self._relay = relay
         self._hostname = hostname
-        self._bounce_address = bounce_address
         self._smtp: smtplib.SMTP | None = None
         self._sent = 0
         self._used_at = 0.0
@@ -67,14 +65,13 @@ class SmtpCourier:
         """Any line that SMTP allows."""
         return Carries(eight_bit=self._relay.eight_bit)
 
-    def send(self, job: Job) -> Sent:
+    def send(self, parcel: Parcel) -> Sent:
         """Hand one message over."""
-        message = outgoing(job, hostname=self._hostname)
         try:
             with self._errors():
                 smtp = self._connected()
-                refused = self._envelope(smtp, job, message)
-                self._data(smtp, message)
+                refused = self._envelope(smtp, parcel)
+                self._data(smtp, parcel.content)
             answer = self._final_answer(smtp)
         except DeliveryRefused:
             raise  # an answer in good order: the next message begins with RSET
@@ -168,16 +165,16 @@ class SmtpCourier:
         if not answer.is_yes:
             raise DeliveryDeferred(f"EHLO: {answer}")
 
-    def _envelope(self, smtp: smtplib.SMTP, job: Job, message: bytes) -> list[tuple[Address, str]]:
+    def _envelope(self, smtp: smtplib.SMTP, parcel: Parcel) -> list[tuple[Address, str]]:
         """Name sender and recipients; return those refused while others were taken."""
         utf8 = smtp.has_extn("smtputf8")
-        sender = _spelled(return_path(job, self._bounce_address), utf8=utf8)
-        recipients = {recipient: _spelled(recipient, utf8=utf8) for recipient in job.recipients}
+        sender = _spelled(parcel.sender, utf8=utf8)
+        recipients = {recipient: _spelled(recipient, utf8=utf8) for recipient in parcel.recipients}
         if sender is None:
             raise DeliveryRefused(_ADDRESS_NOT_SPEAKABLE)
         needs_utf8 = not all((spelled or "").isascii() for spelled in (sender, *recipients.values()))
         smtp.command_encoding = "utf-8" if needs_utf8 else "ascii"
-        answer = _command(smtp, f"MAIL FROM:<{sender}>" + self._parameters(smtp, message, needs_utf8=needs_utf8))
+        answer = _command(smtp, f"MAIL FROM:<{sender}>" + self._parameters(smtp, parcel.content, needs_utf8=needs_utf8))
         if not answer.is_yes:
             raise _no("MAIL FROM", answer)
         refused: list[tuple[Address, str]] = []

@@ -10,20 +10,23 @@ from typing import Literal
 from opensend_milter.config.option import (
     ABSOLUTE,
     ADDRESS,
+    ARNS,
     DATABASE_URL,
     GROUP,
     HOST,
     HOSTNAME,
+    HOSTS_AND_PORTS,
     HTTP_URL,
     LISTEN_HOST,
     PORT,
     REGION,
     SOCKET,
+    WORD,
     number,
     option,
     whole,
 )
-from opensend_milter.core.model import Limits, OnSuppressed
+from opensend_milter.core.model import CourierName, Limits, OnSuppressed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,11 +209,35 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """The worker of the standalone profile."""
+
+    courier: CourierName = option("smtp", "how messages leave, where their domain does not say otherwise")
+    bounce_address: str = option("", "return path of every message; empty: its From address", check=ADDRESS)
+    bounce_domain: str = option(
+        "", "return paths are signed addresses of this domain, whose mail goes to `feedback bounce`", check=HOSTNAME
+    )
+    concurrency: int = option(4, "messages in hand at once", check=whole(1, 256))
+    poll_interval_s: float = option(1.0, "pause when nothing is due", check=number(0.05, 60))
+    lease_s: float = option(300.0, "a worker that is silent for so long has lost its messages", check=number(10, 3600))
+    max_attempts: int = option(12, "temporary failures before a message is given up", check=whole(1, 100))
+    uncertain_after_h: int = option(
+        72, "a message whose outcome nobody could tell for so long is failed; 0: never", check=whole(0, 8_760)
+    )
+    raw_days: int = option(
+        30, "how long a finished message's bytes are kept, for `email retry`; 0: for ever", check=whole(0, 3_650)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Relay:
-    """The SMTP server that the worker hands messages to."""
+    """Courier `smtp`: the SMTP server that the worker hands messages to."""
 
     host: str = option("127.0.0.1", "host name or address", check=HOST)
     port: int = option(25, "port", check=whole(1, 65535))
+    fallbacks: str = option(
+        "", "`host:port` of others, tried in this order where the first does not answer", check=HOSTS_AND_PORTS
+    )
     tls: Literal["none", "starttls", "tls"] = option(
         "none", "`starttls` and `tls` verify the certificate; a relay without STARTTLS is then not used"
     )
@@ -224,22 +251,68 @@ class Relay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """The worker of the standalone profile."""
+class Ses:
+    """Courier `ses`: Amazon SES, in the region of the domain or of `aws.region`, at `aws.endpoint_url`."""
 
-    courier: Literal["smtp"] = option("smtp", "how messages leave")
-    bounce_address: str = option("", "return path of every message; empty: its From address", check=ADDRESS)
-    concurrency: int = option(4, "messages in hand at once", check=whole(1, 256))
-    poll_interval_s: float = option(1.0, "pause when nothing is due", check=number(0.05, 60))
-    lease_s: float = option(300.0, "a worker that is silent for so long has lost its messages", check=number(10, 3600))
-    max_attempts: int = option(12, "temporary failures before a message is given up", check=whole(1, 100))
+    configuration_set: str = option("", "where the domain names none; empty: none", check=WORD)
+    timeout_s: float = option(30.0, "for each answer", check=number(1, 600))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sendmail:
+    """Courier `sendmail`: a program of this host."""
+
+    path: Path = option(
+        Path("/usr/sbin/sendmail"), "the program; called with -i -f SENDER -- RECIPIENTS", check=ABSOLUTE
+    )
+    timeout_s: float = option(60.0, "then it is killed", check=number(1, 600))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """Plunk's API, for a courier to come."""
+    """Courier `plunk`: Plunk's API."""
 
     uri: str = option("", "base URL", env="API_URI", check=HTTP_URL)
+    key_file: Path | None = option(None, "file that holds the project's secret key", secret=True, check=ABSOLUTE)
+    timeout_s: float = option(30.0, "for each answer", check=number(1, 600))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Maildir:
+    """Courier `file`: a Maildir, for a first try and for tests."""
+
+    folder: Path = option(Path("/var/lib/opensend-milter/maildir"), "where messages are written", check=ABSOLUTE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Http:
+    """The HTTP process."""
+
+    host: str = option("127.0.0.1", "address to listen on", check=LISTEN_HOST)
+    port: int = option(8025, "port", check=whole(1, 65535))
+    public_url: str = option("", "how others reach it: the base of links in messages", check=HTTP_URL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """What comes back of what was sent."""
+
+    topics: str = option("", "ARNs of the SNS topics that are listened to, separated by spaces", check=ARNS)
+    queue_url: str = option("", "SQS queue of SES events, instead of SNS over HTTP", check=HTTP_URL)
+    soft_bounces: int = option(
+        5, "temporary bounces of an address within a week, after which it is suppressed; 0: never", check=whole(0, 100)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhooks:
+    """What customers are told, in the standalone profile."""
+
+    timeout_s: float = option(10.0, "for a receiver's answer", check=number(1, 60))
+    max_attempts: int = option(8, "then a delivery is dead-lettered", check=whole(1, 20))
+    allow_private: bool = option(
+        default=False, text="receivers may have addresses of private networks, also of this host"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,5 +345,11 @@ class Config:
     policy: Policy = field(default_factory=Policy)
     delivery: Delivery = field(default_factory=Delivery)
     relay: Relay = field(default_factory=Relay)
+    ses: Ses = field(default_factory=Ses)
+    sendmail: Sendmail = field(default_factory=Sendmail)
     api: Api = field(default_factory=Api)
+    maildir: Maildir = field(default_factory=Maildir)
+    http: Http = field(default_factory=Http)
+    feedback: Feedback = field(default_factory=Feedback)
+    webhooks: Webhooks = field(default_factory=Webhooks)
     log: Log = field(default_factory=Log)

@@ -10,7 +10,7 @@ from datetime import datetime
 from opensend_milter.core import maillog
 from opensend_milter.core.backoff import next_attempt_at
 from opensend_milter.core.errors import DeliveryUncertain, PermanentError, StoreUnavailable, TemporaryError
-from opensend_milter.core.model import Job
+from opensend_milter.core.model import Job, Parcel
 from opensend_milter.core.ports import Courier, JobStore
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ class Delivery:
 
     store: JobStore
     courier: Courier
+    compose: Callable[[Job], Parcel]
     max_attempts: int
     clock: Callable[[], datetime]
     jitter: Callable[[], float]
@@ -47,7 +48,7 @@ class Delivery:
     def _send(self, job: Job) -> _Write:
         """Send, and return what is to be recorded; the mail log has it even if the database never will."""
         try:
-            sent = self.courier.send(job)
+            sent = self.courier.send(self.compose(job))
         except DeliveryUncertain as error:
             return self._uncertain(job, str(error))
         except PermanentError as error:

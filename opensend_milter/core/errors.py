@@ -56,6 +56,12 @@ class QueueUnavailable(TemporaryError):  # noqa: N818
 class DeliveryDeferred(TemporaryError):  # noqa: N818
     """The next hop asks to come back later."""
 
+    def __init__(self, detail: str = "", *, retry_after_s: float | None = None, outage: bool = False) -> None:
+        """`retry_after_s`: what it asked for; `outage`: it would defer any other message as well."""
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+        self.outage = outage
+
 
 class RowRefused(OpensendError):  # noqa: N818
     """The database does not take this."""

@@ -17,6 +17,7 @@ Address = NewType("Address", str)
 
 FrontDoor = Literal["smtp", "http"]
 OnSuppressed = Literal["reject-message", "drop-recipient"]
+CourierName = Literal["smtp", "ses", "sendmail", "plunk", "file"]
 Subscription = Literal["fine", "none", "past_due", "missing_plan", "legacy_free"]
 """What OpenSend's billing says of a user; `fine` also where there is no billing."""
 
@@ -255,6 +256,8 @@ class Limits:
 class Carries:
     """What a courier can carry; what it cannot is refused at accept."""
 
+    max_message_bytes: int | None = None
+    max_recipients: int | None = None
     max_line_octets: int | None = 1_000
     """CRLF included (RFC 5321, 4.5.3.1.6)."""
     eight_bit: bool = True
@@ -291,8 +294,22 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """What the domain of From asks of a delivery; what it leaves open, the configuration says."""
+
+    courier: CourierName | None = None
+    region: str = ""
+    configuration_set: str = ""
+    track_opens: bool = False
+    track_clicks: bool = False
+    tracking_host: str = ""
+    one_click: bool = False
+    """It wants a List-Unsubscribe field of ours (RFC 8058)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A claimed email, with all a courier needs."""
+    """A claimed email, with all that sending it needs."""
 
     email_id: EmailId
     user_id: UserId
@@ -302,18 +319,39 @@ class Job:
     """Attempts begun before this one."""
     from_address: Address
     recipients: tuple[Address, ...]
+    """Who is still to get it: after an attempt that some took, the others."""
     raw: bytes
     received_at: datetime
     queue_id: str
     client_address: str
     front_door: FrontDoor
     tls: str
+    route: Route = field(default=Route())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """What a courier is handed: the message as it leaves, and where to."""
+
+    email_id: EmailId
+    sender: Address
+    """The return path, ours: never the client's MAIL FROM."""
+    from_address: Address
+    recipients: tuple[Address, ...]
+    content: bytes
+    """With CRLF line ends, without Bcc."""
+    route: Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
     """A courier's yes: the next hop's answer, and whom it did not take."""
 
-    courier: str
+    courier: CourierName
     reply: str
-    refused: tuple[tuple[Address, str], ...] = field(default=())
+    refused: tuple[tuple[Address, str], ...] = ()
+    """Never again, each with its reason."""
+    deferred: tuple[tuple[Address, str], ...] = ()
+    """To be tried again, each with its reason."""
+    provider_id: str | None = None
+    """By what the provider knows the message."""

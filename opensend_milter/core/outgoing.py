@@ -1,4 +1,4 @@
-"""The stored bytes as they leave: without Bcc and our control fields, behind our trace fields; otherwise untouched.
+"""The stored message as it leaves: without Bcc and our control fields, behind our trace fields; otherwise untouched.
 
 What is prepended depends on the stored message alone, so that each attempt sends the same bytes.
 """
@@ -13,7 +13,7 @@ from email.utils import format_datetime
 from opensend_milter.core.address import domain_of, normal_domain
 from opensend_milter.core.control import is_control
 from opensend_milter.core.errors import PermanentError
-from opensend_milter.core.model import Address, Job
+from opensend_milter.core.model import Address, Job, Parcel
 
 MOST_HOPS = 50
 NEVER_SENT = ("bcc", "resent-bcc")
@@ -23,6 +23,18 @@ _HEADER_END = re.compile(rb"\A\r\n|(?<=\r\n)\r\n")
 _FIELD = re.compile(rb"[^\r]*\r\n(?:[ \t][^\r]*\r\n)*")
 _NAME = re.compile(rb"([!-9;-~]+)[ \t]*:")
 _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+
+
+def parcel(job: Job, *, hostname: str, sender: Address) -> Parcel:
+    """Make what a courier is handed; raise PermanentError where the message goes round in circles."""
+    return Parcel(
+        email_id=job.email_id,
+        sender=sender,
+        from_address=job.from_address,
+        recipients=job.recipients,
+        content=outgoing(job, hostname=hostname),
+        route=job.route,
+    )
 
 
 def outgoing(job: Job, *, hostname: str) -> bytes:
@@ -37,11 +49,6 @@ def outgoing(job: Job, *, hostname: str) -> bytes:
         raise PermanentError(f"5.4.6 mail loop: more than {MOST_HOPS} Received fields")
     kept = [field for name, field in zip(names, fields, strict=True) if name not in NEVER_SENT and not is_control(name)]
     return b"".join([_received(job, hostname), *_missing(job, names), *kept, body])
-
-
-def return_path(job: Job, bounce_address: str) -> Address:
-    """Return where bounces go: never to the client's MAIL FROM, which may be anybody's."""
-    return Address(bounce_address or job.from_address)
 
 
 def _is_crlf_only(raw: bytes) -> bool:

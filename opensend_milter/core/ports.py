@@ -13,6 +13,7 @@ from opensend_milter.core.model import (
     Facts,
     Job,
     Notice,
+    Parcel,
     Question,
     Sent,
     Settlement,
@@ -106,7 +107,9 @@ class Courier(Protocol):
     @property
     def carries(self) -> Carries: ...
 
-    def send(self, job: Job) -> Sent: ...
+    def send(self, parcel: Parcel) -> Sent:
+        """Hand one message over; return when the next hop has answered for it."""
+        ...
 
     def rest(self) -> None:
         """Nothing is due: let go of what has not been used for a while."""

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from opensend_milter.core.delivery import Delivery
 from opensend_milter.core.errors import QueueUnavailable, TemporaryError
-from opensend_milter.core.model import Notice
+from opensend_milter.core.model import Job, Notice, Parcel
 from opensend_milter.core.ports import Courier, JobQueue, JobStore
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Parts:
     store: Callable[[str], JobStore]
     courier: Callable[[], Courier] | None
     """None: somebody else delivers, we only announce."""
+    compose: Callable[[Job], Parcel]
     queue: JobQueue | None
 
 
@@ -81,7 +82,7 @@ class Worker:
                 name = f"opensend-worker-{number}"
                 courier = parts.courier()
                 self._couriers.append(courier)
-                delivering = Delivering(parts.store(name), courier, inbox, settings)
+                delivering = Delivering(parts.store(name), courier, parts.compose, inbox, settings)
                 self._add(name, delivering.step, delivering.close)
         if inbox:
             self._add("opensend-receiver", lambda: inbox.fill(self._stop))
@@ -224,7 +225,14 @@ class Inbox:
 class Delivering:
     """Takes one job after the other."""
 
-    def __init__(self, store: JobStore, courier: Courier, inbox: Inbox | None, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        courier: Courier,
+        compose: Callable[[Job], Parcel],
+        inbox: Inbox | None,
+        settings: Settings,
+    ) -> None:
         self._store = store
         self._courier = courier
         self._inbox = inbox
@@ -233,6 +241,7 @@ class Delivering:
         self._delivery = Delivery(
             store=store,
             courier=courier,
+            compose=compose,
             max_attempts=settings.max_attempts,
             clock=lambda: datetime.now(UTC),
             jitter=random.random,

@@ -103,6 +103,10 @@ def test_a_client_that_is_too_fast_is_put_off(make_sandbox: MakeSandbox) -> None
         assert [code for code, _ in answers] == [250, 250, 250, 250, 450]
         assert answers[-1][1].startswith(b"4.7.1")
     with pytest.raises(smtplib.SMTPResponseException) as refused:
-        while True:
-            sandbox.smtp().quit()
+        _log_in_for_ever(sandbox)
     assert (refused.value.smtp_code, refused.value.smtp_error[:5]) == (450, b"4.7.1")
+
+
+def _log_in_for_ever(sandbox: Sandbox) -> None:
+    while True:
+        sandbox.smtp().quit()

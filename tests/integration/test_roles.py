@@ -41,16 +41,27 @@ INTAKE_TABLES = {
     "opensend_milter.raw_chunks": {"INSERT"},
     "opensend_milter.jobs": {"INSERT"},
     "opensend_milter.refusals": {"INSERT"},
+    "opensend_milter.domain_settings": {"SELECT"},
 }
 MAY: dict[Role, dict[str, set[str]]] = {
     "opensend_dovecot_auth": {},
     "opensend_milter": INTAKE_TABLES,
-    "opensend_http": INTAKE_TABLES,
+    "opensend_http": INTAKE_TABLES | {"opensend_milter.feedback": {"INSERT"}, "opensend_milter.secrets": {"SELECT"}},
     "opensend_worker": {
         "public.emails": {"SELECT", "UPDATE"},
         "public.email_events": {"SELECT", "INSERT"},
-        "opensend_milter.submissions": {"SELECT"},
-        "opensend_milter.raw_chunks": {"SELECT"},
+        "public.email_suppressions": {"SELECT", "INSERT", "UPDATE"},
+        "public.domains": {"SELECT"},
+        "public.webhooks": {"SELECT"},
+        "public.webhook_deliveries": {"SELECT", "INSERT", "UPDATE"},
+        "opensend_milter.submissions": {"SELECT", "UPDATE"},
+        "opensend_milter.raw_chunks": {"SELECT", "DELETE"},
+        "opensend_milter.domain_settings": {"SELECT"},
+        "opensend_milter.webhook_settings": {"SELECT"},
+        "opensend_milter.recipient_results": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+        "opensend_milter.soft_bounces": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+        "opensend_milter.feedback": {"SELECT", "INSERT", "DELETE"},
+        "opensend_milter.secrets": {"SELECT"},
         "opensend_milter.jobs": {"SELECT", "UPDATE", "DELETE"},
         "opensend_milter.refusals": {"SELECT", "DELETE"},
         "opensend_milter.fingerprints": {"SELECT", "DELETE"},
@@ -75,6 +86,14 @@ WORKS: list[tuple[Role, str]] = [
     ("opensend_worker", "SELECT email_id FROM opensend_milter.jobs FOR UPDATE SKIP LOCKED"),
     ("opensend_worker", "UPDATE opensend_milter.jobs SET state = 'claimed', attempts = attempts + 1"),
     ("opensend_worker", "DELETE FROM opensend_milter.jobs"),
+    ("opensend_worker", "DELETE FROM opensend_milter.raw_chunks"),
+    ("opensend_worker", "SELECT secret FROM opensend_milter.secrets"),
+    ("opensend_http", "SELECT secret FROM opensend_milter.secrets"),
+    (
+        "opensend_http",
+        "INSERT INTO opensend_milter.feedback (kind, source_id, email_id, payload)"
+        " VALUES ('open', 'x', gen_random_uuid(), '{}')",
+    ),
     ("opensend_worker", "DELETE FROM opensend_milter.refusals WHERE refused_at < now()"),
 ]
 
@@ -128,10 +147,13 @@ NEVER: list[tuple[Role, str]] = [
     ),
     ("opensend_worker", EMAIL),
     ("opensend_worker", "UPDATE public.emails SET \"to\" = '[]'"),
-    ("opensend_worker", "DELETE FROM opensend_milter.raw_chunks"),
     ("opensend_worker", JOB),
     ("opensend_worker", "SELECT * FROM opensend_milter.refusals"),
-    ("opensend_worker", "SELECT payload FROM public.email_events"),
+    ("opensend_worker", "DELETE FROM public.email_events"),
+    ("opensend_worker", "SELECT token_hash FROM public.api_keys"),
+    ("opensend_http", "SELECT * FROM opensend_milter.feedback"),
+    ("opensend_milter", "SELECT secret FROM opensend_milter.secrets"),
+    ("opensend_dovecot_auth", "SELECT secret FROM opensend_milter.secrets"),
 ]
 
 

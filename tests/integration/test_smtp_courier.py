@@ -33,8 +33,7 @@ from opensend_milter.core.errors import (
     PermanentError,
 )
 from opensend_milter.core.model import Address
-from opensend_milter.core.outgoing import outgoing
-from tests.jobs import RAW, job
+from tests.jobs import RAW, parcel
 from tests.smtp_sink import DROP, EXTENSIONS, STALL, Sink
 
 HEADER = b"From: a@example.org\r\nDate: x\r\nMessage-ID: <1@x>\r\n"
@@ -52,9 +51,9 @@ def _closed() -> Iterator[None]:
         _couriers.pop().close()
 
 
-def courier_to(sink: Sink, *, bounce_address: str = "", **relay: Any) -> SmtpCourier:
+def courier_to(sink: Sink, **relay: Any) -> SmtpCourier:
     settings = dataclasses.replace(Relay(host="127.0.0.1", port=sink.port, timeout_s=1.0), **relay)
-    courier = SmtpCourier(settings, hostname="mx.example.com", bounce_address=bounce_address)
+    courier = SmtpCourier(settings, hostname="mx.example.com")
     _couriers.append(courier)
     return courier
 
@@ -105,11 +104,11 @@ def test_what_each_step_means(step: str, what: str, outcome: type[Exception]) ->
     with Sink({step: what}) as sink:
         courier = courier_to(sink, timeout_s=0.3)
         with pytest.raises(outcome) as raised:
-            courier.send(job())
+            courier.send(parcel())
         assert type(raised.value) is outcome
         sink.answers.clear()
         before = len(sink.delivered)
-        assert courier.send(job()).reply == "250 2.0.0 taken as 4711"
+        assert courier.send(parcel()).reply == "250 2.0.0 taken as 4711"
         assert len(sink.delivered) == before + 1
         courier.close()
 
@@ -119,7 +118,7 @@ def test_nobody_listens() -> None:
     with Sink() as sink:
         courier = courier_to(sink)
     with pytest.raises(DeliveryDeferred, match=r"127\.0\.0\.1:\d+: ConnectionRefusedError"):
-        courier.send(job())
+        courier.send(parcel())
 
 
 @pytest.mark.parametrize("how", [DROP, STALL])
@@ -128,7 +127,7 @@ def test_a_connection_that_breaks_inside_a_large_message(how: str) -> None:
     with Sink({"body": how}) as sink:
         courier = courier_to(sink)
         with pytest.raises(DeliveryDeferred):
-            courier.send(job(raw=RAW + b"x" * 78 * 400_000))
+            courier.send(parcel(raw=RAW + b"x" * 78 * 400_000))
         assert sink.delivered == []
 
 
@@ -141,7 +140,7 @@ def test_abort_ends_what_is_in_hand_with_the_truth() -> None:
             begun = time.monotonic()
             threading.Timer(0.3, courier.abort).start()
             with pytest.raises(outcome):
-                courier.send(job())
+                courier.send(parcel())
             assert time.monotonic() - begun < 10
     courier.abort()
 
@@ -171,7 +170,7 @@ def test_bytes_arrive_as_they_were_stored(body: bytes) -> None:
     """All of them, behind our Received field; at the end a CRLF, without which there is no final dot."""
     raw = HEADER + b"\r\n" + body
     with Sink() as sink:
-        courier_to(sink).send(job(raw=raw))
+        courier_to(sink).send(parcel(raw=raw))
     arrived = sink.delivered[0].raw.split(b"\r\n", 3)[3]
     assert arrived == (raw if raw.endswith(b"\r\n") else raw + b"\r\n")
     assert sink.verbs() == ["EHLO", "MAIL", "RCPT", "DATA"], "nothing of the body was read as a command"
@@ -185,7 +184,7 @@ def test_nothing_is_smuggled(ending: bytes) -> None:
     """Whatever a server takes for the end of a message: on the wire there is one, and no bare CR or LF."""
     smuggled = b"MAIL FROM:<evil@example.org>\r\nRCPT TO:<x@example.net>\r\nDATA\r\nhi\r\n"
     with Sink() as sink:
-        courier_to(sink).send(job(raw=HEADER + b"\r\nhello" + ending + smuggled))
+        courier_to(sink).send(parcel(raw=HEADER + b"\r\nhello" + ending + smuggled))
     wire = sink.delivered[0].wire
     assert not re.search(rb"(?<!\r)\n|\r(?!\n)", wire)
     assert b"\r\n.\r\n" not in wire
@@ -198,9 +197,14 @@ def test_the_envelope_is_the_jobs_and_the_return_path_is_ours() -> None:
     """Header addresses are not sent to; Bcc is in nobody's copy."""
     raw = b"From: app@example.org\r\nTo: shown@example.net\r\nBcc: hidden@example.net\r\n\r\nhi\r\n"
     with Sink() as sink:
-        courier = courier_to(sink, bounce_address="bounces@example.com")
-        assert courier.send(job(raw=raw, **to("to@example.net", "hidden@example.net"))).refused == ()
-        courier_to(sink).send(job(raw=raw))
+        courier = courier_to(sink)
+        assert (
+            courier.send(
+                parcel(bounce_address="bounces@example.com", raw=raw, **to("to@example.net", "hidden@example.net"))
+            ).refused
+            == ()
+        )
+        courier_to(sink).send(parcel(raw=raw))
     first, second = sink.delivered
     assert first.mail.startswith("MAIL FROM:<bounces@example.com> ")
     assert first.recipients == ["to@example.net", "hidden@example.net"]
@@ -218,7 +222,7 @@ def test_odd_addresses_are_said_as_they_are() -> None:
         '">"@x.example',
     )
     with Sink() as sink:
-        courier_to(sink).send(job(**to(*odd)))
+        courier_to(sink).send(parcel(**to(*odd)))
     said = [command for command in sink.commands if command.startswith("RCPT")]
     assert said == [f"RCPT TO:<{address}>" for address in odd]
 
@@ -226,9 +230,9 @@ def test_odd_addresses_are_said_as_they_are() -> None:
 def test_an_address_with_a_line_end_is_not_said() -> None:
     """It would be a command of its own."""
     with Sink() as sink:
-        sent = courier_to(sink).send(job(**to("to@example.net", "x@example.net>\r\nRSET")))
+        sent = courier_to(sink).send(parcel(**to("to@example.net", "x@example.net>\r\nRSET")))
         with pytest.raises(DeliveryRefused):
-            courier_to(sink).send(job(**to("x@example.net>\r\nRCPT TO:<y@example.net")))
+            courier_to(sink).send(parcel(**to("x@example.net>\r\nRCPT TO:<y@example.net")))
     assert [address for address, _ in sent.refused] == ["x@example.net>\r\nRSET"]
     assert "RSET" not in sink.verbs()
     assert sink.delivered[0].recipients == ["to@example.net"]
@@ -238,7 +242,7 @@ def test_recipients_refused_beside_others_are_recorded() -> None:
     """Those who have it do not get it again."""
     answers = {"gone@example.net": "550 5.1.1 unknown", "full@example.net": "452 4.2.2 full"}
     with Sink(answers) as sink:
-        sent = courier_to(sink).send(job(**to("to@example.net", "gone@example.net", "full@example.net")))
+        sent = courier_to(sink).send(parcel(**to("to@example.net", "gone@example.net", "full@example.net")))
     assert sent.refused == (("gone@example.net", "550 5.1.1 unknown"), ("full@example.net", "452 4.2.2 full"))
     assert sink.delivered[0].recipients == ["to@example.net"]
 
@@ -249,9 +253,9 @@ def test_all_recipients_refused() -> None:
     with Sink(answers) as sink:
         courier = courier_to(sink)
         with pytest.raises(DeliveryRefused, match=r"550 5\.1\.1 unknown"):
-            courier.send(job(**to("gone@example.net")))
+            courier.send(parcel(**to("gone@example.net")))
         with pytest.raises(DeliveryDeferred, match=r"550 5\.1\.1 unknown"):
-            courier.send(job(**to("gone@example.net", "full@example.net")))
+            courier.send(parcel(**to("gone@example.net", "full@example.net")))
     assert "DATA" not in sink.verbs()
 
 
@@ -259,21 +263,20 @@ def test_a_relay_that_leaves_between_recipients() -> None:
     """Nobody has it yet, so all get it later."""
     with Sink({"last@example.net": "421 4.3.2 shutting down"}) as sink:
         with pytest.raises(DeliveryDeferred, match="421"):
-            courier_to(sink).send(job(**to("to@example.net", "last@example.net")))
+            courier_to(sink).send(parcel(**to("to@example.net", "last@example.net")))
         assert "DATA" not in sink.verbs()
 
 
 def test_size_and_8bitmime_are_said_where_offered() -> None:
     """SIZE is that of the message as it leaves."""
     with Sink() as sink:
-        eight_bit = job(raw=HEADER + b"\r\n\xe9\r\n")
-        courier_to(sink).send(job())
+        eight_bit = parcel(raw=HEADER + b"\r\n\xe9\r\n")
+        courier_to(sink).send(parcel())
         courier_to(sink).send(eight_bit)
-        size = len(outgoing(eight_bit, hostname="mx.example.com"))
         assert sink.delivered[0].mail.endswith(f"> SIZE={len(sink.delivered[0].wire)}")
-        assert sink.delivered[1].mail.endswith(f"> SIZE={size} BODY=8BITMIME")
+        assert sink.delivered[1].mail.endswith(f"> SIZE={len(eight_bit.content)} BODY=8BITMIME")
         sink.extensions = ()
-        courier_to(sink).send(job())
+        courier_to(sink).send(parcel())
         assert sink.delivered[2].mail == "MAIL FROM:<app@example.org>"
 
 
@@ -281,7 +284,7 @@ def test_a_relay_without_8bitmime_gets_no_8_bits() -> None:
     """Not the sender's fault, so not final; the text tells the operator."""
     with Sink(extensions=("SIZE 100",)) as sink:
         with pytest.raises(DeliveryDeferred, match=r"relay\.eight_bit"):
-            courier_to(sink).send(job(raw=HEADER + b"\r\n\xe9\r\n"))
+            courier_to(sink).send(parcel(raw=HEADER + b"\r\n\xe9\r\n"))
         assert "MAIL" not in sink.verbs()
         assert not courier_to(sink, eight_bit=False).carries.eight_bit
 
@@ -291,19 +294,19 @@ def test_addresses_beyond_ascii() -> None:
     cyrillic, idn = "\u043f\u043e\u0447\u0442\u0430@example.net", "to@b\u00fccher.example"
     with Sink() as sink:
         courier = courier_to(sink)
-        courier.send(job(**to(cyrillic, idn)))
-        courier.send(job())
+        courier.send(parcel(**to(cyrillic, idn)))
+        courier.send(parcel())
         assert sink.delivered[0].recipients == [cyrillic, idn]
         assert " SMTPUTF8" in sink.delivered[0].mail
         assert " SMTPUTF8" not in sink.delivered[1].mail
         sink.extensions = ("8BITMIME",)
         courier = courier_to(sink)
-        assert [who for who, _ in courier.send(job(**to(cyrillic, idn))).refused] == [cyrillic]
+        assert [who for who, _ in courier.send(parcel(**to(cyrillic, idn))).refused] == [cyrillic]
         assert sink.delivered[2].recipients == ["to@xn--bcher-kva.example"]
-        for unsendable in (job(**to(cyrillic)), job(from_address=Address(cyrillic))):
+        for unsendable in (parcel(**to(cyrillic)), parcel(from_address=Address(cyrillic))):
             with pytest.raises(DeliveryRefused, match="SMTPUTF8"):
                 courier.send(unsendable)
-        courier.send(job())
+        courier.send(parcel())
 
 
 def test_one_connection_serves_many_messages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,17 +315,17 @@ def test_one_connection_serves_many_messages(monkeypatch: pytest.MonkeyPatch) ->
     with Sink() as sink:
         courier = courier_to(sink)
         for _ in range(5):
-            courier.send(job())
+            courier.send(parcel())
         assert sink.connections == 2
         sink.answers["RCPT"] = FINAL
         with pytest.raises(DeliveryRefused):
-            courier.send(job())
+            courier.send(parcel())
         del sink.answers["RCPT"]
         assert sink.connections == 2, "a refusal in good order keeps the connection"
         courier.rest()
         assert sink.verbs().count("QUIT") == 1
         monkeypatch.setattr(smtp, "IDLE_S", 0.0)
-        courier.send(job())
+        courier.send(parcel())
         assert sink.connections == 3
         courier.rest()
         courier.rest()
@@ -333,11 +336,11 @@ def test_a_connection_closed_while_idle_is_no_failure() -> None:
     """Servers close what is not used."""
     with Sink({"RSET": DROP}) as sink:
         courier = courier_to(sink)
-        courier.send(job())
-        courier.send(job())
+        courier.send(parcel())
+        courier.send(parcel())
         assert sink.connections == 2
         sink.answers["RSET"] = "421 4.4.2 idle for too long"
-        courier.send(job())
+        courier.send(parcel())
         assert sink.connections == 3
         assert len(sink.delivered) == 3
 
@@ -346,11 +349,11 @@ def test_the_final_dot_does_not_wait_for_an_acknowledgement() -> None:
     """Nagle and delayed ACK together cost 40 ms a message."""
     with Sink() as sink:
         courier = courier_to(sink)
-        courier.send(job())
+        courier.send(parcel())
         took = []
         for _ in range(20):
             begun = time.monotonic()
-            courier.send(job())
+            courier.send(parcel())
             took.append(time.monotonic() - begun)
     assert min(took) < 0.03
 
@@ -360,7 +363,7 @@ def test_a_bad_goodbye_changes_nothing(how: str) -> None:
     """The answer to the dot has settled it."""
     with Sink({"QUIT": how}) as sink:
         courier = courier_to(sink)
-        assert courier.send(job()).reply
+        assert courier.send(parcel()).reply
         courier.close()
 
 
@@ -368,7 +371,7 @@ def test_a_loop_is_refused_before_anything_is_opened() -> None:
     """More than fifty hops."""
     with Sink() as sink:
         with pytest.raises(PermanentError, match=r"5\.4\.6"):
-            courier_to(sink).send(job(raw=b"Received: x\r\n" * 51 + RAW))
+            courier_to(sink).send(parcel(raw=b"Received: x\r\n" * 51 + RAW))
         assert sink.connections == 0
 
 
@@ -403,7 +406,7 @@ def test_starttls_and_login(authority: Path, tmp_path: Path) -> None:
     secret = tmp_path / "password"
     secret.write_text("hunter2\n")
     with tls_sink(authority) as sink:
-        courier_to(sink, tls="starttls", ca_file=authority, username="me", password_file=secret).send(job())
+        courier_to(sink, tls="starttls", ca_file=authority, username="me", password_file=secret).send(parcel())
         assert sink.verbs() == ["EHLO", "STARTTLS", "EHLO", "AUTH", "MAIL", "RCPT", "DATA"]
         assert sink.commands[3] == "AUTH PLAIN AG1lAGh1bnRlcjI="
 
@@ -412,7 +415,7 @@ def test_a_certificate_nobody_vouches_for(authority: Path) -> None:
     """Nothing is sent in the clear instead."""
     with tls_sink(authority) as sink:
         with pytest.raises(DeliveryDeferred, match="CERTIFICATE_VERIFY_FAILED"):
-            courier_to(sink, tls="starttls").send(job())
+            courier_to(sink, tls="starttls").send(parcel())
         assert "MAIL" not in sink.verbs()
 
 
@@ -420,7 +423,7 @@ def test_a_relay_without_starttls_is_not_used() -> None:
     """Somebody may have taken the offer away."""
     with Sink() as sink:
         with pytest.raises(DeliveryDeferred, match="STARTTLS"):
-            courier_to(sink, tls="starttls").send(job())
+            courier_to(sink, tls="starttls").send(parcel())
         assert "MAIL" not in sink.verbs()
 
 
@@ -431,7 +434,7 @@ def test_a_refused_login_is_our_fault(authority: Path, tmp_path: Path, answer: s
     secret.write_text("hunter2")
     with tls_sink(authority, {"AUTH": answer}) as sink:
         with pytest.raises(DeliveryDeferred) as raised:
-            courier_to(sink, tls="starttls", ca_file=authority, username="me", password_file=secret).send(job())
+            courier_to(sink, tls="starttls", ca_file=authority, username="me", password_file=secret).send(parcel())
         assert "hunter2" not in str(raised.value)
         assert "AG1lAGh1bnRlcjI" not in str(raised.value)
 
@@ -439,9 +442,9 @@ def test_a_refused_login_is_our_fault(authority: Path, tmp_path: Path, answer: s
 def test_wrong_files_stop_the_program_at_start(tmp_path: Path) -> None:
     """With the name of the key."""
     with pytest.raises(ConfigError, match=r"relay\.password_file"):
-        SmtpCourier(Relay(username="me", password_file=tmp_path / "none"), hostname="h", bounce_address="")
+        SmtpCourier(Relay(username="me", password_file=tmp_path / "none"), hostname="h")
     with pytest.raises(ConfigError, match=r"relay\.ca_file"):
-        SmtpCourier(Relay(tls="tls", ca_file=tmp_path / "none"), hostname="h", bounce_address="")
+        SmtpCourier(Relay(tls="tls", ca_file=tmp_path / "none"), hostname="h")
 
 
 def free_port() -> int:
@@ -473,8 +476,8 @@ def test_a_real_server_hands_on_the_same_bytes(body: bytes) -> None:
     controller = Controller(inbox, hostname="127.0.0.1", port=free_port(), decode_data=False)
     controller.start()
     raw = HEADER + b"\r\n" + body
-    courier = SmtpCourier(Relay(port=controller.port, timeout_s=5), hostname="mx.example.com", bounce_address="")
-    courier.send(job(raw=raw))
+    courier = SmtpCourier(Relay(port=controller.port, timeout_s=5), hostname="mx.example.com")
+    courier.send(parcel(raw=raw))
     courier.close()
     controller.stop()
     assert inbox.contents[0].split(b"\r\n", 3)[3] == (raw if body.endswith(b"\n") else raw + b"\r\n")
@@ -488,8 +491,8 @@ def test_implicit_tls(authority: Path) -> None:
     controller = Controller(inbox, hostname="127.0.0.1", port=free_port(), ssl_context=context)
     controller.start()
     relay = Relay(port=controller.port, tls="tls", ca_file=authority, timeout_s=5)
-    courier = SmtpCourier(relay, hostname="mx.example.com", bounce_address="")
-    courier.send(job())
+    courier = SmtpCourier(relay, hostname="mx.example.com")
+    courier.send(parcel())
     courier.close()
     controller.stop()
     assert len(inbox.contents) == 1

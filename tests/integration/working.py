@@ -21,7 +21,8 @@ from opensend_milter.adapters.postgres_jobs import PostgresJobStore
 from opensend_milter.adapters.smtp import SmtpCourier
 from opensend_milter.adapters.sqs import SqsQueue
 from opensend_milter.config import Relay
-from opensend_milter.core.model import Job
+from opensend_milter.core.model import Address, Job, Parcel
+from opensend_milter.core.outgoing import parcel
 from opensend_milter.servers.worker import Parts, Settings, run
 from tests.integration.private_postgres import Database
 from tests.integration.sqs_server import CREDENTIALS
@@ -111,15 +112,19 @@ def _main(given: dict[str, Any]) -> None:
         )
 
     def courier() -> SmtpCourier:
-        return SmtpCourier(relay, hostname="mx.example.com", bounce_address="bounces@example.com")
+        return SmtpCourier(relay, hostname="mx.example.com")
 
     queue = SqsQueue(queue_url, region="us-east-1", endpoint_url=endpoint_url, lease_s=lease_s) if queue_url else None
     standard = {"concurrency": 4, "poll_interval_s": 0.05, "max_attempts": 12, "housekeeping_s": 0.1}
     run(
-        Parts(store=store, courier=courier if relay_port else None, queue=queue),
+        Parts(store=store, courier=courier if relay_port else None, compose=_compose, queue=queue),
         Settings(**standard | given),
         ready=lambda: print(READY, file=sys.stderr, flush=True),  # noqa: T201
     )
+
+
+def _compose(job: Job) -> Parcel:
+    return parcel(job, hostname="mx.example.com", sender=Address("bounces@example.com"))
 
 
 if __name__ == "__main__":

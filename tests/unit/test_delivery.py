@@ -18,11 +18,12 @@ from opensend_milter.core.errors import (
     QueueUnavailable,
     StoreUnavailable,
 )
-from opensend_milter.core.model import Announcement, Carries, EmailId, Job, Sent
+from opensend_milter.core.model import Announcement, Carries, EmailId, Job, Parcel, Sent
+from opensend_milter.core.outgoing import parcel
 from tests.jobs import job
 
 NOW = datetime(2025, 8, 20, 12, tzinfo=UTC)
-YES = Sent(courier="fake", reply="250 ok")
+YES = Sent(courier="file", reply="250 ok")
 
 
 @dataclass
@@ -101,8 +102,8 @@ class FakeCourier:
     sent: int = 0
     carries: Carries = field(default_factory=Carries)
 
-    def send(self, job: Job) -> Sent:
-        assert job
+    def send(self, parcel: Parcel) -> Sent:
+        assert parcel.content
         self.sent += 1
         return self.outcome()
 
@@ -136,6 +137,7 @@ class Bench:
     def attempt(self, job: Job) -> list[str]:
         delivery = Delivery(
             store=self.store,
+            compose=lambda job: parcel(job, hostname="mx", sender=job.from_address),
             courier=self.courier,
             max_attempts=12,
             clock=lambda: NOW,

@@ -10,8 +10,8 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from opensend_milter.core.errors import PermanentError
-from opensend_milter.core.model import Job
-from opensend_milter.core.outgoing import MOST_HOPS, outgoing, return_path
+from opensend_milter.core.model import Address, Job
+from opensend_milter.core.outgoing import MOST_HOPS, outgoing, parcel
 from tests.jobs import RAW, job
 
 COMPLETE = b"From: a@example.org\r\nDate: Wed, 20 Aug 2025 12:00:00 +0000\r\nMessage-ID: <1@x>\r\n"
@@ -215,7 +215,7 @@ def test_a_message_that_goes_round_is_stopped() -> None:
 
 
 @pytest.mark.case(26)
-def test_bounces_never_go_to_the_clients_mail_from() -> None:
-    """To ours where there is one, else to From."""
-    assert return_path(job(), "bounces@example.com") == "bounces@example.com"
-    assert return_path(job(), "") == "app@example.org"
+def test_a_parcel_has_the_jobs_envelope_and_the_return_path_that_we_give() -> None:
+    made = parcel(job(), hostname="mx.example.com", sender=Address("bounces@example.com"))
+    assert (made.sender, made.recipients) == ("bounces@example.com", job().recipients)
+    assert made.content == outgoing(job(), hostname="mx.example.com")

@@ -63,13 +63,28 @@ BEGIN
     END IF;
 END $$;
 
+GRANT SELECT ON opensend_milter.domain_settings TO opensend_milter, opensend_http, opensend_worker;
+
+GRANT INSERT ON opensend_milter.feedback TO opensend_http, opensend_worker;
+GRANT SELECT ON opensend_milter.secrets TO opensend_http, opensend_worker;
+
 GRANT SELECT (id, status, scheduled_at, user_id, created_at, provider_retry_count),
     UPDATE (status, sent_at, provider_retry_count, provider_last_attempted_at, provider_next_retry_at,
             provider_dead_lettered_at, provider_last_error_code, provider_last_error_message)
     ON public.emails TO opensend_worker;
-GRANT INSERT ON public.email_events TO opensend_worker;
-GRANT SELECT (source_id) ON public.email_events TO opensend_worker;
-GRANT SELECT ON opensend_milter.submissions, opensend_milter.raw_chunks TO opensend_worker;
+GRANT SELECT, INSERT ON public.email_events TO opensend_worker;
+GRANT SELECT, INSERT, UPDATE (reason, source_event_id, source_email_id, source_message_id, metadata, updated_at)
+    ON public.email_suppressions TO opensend_worker;
+GRANT SELECT (id, url, user_id, status, event_types) ON public.webhooks TO opensend_worker;
+GRANT SELECT, INSERT, UPDATE ON public.webhook_deliveries TO opensend_worker;
+GRANT SELECT (id, name, user_id, region, ses_configuration_set_name, track_opens, track_clicks, tracking_subdomain)
+    ON public.domains TO opensend_worker;
+GRANT SELECT, UPDATE (provider_id, raw_dropped_at) ON opensend_milter.submissions TO opensend_worker;
+GRANT SELECT, DELETE ON opensend_milter.raw_chunks TO opensend_worker;
 GRANT SELECT, UPDATE, DELETE ON opensend_milter.jobs TO opensend_worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON opensend_milter.recipient_results, opensend_milter.soft_bounces
+    TO opensend_worker;
+GRANT SELECT, DELETE ON opensend_milter.feedback TO opensend_worker;
+GRANT SELECT ON opensend_milter.webhook_settings TO opensend_worker;
 GRANT SELECT (id, refused_at), DELETE ON opensend_milter.refusals TO opensend_worker;
 GRANT SELECT, DELETE ON opensend_milter.fingerprints TO opensend_worker;
