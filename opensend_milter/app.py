@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,18 +15,19 @@ from pathlib import Path
 from opensend_milter.adapters import migrations, postgres
 from opensend_milter.adapters.postgres_admin import AdminStore
 from opensend_milter.adapters.postgres_intake import Habits, PostgresIntakeStore
-from opensend_milter.adapters.postgres_jobs import PostgresJobStore
+from opensend_milter.adapters.postgres_jobs import Keeping, PostgresJobStore
 from opensend_milter.adapters.smtp import SmtpCourier
 from opensend_milter.adapters.sqs import SqsQueue
 from opensend_milter.config import Config, Milter as MilterSettings, load
 from opensend_milter.core.errors import ConfigError, OpensendError, StoreUnavailable
 from opensend_milter.core.intake import Gatherer, Intake
-from opensend_milter.core.model import Address, Carries, Job, Limits, Message, Outcome, Parcel
+from opensend_milter.core.model import Address, Carries, CourierName, Job, Limits, Message, Outcome, Parcel
 from opensend_milter.core.outgoing import parcel
 from opensend_milter.core.policy import Policy
 from opensend_milter.core.ports import Courier, IntakeStore, JobQueue, JobStore
 from opensend_milter.host.sandbox_state import SandboxSeed
 from opensend_milter.servers import worker
+from opensend_milter.servers.delivering import Settings
 from opensend_milter.servers.milter import Callbacks, Door, MilterProcess, OpenDoor, open_socket
 from opensend_milter.servers.supervisor import Line, Supervisor
 
@@ -38,15 +39,26 @@ STORE_TIMEOUT_S = 30.0
 """A worker's call to the database; a message is not waiting for it."""
 
 
+BESIDE_OPENSEND = Carries(max_line_octets=None, eight_bit=True, utf8_addresses=False)
+"""Its ingester writes the message again: lines and 8-bit content are its business."""
+
+
+def carried_by(config: Config) -> Mapping[CourierName, Carries]:
+    """Return what each courier can carry."""
+    smtp = Carries(eight_bit=config.relay.eight_bit)
+    return {
+        "smtp": smtp,
+        "ses": Carries(max_message_bytes=41_943_040, max_recipients=50, utf8_addresses=False),
+        "sendmail": Carries(),
+        "plunk": Carries(),
+        "file": Carries(),
+    }
+
+
 def policy_of(config: Config) -> Policy:
     """Return the rules that the configuration asks for."""
     size = config.size
-    # Beside OpenSend its ingester writes the message again: lines and 8-bit content are its business.
-    carries = (
-        Carries(eight_bit=config.relay.eight_bit)
-        if config.profile == "standalone"
-        else Carries(max_line_octets=None, eight_bit=True, utf8_addresses=False)
-    )
+    couriers = carried_by(config) if config.profile == "standalone" else {}
     limits = Limits(
         max_message_bytes=size.max_message_bytes,
         max_attachment_bytes=size.max_attachment_bytes,
@@ -59,7 +71,8 @@ def policy_of(config: Config) -> Policy:
     )
     return Policy(
         limits=limits,
-        carries=carries,
+        carries=couriers[config.delivery.courier] if config.profile == "standalone" else BESIDE_OPENSEND,
+        couriers=couriers,
         sender_domains=config.policy.sender_domains,
         on_suppressed=config.policy.on_suppressed,
         sandbox_addresses=config.profile == "opensend",
@@ -217,6 +230,12 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
     hand_over = config.profile == "opensend"
     hostname = config.smtp.hostname or socket.getfqdn()
 
+    keeping = Keeping(
+        duplicate_window=timedelta(seconds=config.policy.duplicate_window_s),
+        raw=timedelta(days=delivery.raw_days) if delivery.raw_days else None,
+        uncertain=timedelta(hours=delivery.uncertain_after_h) if delivery.uncertain_after_h else None,
+    )
+
     def store(name: str) -> JobStore:
         return PostgresJobStore(
             info,
@@ -224,11 +243,11 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
             lease_s=delivery.lease_s,
             timeout_s=STORE_TIMEOUT_S,
             hand_over=hand_over,
-            duplicate_window=timedelta(seconds=config.policy.duplicate_window_s),
+            keeping=keeping,
         )
 
-    def courier() -> Courier:
-        return SmtpCourier(config.relay, hostname=hostname)
+    def couriers() -> Mapping[CourierName, Courier]:
+        return {"smtp": SmtpCourier(config.relay, hostname=hostname)}
 
     def compose(job: Job) -> Parcel:
         # Never the client's MAIL FROM, which may be anybody's.
@@ -243,11 +262,18 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
             lease_s=delivery.lease_s,
         )
     worker.run(
-        worker.Parts(store=store, courier=None if hand_over else courier, compose=compose, queue=queue),
-        worker.Settings(
+        worker.Parts(
+            store=store,
+            couriers=None if hand_over else couriers,
+            default=delivery.courier,
+            compose=compose,
+            queue=queue,
+        ),
+        Settings(
             concurrency=delivery.concurrency,
             poll_interval_s=delivery.poll_interval_s,
             max_attempts=delivery.max_attempts,
+            lease_s=delivery.lease_s,
         ),
         ready=ready,
     )

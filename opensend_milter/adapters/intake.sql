@@ -41,7 +41,10 @@ SELECT k.known,
     k.unused_lately,
     r.email_id::text,
     r.expired,
-    (SELECT s.content_digest FROM opensend_milter.submissions s WHERE s.email_id = r.email_id)
+    (SELECT s.content_digest FROM opensend_milter.submissions s WHERE s.email_id = r.email_id),
+    (SELECT c.courier FROM public.domains d JOIN opensend_milter.domain_settings c ON c.domain_id = d.id
+        WHERE d.user_id = k.user_id AND lower(d.name) IN (k.ascii_domain, k.unicode_domain)
+        ORDER BY d.status = 'verified' DESC LIMIT 1)
 FROM keyed k LEFT JOIN listed l USING (ordinal) LEFT JOIN earlier r USING (ordinal)
 ORDER BY k.ordinal;
 
@@ -103,10 +106,10 @@ WITH mail AS (
     INSERT INTO opensend_milter.raw_chunks (email_id, chunk_no, bytes)
     SELECT * FROM unnest(%(ids)s::uuid[], %(chunk_numbers)s::integer[], %(first_chunks)b::bytea[])
 )
-INSERT INTO opensend_milter.jobs (email_id, user_id, not_before, announce_at)
-SELECT j.email_id, j.user_id, coalesce(j.scheduled_at, now()), coalesce(j.scheduled_at, now())
-FROM unnest(%(ids)s::uuid[], %(user_ids)s::text[], %(scheduled_ats)s::timestamptz[])
-    AS j (email_id, user_id, scheduled_at);
+INSERT INTO opensend_milter.jobs (email_id, user_id, not_before, announce_at, courier)
+SELECT j.email_id, j.user_id, coalesce(j.scheduled_at, now()), coalesce(j.scheduled_at, now()), j.courier
+FROM unnest(%(ids)s::uuid[], %(user_ids)s::text[], %(scheduled_ats)s::timestamptz[], %(couriers)s::text[])
+    AS j (email_id, user_id, scheduled_at, courier);
 
 -- unstage -- the pieces are in the row now
 DELETE FROM opensend_milter.pieces WHERE email_id = ANY (%(ids)s::uuid[]);

@@ -138,6 +138,7 @@ def row_values(message: Message, accept: Accept) -> Values:
         "user_ids": accept.user_id,
         "received_ats": message.received_at,
         "scheduled_ats": accept.scheduled_at,
+        "couriers": accept.courier or "",
         "idempotency_keys": wishes.idempotency_key,
         "documents": json.dumps({"metadata": _clean_object(wishes.metadata)}) if wishes.metadata else None,
     }

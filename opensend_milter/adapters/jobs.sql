@@ -15,6 +15,18 @@ WHERE email_id = ANY (%(ids)s::uuid[]) AND state = 'waiting' AND not_before <= n
 -- handed_over -- the queue has these, and whoever reads it owns them now
 DELETE FROM opensend_milter.jobs WHERE email_id = ANY (%(ids)s::uuid[]) AND state = 'waiting';
 
+-- due_lanes -- whose jobs are due: by one look into the index for each lane, however many jobs it has
+WITH RECURSIVE lane AS (
+    (SELECT user_id, courier, not_before FROM opensend_milter.jobs
+        WHERE state = 'waiting' ORDER BY user_id, courier, not_before LIMIT 1)
+    UNION ALL
+    SELECT n.user_id, n.courier, n.not_before FROM lane l CROSS JOIN LATERAL (
+        SELECT user_id, courier, not_before FROM opensend_milter.jobs
+        WHERE state = 'waiting' AND (user_id, courier) > (l.user_id, l.courier)
+        ORDER BY user_id, courier, not_before LIMIT 1) n
+)
+SELECT user_id, nullif(courier, '') FROM lane WHERE not_before <= now() LIMIT 1000;
+
 -- take -- lease one waiting job by its id; whoever is just noting that it was announced is waited for
 WITH due AS MATERIALIZED (
     SELECT email_id FROM opensend_milter.jobs
@@ -25,10 +37,10 @@ SET state = 'claimed', lease_id = gen_random_uuid(), lease_until = now() + %(lea
 FROM due WHERE j.email_id = due.email_id
 RETURNING j.email_id::text, j.lease_id::text, j.attempts;
 
--- take_due -- lease the job that has waited longest
+-- take_due -- lease the job of a lane that has waited longest
 WITH due AS MATERIALIZED (
     SELECT email_id FROM opensend_milter.jobs
-    WHERE state = 'waiting' AND not_before <= now()
+    WHERE state = 'waiting' AND user_id = %(user_id)s AND courier = %(courier)s AND not_before <= now()
     ORDER BY not_before LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 UPDATE opensend_milter.jobs j
@@ -54,12 +66,29 @@ SET state = 'waiting', lease_id = NULL, lease_until = NULL, worker = NULL,
     announce_at = coalesce(%(until)s, now() + interval '15 minutes')
 WHERE email_id = %(id)s AND lease_id = %(lease_id)s;
 
--- submission -- what was recorded of the message when it was taken
-SELECT user_id, from_address, recipients, received_at, queue_id, client_address, front_door, tls, size_bytes
-FROM opensend_milter.submissions WHERE email_id = %(id)s;
+-- submission -- what was recorded of the message when it was taken, and who has it since
+SELECT s.user_id, s.from_address, coalesce(j.recipients, s.recipients), j.recipients IS NOT NULL,
+    CASE WHEN j.recipients IS NOT NULL THEN (
+        SELECT array_agg(ARRAY[r.address, r.reason]) FROM opensend_milter.recipient_results r
+        WHERE r.email_id = s.email_id AND r.outcome = 'refused') END,
+    s.received_at, s.queue_id, s.client_address, s.front_door, s.tls, nullif(j.courier, ''), s.size_bytes
+FROM opensend_milter.submissions s JOIN opensend_milter.jobs j ON j.email_id = s.email_id
+WHERE s.email_id = %(id)s;
+
+-- route -- what the domain of From asks for
+SELECT d.region, coalesce(d.ses_configuration_set_name, ''), d.track_opens, d.track_clicks,
+    coalesce(d.tracking_subdomain, ''), coalesce(c.one_click, false)
+FROM public.domains d LEFT JOIN opensend_milter.domain_settings c ON c.domain_id = d.id
+WHERE d.user_id = %(user_id)s AND lower(d.name) = ANY (%(names)s)
+ORDER BY d.status = 'verified' DESC LIMIT 1;
 
 -- raw -- the message, piece by piece
 SELECT bytes FROM opensend_milter.raw_chunks WHERE email_id = %(id)s ORDER BY chunk_no;
+
+-- extend -- these are still in hand
+UPDATE opensend_milter.jobs j SET lease_until = now() + %(lease)s
+FROM unnest(%(ids)s::uuid[], %(lease_ids)s::uuid[]) AS i (email_id, lease_id)
+WHERE j.email_id = i.email_id AND j.lease_id = i.lease_id AND j.state IN ('claimed', 'attempting');
 
 -- begin -- the attempt begins: from here on a lease that ends is uncertain
 UPDATE opensend_milter.jobs
@@ -89,22 +118,73 @@ WITH job AS (
     FROM job
     -- What came back of the message already knows more than we do.
     WHERE e.id = job.email_id AND e.status NOT IN ('delivered', 'bounced', 'complained', 'suppressed')
+), submission AS (
+    UPDATE opensend_milter.submissions s SET provider_id = %(provider_id)s
+    FROM job WHERE s.email_id = job.email_id AND %(provider_id)s::text IS NOT NULL
+), reached AS (
+    DELETE FROM opensend_milter.recipient_results r USING job
+    WHERE r.email_id = job.email_id AND r.outcome = 'deferred' AND r.address <> ALL (%(addresses)s::text[])
+), result AS (
+    INSERT INTO opensend_milter.recipient_results (email_id, address, outcome, reason, courier)
+    SELECT job.email_id, r.address, r.outcome, r.reason, %(courier)s
+    FROM job, unnest(%(addresses)s::text[], %(outcomes)s::text[], %(reasons)s::text[])
+        AS r (address, outcome, reason)
+    ON CONFLICT (email_id, address) DO UPDATE
+    SET outcome = excluded.outcome, reason = excluded.reason, courier = excluded.courier, noted_at = now()
 ), event AS (
     INSERT INTO public.email_events (email_id, type, payload, source_id, user_id)
     SELECT e.id, %(type)s, %(payload)s::jsonb, %(source_id)s, %(user_id)s
     FROM job JOIN public.emails e ON e.id = job.email_id
     ON CONFLICT (source_id) DO NOTHING
+    RETURNING id
+), webhook AS (
+    INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status)
+    SELECT w.id, event.id, 0, 'pending' FROM event JOIN public.webhooks w ON w.user_id = %(user_id)s
+    WHERE w.status = 'active' AND w.event_types ? ('email.' || %(type)s::text)
+)
+SELECT count(*) FROM job;
+
+-- record_partly -- some have it; the others are tried again later
+WITH job AS (
+    UPDATE opensend_milter.jobs j
+    SET state = 'waiting', lease_id = NULL, lease_until = NULL, worker = NULL, not_before = now() + %(wait)s,
+        announce_at = now() + %(wait)s, last_error = %(reason)s, recipients = %(left)s
+    WHERE j.email_id = %(id)s AND j.lease_id = %(lease_id)s AND j.state IN ('attempting', 'uncertain')
+    RETURNING j.email_id, j.not_before
+), mail AS (
+    UPDATE public.emails e
+    SET status = 'queued', provider_retry_count = provider_retry_count + 1, provider_last_attempted_at = now(),
+        provider_next_retry_at = job.not_before, provider_last_error_code = 'delivery_deferred',
+        provider_last_error_message = %(reason)s
+    FROM job WHERE e.id = job.email_id AND e.status = 'processing'
+), submission AS (
+    UPDATE opensend_milter.submissions s SET provider_id = %(provider_id)s
+    FROM job WHERE s.email_id = job.email_id AND %(provider_id)s::text IS NOT NULL
+), result AS (
+    INSERT INTO opensend_milter.recipient_results (email_id, address, outcome, reason, courier)
+    SELECT job.email_id, r.address, r.outcome, r.reason, %(courier)s
+    FROM job, unnest(%(addresses)s::text[], %(outcomes)s::text[], %(reasons)s::text[])
+        AS r (address, outcome, reason)
+    ON CONFLICT (email_id, address) DO UPDATE
+    SET outcome = excluded.outcome, reason = excluded.reason, courier = excluded.courier, noted_at = now()
+), event AS (
+    INSERT INTO public.email_events (email_id, type, payload, source_id, user_id)
+    SELECT e.id, %(type)s, %(payload)s::jsonb || jsonb_build_object('next_attempt_at', job.not_before), %(source_id)s, %(user_id)s
+    FROM job JOIN public.emails e ON e.id = job.email_id
+    ON CONFLICT (source_id) DO NOTHING
+    RETURNING id
+), webhook AS (
+    INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status)
+    SELECT w.id, event.id, 0, 'pending' FROM event JOIN public.webhooks w ON w.user_id = %(user_id)s
+    WHERE w.status = 'active' AND w.event_types ? ('email.' || %(type)s::text)
 )
 SELECT count(*) FROM job;
 
 -- record_deferred -- try again later, by the database's clock: the worker's may be far off
-WITH due AS (
-    SELECT least(greatest(%(next_attempt_at)s, now() + %(shortest)s), now() + %(longest)s) AS next_attempt_at
-), job AS (
+WITH job AS (
     UPDATE opensend_milter.jobs j
-    SET state = 'waiting', lease_id = NULL, lease_until = NULL, worker = NULL, not_before = due.next_attempt_at,
-        announce_at = due.next_attempt_at, last_error = %(reason)s
-    FROM due
+    SET state = 'waiting', lease_id = NULL, lease_until = NULL, worker = NULL, not_before = now() + %(wait)s,
+        announce_at = now() + %(wait)s, last_error = %(reason)s
     WHERE j.email_id = %(id)s AND j.lease_id = %(lease_id)s AND j.state IN ('attempting', 'uncertain')
     RETURNING j.email_id, j.not_before
 ), mail AS (
@@ -115,9 +195,14 @@ WITH due AS (
     FROM job WHERE e.id = job.email_id AND e.status = 'processing'
 ), event AS (
     INSERT INTO public.email_events (email_id, type, payload, source_id, user_id)
-    SELECT e.id, %(type)s, %(payload)s::jsonb, %(source_id)s, %(user_id)s
+    SELECT e.id, %(type)s, %(payload)s::jsonb || jsonb_build_object('next_attempt_at', job.not_before), %(source_id)s, %(user_id)s
     FROM job JOIN public.emails e ON e.id = job.email_id
     ON CONFLICT (source_id) DO NOTHING
+    RETURNING id
+), webhook AS (
+    INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status)
+    SELECT w.id, event.id, 0, 'pending' FROM event JOIN public.webhooks w ON w.user_id = %(user_id)s
+    WHERE w.status = 'active' AND w.event_types ? ('email.' || %(type)s::text)
 )
 SELECT count(*) FROM job;
 
@@ -137,13 +222,18 @@ WITH job AS (
     SELECT e.id, %(type)s, %(payload)s::jsonb, %(source_id)s, %(user_id)s
     FROM job JOIN public.emails e ON e.id = job.email_id
     ON CONFLICT (source_id) DO NOTHING
+    RETURNING id
+), webhook AS (
+    INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status)
+    SELECT w.id, event.id, 0, 'pending' FROM event JOIN public.webhooks w ON w.user_id = %(user_id)s
+    WHERE w.status = 'active' AND w.event_types ? ('email.' || %(type)s::text)
 )
 SELECT count(*) FROM job;
 
 -- record_uncertain -- it may be out: it stays, and nobody sends it by himself
 -- The lease id is kept: who learns the outcome after all may still record it.
 UPDATE opensend_milter.jobs
-SET state = 'uncertain', lease_until = NULL, announce_at = NULL, last_error = %(reason)s
+SET state = 'uncertain', lease_until = NULL, announce_at = NULL, uncertain_at = now(), last_error = %(reason)s
 WHERE email_id = %(id)s AND lease_id = %(lease_id)s AND state IN ('attempting', 'uncertain')
 RETURNING true;
 
@@ -170,9 +260,25 @@ WITH ended AS (
     WHERE state = 'attempting' AND lease_until < now() FOR UPDATE SKIP LOCKED
 )
 UPDATE opensend_milter.jobs j
-SET state = 'uncertain', lease_until = NULL, announce_at = NULL, last_error = %(reason)s
+SET state = 'uncertain', lease_until = NULL, announce_at = NULL, uncertain_at = now(), last_error = %(reason)s
 FROM ended WHERE j.email_id = ended.email_id
 RETURNING j.email_id::text, (SELECT queue_id FROM opensend_milter.submissions s WHERE s.email_id = j.email_id);
+
+-- long_uncertain -- nobody could tell what became of these
+SELECT j.email_id::text, j.lease_id::text, j.attempts, j.user_id, s.queue_id
+FROM opensend_milter.jobs j LEFT JOIN opensend_milter.submissions s ON s.email_id = j.email_id
+WHERE j.state = 'uncertain' AND j.uncertain_at < now() - %(age)s LIMIT 100;
+
+-- drop_raw -- the bytes of a batch of old messages that are finished
+WITH old AS MATERIALIZED (
+    SELECT s.email_id FROM opensend_milter.submissions s
+    WHERE s.raw_dropped_at IS NULL AND s.received_at < now() - %(age)s
+        AND NOT EXISTS (SELECT FROM opensend_milter.jobs j WHERE j.email_id = s.email_id)
+    ORDER BY s.received_at LIMIT %(limit)s
+), dropped AS (
+    DELETE FROM opensend_milter.raw_chunks c USING old WHERE c.email_id = old.email_id
+)
+UPDATE opensend_milter.submissions s SET raw_dropped_at = now() FROM old WHERE s.email_id = old.email_id;
 
 -- prune_old_refusals -- a batch of those that are too old
 DELETE FROM opensend_milter.refusals WHERE id IN (

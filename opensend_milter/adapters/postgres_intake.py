@@ -179,8 +179,8 @@ def _names_taken() -> Iterator[None]:
 
 
 def _facts(found: tuple[Any, ...], subscription: Subscription) -> Facts:
-    known, user_id, restricted, restricted_domain, verified, suppressed, on_suppressed, unused, *earlier = found
-    email_id, expired, content_digest = earlier
+    known, user_id, restricted, restricted_domain, verified, suppressed, on_suppressed, unused, *rest = found
+    email_id, expired, content_digest, courier = rest
     key = KeyFacts(
         user_id=None if user_id is None else UserId(user_id),
         restricted=restricted,
@@ -194,5 +194,6 @@ def _facts(found: tuple[Any, ...], subscription: Subscription) -> Facts:
         # One that is listed in two spellings is still one recipient.
         suppressed=tuple({Address(address): reason for address, reason in suppressed or ()}.items()),
         earlier=Earlier(email_id=email_id, content_digest=content_digest, expired=expired) if email_id else None,
+        courier=courier,
         subscription=subscription,
     )

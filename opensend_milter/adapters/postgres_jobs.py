@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from typing import Any, LiteralString
 
 from opensend_milter.adapters.postgres import Connection, Link, statements
-from opensend_milter.core import backoff
-from opensend_milter.core.model import Address, Announcement, EmailId, Job, Sent, UserId
+from opensend_milter.core.address import domain_of, normal_domain, unicode_domain
+from opensend_milter.core.model import (
+    Address,
+    Announcement,
+    CourierName,
+    EmailId,
+    Job,
+    Lane,
+    Route,
+    Sent,
+    UserId,
+)
 
 log = logging.getLogger(__name__)
 SQL = statements("jobs")
-SHORTEST_WAIT = timedelta(seconds=backoff.FIRST_S / 2)
-LONGEST_WAIT = timedelta(seconds=backoff.LONGEST_S)
 REFUSALS_FOR = timedelta(days=30)
 REFUSALS_KEPT = 100_000
 PRUNED_AT_ONCE = 1_000
@@ -25,18 +35,30 @@ FINISHED = frozenset({
     "sent", "delivered", "bounced", "complained", "suppressed", "failed", "canceled", "cancelled",
 })  # fmt: skip
 LOST_WORKER = "the worker was lost while it was sending"
+NOBODY_KNOWS = "nobody could tell whether it was sent, for as long as we wait for that"
 
 Parameters = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """How long what is kept for a time only."""
+
+    duplicate_window: timedelta = timedelta(hours=1)
+    raw: timedelta | None = None
+    """Of messages that are finished; None: for ever."""
+    uncertain: timedelta | None = None
+    """Then the message is failed; None: never."""
 
 
 class PostgresJobStore:
     """One connection for one thread, opened when first needed and again after it was lost."""
 
     def __init__(
-        self, info: str, *, worker: str, lease_s: float, timeout_s: float, hand_over: bool, duplicate_window: timedelta
+        self, info: str, *, worker: str, lease_s: float, timeout_s: float, hand_over: bool, keeping: Keeping
     ) -> None:
         """With `hand_over` an announced job is OpenSend's business: its row goes. Else it is announced again."""
-        self._duplicate_window = duplicate_window
+        self._keeping = keeping
         self._worker = worker
         self._lease = timedelta(seconds=lease_s)
         self._hand_over = hand_over
@@ -59,17 +81,22 @@ class PostgresJobStore:
         with self._link.lend() as connection:
             connection.execute(SQL["handed_over" if self._hand_over else "announced"], {"ids": list(email_ids)})
 
+    def due_lanes(self) -> list[Lane]:
+        """List whose jobs are due, each lane once."""
+        return [Lane(UserId(user_id), courier) for user_id, courier in self._all("due_lanes", {})]
+
     def claim(self, email_id: EmailId) -> Job | None:
         """Claim one email, or None where it is not to be sent now."""
         with self._link.lend() as connection, connection.transaction():
             taken = self._take(connection, SQL["take"], {"id": email_id})
             return self._load(connection, taken) if taken and self._mark(connection, taken) else None
 
-    def claim_due(self) -> Job | None:
-        """Claim the email that has waited longest; jobs that are not to be sent are put away on the way."""
+    def claim_due(self, lane: Lane) -> Job | None:
+        """Claim the email that has waited longest in this lane; jobs not to be sent are put away on the way."""
+        where = {"user_id": lane.user_id, "courier": lane.courier or ""}
         while True:
             with self._link.lend() as connection, connection.transaction():
-                taken = self._take(connection, SQL["take_due"], {})
+                taken = self._take(connection, SQL["take_due"], where)
                 if taken is None:
                     return None
                 job = self._load(connection, taken) if self._mark(connection, taken) else None
@@ -107,7 +134,8 @@ class PostgresJobStore:
             user_id = row[0] if row else None
             connection.execute(SQL["record_failed"], _failure(taken.key, taken.attempts + 1, user_id, reason))
             return None
-        user_id, from_address, recipients, received_at, queue_id, client_address, front_door, tls, _ = row
+        user_id, from_address, recipients, some_have_it, refused, received_at, *session, courier, _ = row
+        queue_id, client_address, front_door, tls = session
         return Job(
             email_id=taken.email_id,
             user_id=UserId(user_id),
@@ -121,7 +149,16 @@ class PostgresJobStore:
             client_address=client_address,
             front_door=front_door,
             tls=tls,
+            route=_route(connection, user_id, Address(from_address), courier),
+            some_have_it=some_have_it,
+            refused=tuple((Address(address), reason) for address, reason in refused or ()),
         )
+
+    def extend(self, jobs: Sequence[Job]) -> None:
+        """Put off the end of the leases of these."""
+        keys = {"ids": [job.email_id for job in jobs], "lease_ids": [job.lease_id for job in jobs]}
+        with self._link.lend() as connection:
+            connection.execute(SQL["extend"], {**keys, "lease": self._lease})
 
     def begin(self, job: Job) -> bool:
         """Commit that the attempt begins; False where the claim is no longer ours."""
@@ -134,22 +171,28 @@ class PostgresJobStore:
 
     def record_sent(self, job: Job, sent: Sent) -> None:
         """Close the job; what the next hop did not take is in the event."""
-        payload = {
-            "courier": sent.courier,
-            "reply": sent.reply,
-            "refused": [{"email": address, "reason": reason} for address, reason in sent.refused],
-        }
-        self._record(
-            "record_sent", _key(job) | _event("sent", f"opensend-milter:sent:{job.email_id}", job.user_id, payload)
-        )
+        event = _event("sent", f"opensend-milter:sent:{job.email_id}", job.user_id, _told(sent))
+        self._record("record_sent", _key(job) | event | _results(sent))
 
-    def record_deferred(self, job: Job, reason: str, next_attempt_at: datetime) -> None:
+    def record_partly(self, job: Job, sent: Sent, wait_s: float) -> None:
+        """Note who has it, and let those wait who are to be tried again."""
+        attempt = job.attempts + 1
+        told = {**_told(sent), "attempt": attempt}
+        event = _event("delayed", f"provider-delayed:{job.email_id}:{attempt}", job.user_id, told)
+        left = {"left": [address for address, _ in sent.deferred], "reason": _text(sent.deferred[0][1])}
+        self._record("record_partly", _key(job) | event | _results(sent) | left | {"wait": timedelta(seconds=wait_s)})
+
+    def record_deferred(self, job: Job, reason: str, wait_s: float) -> None:
         """Let it wait."""
         attempt = job.attempts + 1
-        payload = {"reason": reason, "attempt": attempt, "next_attempt_at": next_attempt_at.isoformat()}
-        event = _event("delayed", f"provider-delayed:{job.email_id}:{attempt}", job.user_id, payload)
-        later = {"next_attempt_at": next_attempt_at, "shortest": SHORTEST_WAIT, "longest": LONGEST_WAIT}
-        self._record("record_deferred", _key(job) | event | later | {"reason": _text(reason)})
+        event = _event(
+            "delayed",
+            f"provider-delayed:{job.email_id}:{attempt}",
+            job.user_id,
+            {"reason": reason, "attempt": attempt},
+        )
+        later = {"wait": timedelta(seconds=wait_s), "reason": _text(reason)}
+        self._record("record_deferred", _key(job) | event | later)
 
     def record_failed(self, job: Job, reason: str) -> None:
         """Close the job: it will not be sent."""
@@ -161,29 +204,48 @@ class PostgresJobStore:
             log.error("%s: email=%s is no longer ours: uncertain outcome not recorded", job.queue_id, job.email_id)
 
     def release_expired(self) -> int:
-        """Give back claims whose worker died; mark begun ones uncertain. Return how many."""
+        """Give back claims whose worker died; mark begun ones uncertain; fail those uncertain for too long."""
         given_back = self._all("release_claimed", {})
         for (email_id,) in given_back:
             log.warning("email=%s given back: its worker was lost before it sent anything", email_id)
         uncertain = self._all("release_attempting", {"reason": LOST_WORKER})
         for email_id, queue_id in uncertain:
             log.error('%s: email=%s status=uncertain reason="%s"', queue_id, email_id, LOST_WORKER)
-        return len(given_back) + len(uncertain)
+        return len(given_back) + len(uncertain) + self._fail_long_uncertain()
 
-    def prune(self) -> int:
-        """Delete old refusals and names, and jobs of emails that OpenSend's ingester has sent. Return how many."""
-        deleted = self._prune("prune_old_refusals", {"age": REFUSALS_FOR})
-        deleted += self._prune("prune_surplus_refusals", {"keep": REFUSALS_KEPT})
-        deleted += self._prune("prune_fingerprints", {"age": self._duplicate_window})
-        return deleted + (self._prune("prune_jobs", {}) if self._hand_over else 0)
+    def _fail_long_uncertain(self) -> int:
+        if self._keeping.uncertain is None:
+            return 0
+        found = self._all("long_uncertain", {"age": self._keeping.uncertain})
+        for email_id, lease_id, attempts, user_id, queue_id in found:
+            key = {"id": email_id, "lease_id": lease_id}
+            self._record("record_failed", _failure(key, attempts, user_id, NOBODY_KNOWS))
+            log.error('%s: email=%s status=failed reason="%s"', queue_id, email_id, NOBODY_KNOWS)
+        return len(found)
 
-    def _prune(self, name: str, parameters: Parameters) -> int:
+    def prune(self, progress: Callable[[str, int], None] = lambda _what, _count: None) -> int:
+        """Delete what is kept for a time only, batch by batch. Return how much."""
+        keeping, deleted = self._keeping, 0
+        for what, name, parameters in (
+            ("refusals", "prune_old_refusals", {"age": REFUSALS_FOR}),
+            ("refusals", "prune_surplus_refusals", {"keep": REFUSALS_KEPT}),
+            ("names of messages", "prune_fingerprints", {"age": keeping.duplicate_window}),
+            ("messages", "drop_raw", {"age": keeping.raw} if keeping.raw else None),
+            ("jobs", "prune_jobs", {} if self._hand_over else None),
+        ):
+            if parameters is not None:
+                deleted += self._prune(name, parameters, partial(progress, what))
+        return deleted
+
+    def _prune(self, name: str, parameters: Parameters, progress: Callable[[int], None]) -> int:
         """Delete in small transactions, so that nobody waits long for a lock."""
         deleted = 0
         for _ in range(PRUNE_ROUNDS):
             with self._link.lend() as connection:
                 batch = connection.execute(SQL[name], {**parameters, "limit": PRUNED_AT_ONCE}).rowcount
             deleted += batch
+            if batch:
+                progress(batch)
             if batch < PRUNED_AT_ONCE:
                 break
         return deleted
@@ -211,6 +273,51 @@ class _Taken:
         self.lease_id = lease_id
         self.attempts = attempts
         self.key: Parameters = {"id": email_id, "lease_id": lease_id}
+
+
+def _route(connection: Connection, user_id: str, from_address: Address, courier: CourierName | None) -> Route:
+    domain = normal_domain(domain_of(from_address)) or ""
+    names = [domain, unicode_domain(domain)]
+    row = connection.execute(SQL["route"], {"user_id": user_id, "names": names}).fetchone()
+    if row is None:
+        return Route(courier=courier)
+    region, configuration_set, track_opens, track_clicks, tracking_host, one_click = row
+    return Route(
+        courier=courier,
+        region=region or "",
+        configuration_set=configuration_set,
+        track_opens=track_opens,
+        track_clicks=track_clicks,
+        tracking_host=tracking_host,
+        one_click=one_click,
+    )
+
+
+def _told(sent: Sent) -> dict[str, object]:
+    """Tell in an event what the next hop said."""
+    told: dict[str, object] = {"courier": sent.courier, "reply": sent.reply, "refused": _listed(sent.refused)}
+    if sent.deferred:
+        told["deferred"] = _listed(sent.deferred)
+    if sent.provider_id:
+        told["provider_id"] = sent.provider_id
+    return told
+
+
+def _listed(recipients: Sequence[tuple[Address, str]]) -> list[dict[str, str]]:
+    return [{"email": address, "reason": reason} for address, reason in recipients]
+
+
+def _results(sent: Sent) -> dict[str, Any]:
+    # Of an address named twice, the later: ON CONFLICT may not touch a row twice.
+    found = {_text(address): ("refused", _text(reason)) for address, reason in sent.refused}
+    found |= {_text(address): ("deferred", _text(reason)) for address, reason in sent.deferred}
+    return {
+        "courier": sent.courier,
+        "provider_id": sent.provider_id and _text(sent.provider_id),
+        "addresses": list(found),
+        "outcomes": [outcome for outcome, _ in found.values()],
+        "reasons": [reason for _, reason in found.values()],
+    }
 
 
 def _key(job: Job) -> dict[str, Any]:

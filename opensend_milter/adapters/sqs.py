@@ -21,7 +21,11 @@ from opensend_milter.core.model import Announcement, EmailId, Notice
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
-    from mypy_boto3_sqs.type_defs import MessageTypeDef, SendMessageBatchRequestEntryTypeDef
+    from mypy_boto3_sqs.type_defs import (
+        ChangeMessageVisibilityBatchRequestEntryTypeDef,
+        MessageTypeDef,
+        SendMessageBatchRequestEntryTypeDef,
+    )
 
 log = logging.getLogger(__name__)
 EMAIL_SEND = "email.send"
@@ -80,6 +84,18 @@ class SqsQueue:
             self._connected().change_message_visibility(
                 QueueUrl=self._url, ReceiptHandle=notice.receipt, VisibilityTimeout=0
             )
+
+    def extend(self, notices: Sequence[Notice]) -> None:
+        """Keep these in hand for another lease."""
+        for first in range(0, len(notices), MOST_AT_ONCE):
+            entries: list[ChangeMessageVisibilityBatchRequestEntryTypeDef] = [
+                {"Id": str(place), "ReceiptHandle": notice.receipt, "VisibilityTimeout": self._lease_s}
+                for place, notice in enumerate(notices[first : first + MOST_AT_ONCE])
+            ]
+            with _queue_errors():
+                answer = self._connected().change_message_visibility_batch(QueueUrl=self._url, Entries=entries)
+            for failed in answer.get("Failed", []):
+                log.debug("notice comes again: %s", failed["Code"])
 
     def _connected(self) -> SQSClient:
         with self._lock:

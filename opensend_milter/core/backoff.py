@@ -1,16 +1,38 @@
-"""When to try again: twice as late each time, capped, spread by chance."""
+"""How long to wait before the next attempt: twice as long each time, capped, spread by chance."""
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-FIRST_S = 60.0
+from opensend_milter.core.model import CourierName
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """The first pause and the longest."""
+
+    first_s: float
+    longest_s: float
+
+
 LONGEST_S = 4 * 3_600.0
+PATIENCE: Mapping[CourierName, Patience] = {
+    # A mail server that says 450 often wants to see how long we keep at it; a service that says 429 means seconds.
+    "smtp": Patience(60.0, LONGEST_S),
+    "sendmail": Patience(60.0, LONGEST_S),
+    "ses": Patience(15.0, 3_600.0),
+    "plunk": Patience(15.0, 3_600.0),
+    "file": Patience(10.0, 600.0),
+}
 
 
-def next_attempt_at(attempts: int, now: datetime, jitter: float) -> datetime:
-    """Return when to try again after `attempts` failures; `jitter`, from 0 to 1, picks the upper half of the delay."""
+def pause_s(attempts: int, jitter: float, patience: Patience, asked_s: float | None = None) -> float:
+    """Return how long to wait after `attempts` failures, and not less than the next hop asked for (`asked_s`).
+
+    `jitter`, from 0 to 1, picks the upper half of the delay.
+    """
     # Beyond the cap the power only grows, in the end past what a float holds.
     doublings = min(max(attempts - 1, 0), 16)
-    longest_s = min(FIRST_S * 2**doublings, LONGEST_S)
-    return now + timedelta(seconds=longest_s * (1 + jitter) / 2)
+    longest_s = min(patience.first_s * 2**doublings, patience.longest_s)
+    return max(longest_s * (1 + jitter) / 2, min(asked_s or 0.0, LONGEST_S))

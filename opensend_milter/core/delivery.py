@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 
 from opensend_milter.core import maillog
-from opensend_milter.core.backoff import next_attempt_at
-from opensend_milter.core.errors import DeliveryUncertain, PermanentError, StoreUnavailable, TemporaryError
-from opensend_milter.core.model import Job, Parcel
+from opensend_milter.core.backoff import PATIENCE, pause_s
+from opensend_milter.core.breaker import Breaker
+from opensend_milter.core.errors import (
+    DeliveryDeferred,
+    DeliveryUncertain,
+    PermanentError,
+    StoreUnavailable,
+    TemporaryError,
+)
+from opensend_milter.core.model import CourierName, Job, Parcel, Sent
 from opensend_milter.core.ports import Courier, JobStore
 
 log = logging.getLogger(__name__)
@@ -25,10 +32,12 @@ class Delivery:
     """One thread's way of sending."""
 
     store: JobStore
-    courier: Courier
+    couriers: Mapping[CourierName, Courier]
+    default: CourierName
+    """For domains that do not name one."""
+    breaker: Breaker
     compose: Callable[[Job], Parcel]
     max_attempts: int
-    clock: Callable[[], datetime]
     jitter: Callable[[], float]
     sleep: Callable[[float], object]
 
@@ -43,50 +52,79 @@ class Delivery:
         if not begun:
             log.warning("%s: email=%s is no longer ours: not sent", job.queue_id, job.email_id)
             return
-        self._persist(job, self._send(job))
+        self._persist(job, self._send(job, job.route.courier or self.default))
 
-    def _send(self, job: Job) -> _Write:
+    def _send(self, job: Job, name: CourierName) -> _Write:
         """Send, and return what is to be recorded; the mail log has it even if the database never will."""
         try:
-            sent = self.courier.send(self.compose(job))
+            courier = self.couriers.get(name)
+            if courier is None:
+                raise DeliveryDeferred(f"courier {name} is not set up here", outage=True)
+            sent = courier.send(self.compose(job))
         except DeliveryUncertain as error:
             return self._uncertain(job, str(error))
         except PermanentError as error:
-            return self._failed(job, str(error))
+            self.breaker.note_answer(name)
+            return self._failed(job, name, str(error))
         except TemporaryError as error:
-            return self._deferred(job, str(error))
+            asked_s = self._note(name, error)
+            return self._deferred(job, name, str(error), asked_s)
         except Exception as error:
             log.exception("%s: email=%s unexpected", job.queue_id, job.email_id)
-            return self._deferred(job, f"{type(error).__name__}: {error}")
-        maillog.sent(job, sent)
-        return lambda: self.store.record_sent(job, sent)
+            return self._deferred(job, name, f"{type(error).__name__}: {error}")
+        self.breaker.note_answer(name)
+        return self._sent(job, dataclasses.replace(sent, refused=job.refused + sent.refused))
+
+    def _note(self, name: CourierName, error: TemporaryError) -> float | None:
+        """Tell the breaker; return how long the next hop asked to be left alone."""
+        if not isinstance(error, DeliveryDeferred):
+            return None
+        if not error.outage:
+            self.breaker.note_answer(name)
+        elif left_s := self.breaker.note_outage(name, error.retry_after_s):
+            log.warning("courier %s is left alone for %.0f s: %s", name, left_s, maillog.quoted(str(error)))
+        return error.retry_after_s
+
+    def _sent(self, job: Job, sent: Sent) -> _Write:
+        attempts = job.attempts + 1
+        if sent.deferred and attempts < self.max_attempts:
+            wait_s = pause_s(attempts, self.jitter(), PATIENCE[sent.courier])
+            maillog.partly(job, sent, wait_s)
+            return lambda: self.store.record_partly(job, sent, wait_s)
+        given_up = tuple((address, f"given up after {attempts} attempts: {why}") for address, why in sent.deferred)
+        whole = dataclasses.replace(sent, refused=sent.refused + given_up, deferred=())
+        maillog.sent(job, whole)
+        return lambda: self.store.record_sent(job, whole)
 
     def _uncertain(self, job: Job, reason: str) -> _Write:
         maillog.uncertain(job, reason)
         return lambda: self.store.record_uncertain(job, reason)
 
-    def _failed(self, job: Job, reason: str) -> _Write:
+    def _failed(self, job: Job, name: CourierName, reason: str) -> _Write:
+        if job.some_have_it:
+            rest = tuple((address, reason) for address in job.recipients)
+            return self._sent(job, Sent(courier=name, reply=reason, refused=job.refused + rest))
         maillog.failed(job, reason)
         return lambda: self.store.record_failed(job, reason)
 
-    def _deferred(self, job: Job, reason: str) -> _Write:
+    def _deferred(self, job: Job, name: CourierName, reason: str, asked_s: float | None = None) -> _Write:
         attempts = job.attempts + 1
         if attempts >= self.max_attempts:
-            return self._failed(job, f"given up after {attempts} attempts: {reason}")
-        at = next_attempt_at(attempts, self.clock(), self.jitter())
-        maillog.deferred(job, reason, at)
-        return lambda: self.store.record_deferred(job, reason, at)
+            return self._failed(job, name, f"given up after {attempts} attempts: {reason}")
+        wait_s = pause_s(attempts, self.jitter(), PATIENCE[name], asked_s)
+        maillog.deferred(job, reason, wait_s)
+        return lambda: self.store.record_deferred(job, reason, wait_s)
 
     def _persist(self, job: Job, write: _Write) -> None:
         """Write until it is written, but not for ever: then the lease ends and the job is uncertain."""
-        for pause_s in (*RECORD_PAUSES_S, None):
+        for then_s in (*RECORD_PAUSES_S, None):
             try:
                 write()
             except Exception as error:  # whatever it is, the outcome must not be lost for it
                 log.warning("%s: email=%s not recorded yet: %s", job.queue_id, job.email_id, error)
-                if pause_s is None:
+                if then_s is None:
                     log.error("%s: email=%s outcome not recorded", job.queue_id, job.email_id, exc_info=error)  # noqa: TRY400
                 else:
-                    self.sleep(pause_s)
+                    self.sleep(then_s)
             else:
                 return

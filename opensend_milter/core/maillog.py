@@ -6,7 +6,6 @@ Addresses never appear: the domain of a sender says enough to follow a message, 
 from __future__ import annotations
 
 import logging
-from datetime import datetime
 
 from opensend_milter.core.model import EmailId, Job, Message, Refuse, Sent
 
@@ -69,14 +68,28 @@ def sent(job: Job, outcome: Sent) -> None:
     )
 
 
-def deferred(job: Job, reason: str, next_attempt_at: datetime) -> None:
+def partly(job: Job, outcome: Sent, wait_s: float) -> None:
+    """Note that the next hop has the message for some, and will be asked again for others."""
+    log.warning(
+        "%s: email=%s nrcpt=%d refused=%d deferred=%d attempt=%d status=partly wait_s=%.0f",
+        job.queue_id,
+        job.email_id,
+        len(job.recipients),
+        len(outcome.refused),
+        len(outcome.deferred),
+        job.attempts + 1,
+        wait_s,
+    )
+
+
+def deferred(job: Job, reason: str, wait_s: float) -> None:
     """Note that it will be tried again."""
     log.warning(
-        "%s: email=%s attempt=%d status=deferred next=%s reason=%s",
+        "%s: email=%s attempt=%d status=deferred wait_s=%.0f reason=%s",
         job.queue_id,
         job.email_id,
         job.attempts + 1,
-        next_attempt_at.isoformat(timespec="seconds"),
+        wait_s,
         quoted(reason),
     )
 

@@ -157,6 +157,8 @@ class Facts:
     """Recipients on the suppression list, each with its reason."""
     earlier: Earlier | None = None
     """Known by the idempotency key or the fingerprint."""
+    courier: CourierName | None = None
+    """That of From's domain, where it has one of its own."""
     subscription: Subscription = "fine"
 
 
@@ -206,6 +208,8 @@ class Accept:
     recipients: tuple[Address, ...]
     dropped: tuple[tuple[Address, str], ...] = ()
     """Suppressed recipients that are left out, each with its reason."""
+    courier: CourierName | None = None
+    """None: the configured one."""
     scheduled_at: datetime | None = None
     frees: EmailId | None = None
     """An earlier message whose name is used again after its time."""
@@ -293,6 +297,15 @@ class Notice:
     email_id: EmailId
 
 
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Jobs of one user for one courier: the lanes take turns, so that nobody's million makes others wait."""
+
+    user_id: UserId
+    courier: CourierName | None
+    """None: the configured one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """What the domain of From asks of a delivery; what it leaves open, the configuration says."""
@@ -327,6 +340,10 @@ class Job:
     front_door: FrontDoor
     tls: str
     route: Route = field(default=Route())
+    some_have_it: bool = False
+    """An earlier attempt reached others: whatever comes now, the message was sent."""
+    refused: tuple[tuple[Address, str], ...] = ()
+    """Whom earlier attempts found refused for good, each with the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -13,6 +14,7 @@ from opensend_milter.core.model import (
     Accept,
     Address,
     Carries,
+    CourierName,
     Earlier,
     Facts,
     Identity,
@@ -56,10 +58,13 @@ class Policy:
 
     limits: Limits
     carries: Carries
+    """What the configured courier can carry."""
     sender_domains: Literal["verified", "restricted-only"]
     on_suppressed: OnSuppressed = "reject-message"
     sandbox_addresses: bool = False
     """OpenSend's ingester treats `delivered@resend.dev` and its like as a play."""
+    couriers: Mapping[CourierName, Carries] = field(default_factory=dict)
+    """What the others can, for domains that have one of their own."""
 
     def refuse_size(self, size: int) -> Refuse | None:
         """Refuse what is too large to be read at all."""
@@ -81,7 +86,7 @@ class Policy:
             self._refuse_sender(key, reading, facts)
             or _refuse_subscription(facts.subscription)
             or self._refuse_recipients(message, facts, dropped)
-            or self._refuse_content(message, reading, {address for address, _ in dropped})
+            or self._refuse_content(message, reading, self._carries(facts), {address for address, _ in dropped})
             or _refuse_moment(scheduled_at, message.received_at)
         )
         if refusal:
@@ -93,6 +98,7 @@ class Policy:
             identity=identity,
             recipients=tuple(address for address in message.envelope.recipients if address not in left_out),
             dropped=dropped,
+            courier=facts.courier,
             scheduled_at=scheduled_at,
             frees=facts.earlier.email_id if facts.earlier else None,
             touches_key=key.unused_lately,
@@ -139,24 +145,41 @@ class Policy:
         text = f"nothing was sent: on the suppression list: {named}{also}; leave them out or remove them from the list"
         return _refuse(Rule.RECIPIENT_SUPPRESSED, text)
 
-    def _refuse_content(self, message: Message, reading: Reading, dropped: set[Address]) -> Refuse | None:
+    def _carries(self, facts: Facts) -> Carries:
+        return self.couriers.get(facts.courier, self.carries) if facts.courier else self.carries
+
+    def _refuse_content(
+        self, message: Message, reading: Reading, carries: Carries, dropped: set[Address]
+    ) -> Refuse | None:
         if reading.attachment_bytes > self.limits.max_attachment_bytes:
             text = (
                 f"attachments of {reading.attachment_bytes} octets (as base64) "
                 f"are over the limit of {self.limits.max_attachment_bytes}"
             )
             return Refuse(code=552, enhanced="5.3.4", text=text, rule=Rule.ATTACHMENTS_TOO_LARGE)
-        if not self.carries.utf8_addresses and (odd := _beyond_ascii(message, reading, dropped)):
-            text = f"the mailbox name of {odd!a} is not ASCII: Amazon SES cannot send that; a domain may be any"
-            return Refuse(code=554, enhanced="5.6.7", text=text, rule=Rule.CANNOT_CARRY)
-        octets = self.carries.max_line_octets
-        if octets is not None and has_longer_line(message.raw, octets):
-            text = f"a line is longer than {octets} octets (RFC 5321); wrap it or encode the part as base64"
-            return Refuse(code=554, enhanced="5.6.0", text=text, rule=Rule.CANNOT_CARRY)
-        if not self.carries.eight_bit and has_eight_bit(message.raw):
-            text = "the next hop carries no 8-bit content; encode it as base64 or quoted-printable"
-            return Refuse(code=554, enhanced="5.6.0", text=text, rule=Rule.CANNOT_CARRY)
-        return None
+        return _refuse_beyond(message, reading, carries, dropped)
+
+
+def _refuse_beyond(message: Message, reading: Reading, carries: Carries, dropped: set[Address]) -> Refuse | None:
+    """Refuse what the courier of this domain cannot carry: later there would be nobody to tell."""
+    if carries.max_message_bytes is not None and message.size > carries.max_message_bytes:
+        text = f"message of {message.size} octets: the way it would leave takes {carries.max_message_bytes}"
+        return Refuse(code=552, enhanced="5.3.4", text=text, rule=Rule.TOO_LARGE)
+    count = len(message.envelope.recipients) - len(dropped)
+    if carries.max_recipients is not None and count > carries.max_recipients:
+        text = f"{count} recipients: the way it would leave takes {carries.max_recipients}; send several messages"
+        return Refuse(code=550, enhanced="5.5.3", text=text, rule=Rule.TOO_MANY_RECIPIENTS)
+    if not carries.utf8_addresses and (odd := _beyond_ascii(message, reading, dropped)):
+        text = f"the mailbox name of {odd!a} is not ASCII: Amazon SES cannot send that; a domain may be any"
+        return Refuse(code=554, enhanced="5.6.7", text=text, rule=Rule.CANNOT_CARRY)
+    octets = carries.max_line_octets
+    if octets is not None and has_longer_line(message.raw, octets):
+        text = f"a line is longer than {octets} octets (RFC 5321); wrap it or encode the part as base64"
+        return Refuse(code=554, enhanced="5.6.0", text=text, rule=Rule.CANNOT_CARRY)
+    if not carries.eight_bit and has_eight_bit(message.raw):
+        text = "the next hop carries no 8-bit content; encode it as base64 or quoted-printable"
+        return Refuse(code=554, enhanced="5.6.0", text=text, rule=Rule.CANNOT_CARRY)
+    return None
 
 
 def _refuse(rule: Rule, text: str) -> Refuse:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Protocol
 
 from opensend_milter.core.model import (
@@ -12,6 +11,7 @@ from opensend_milter.core.model import (
     EmailId,
     Facts,
     Job,
+    Lane,
     Notice,
     Parcel,
     Question,
@@ -46,12 +46,16 @@ class JobStore(Protocol):
         """Note that the queue has these."""
         ...
 
+    def due_lanes(self) -> list[Lane]:
+        """List whose jobs are due, each lane once."""
+        ...
+
     def claim(self, email_id: EmailId) -> Job | None:
         """Claim one email, or None where it is not to be sent now."""
         ...
 
-    def claim_due(self) -> Job | None:
-        """Claim the email that has waited longest."""
+    def claim_due(self, lane: Lane) -> Job | None:
+        """Claim the email that has waited longest in this lane."""
         ...
 
     def begin(self, job: Job) -> bool:
@@ -66,18 +70,29 @@ class JobStore(Protocol):
         """Close the job. This and the other records may be repeated: the first that arrives counts."""
         ...
 
-    def record_deferred(self, job: Job, reason: str, next_attempt_at: datetime) -> None: ...
+    def record_deferred(self, job: Job, reason: str, wait_s: float) -> None: ...
+
+    def record_partly(self, job: Job, sent: Sent, wait_s: float) -> None:
+        """Note who has it, and let those wait who are to be tried again."""
+        ...
 
     def record_failed(self, job: Job, reason: str) -> None: ...
 
     def record_uncertain(self, job: Job, reason: str) -> None: ...
 
+    def extend(self, jobs: Sequence[Job]) -> None:
+        """Put off the end of the leases of these."""
+        ...
+
     def release_expired(self) -> int:
-        """Give back claims whose worker died; mark begun ones uncertain. Return how many."""
+        """Give back claims whose worker died; mark begun ones uncertain; fail those uncertain for too long.
+
+        Return how many.
+        """
         ...
 
     def prune(self) -> int:
-        """Delete old refusals, and names and jobs that nobody needs any more. Return how many."""
+        """Delete what is kept for a time only. Return how much."""
         ...
 
     def close(self) -> None: ...
@@ -98,6 +113,10 @@ class JobQueue(Protocol):
 
     def give_back(self, notice: Notice) -> None:
         """Let it come again at once."""
+        ...
+
+    def extend(self, notices: Sequence[Notice]) -> None:
+        """Keep these in hand for another lease."""
         ...
 
 

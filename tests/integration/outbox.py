@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 from opensend_milter.adapters.postgres import conninfo_for
-from opensend_milter.adapters.postgres_jobs import PostgresJobStore
+from opensend_milter.adapters.postgres_jobs import Keeping, PostgresJobStore
 from opensend_milter.core.ids import new_email_id
-from opensend_milter.core.model import EmailId
+from opensend_milter.core.model import EmailId, Lane, UserId
 from tests.integration.private_postgres import Database
 from tests.jobs import RAW
 
+LANE = Lane(UserId("u1"), None)
+"""Where `add_email` puts what it adds."""
+
 
 def job_store(
-    database: Database, *, worker: str = "w", lease_s: float = 60, hand_over: bool = False, timeout_s: float = 20
+    database: Database,
+    *,
+    worker: str = "w",
+    lease_s: float = 60,
+    hand_over: bool = False,
+    timeout_s: float = 20,
+    keeping: Keeping = Keeping(),  # noqa: B008  # frozen
 ) -> PostgresJobStore:
     """Open the store as the worker's own role."""
     info = conninfo_for(database.url, database.password_dir, "opensend_worker")
@@ -25,7 +33,7 @@ def job_store(
         lease_s=lease_s,
         timeout_s=timeout_s,
         hand_over=hand_over,
-        duplicate_window=timedelta(hours=1),
+        keeping=keeping,
     )
 
 
@@ -37,28 +45,33 @@ def add_email(
     status: str = "queued",
     chunk_bytes: int = 1_048_576,
     queue_id: str = "4Xq",
+    user_id: str = "u1",
+    courier: str = "",
 ) -> EmailId:
     """Store a message as a front door does."""
     email_id = new_email_id()
     with database.connect() as connection, connection.transaction():
         connection.execute(
             'INSERT INTO emails (id, "from", "to", subject, status, user_id)'
-            " VALUES (%s, 'app@example.org', '[]', 'hi', %s, 'u1')",
-            [email_id, status],
+            " VALUES (%s, 'app@example.org', '[]', 'hi', %s, %s)",
+            [email_id, status, user_id],
         )
         connection.execute(
             "INSERT INTO opensend_milter.submissions (email_id, received_at, user_id, key_id, front_door, queue_id,"
             " client_address, tls, sender, from_address, recipients, size_bytes, sha256) VALUES"
-            " (%s, now(), 'u1', gen_random_uuid(), 'smtp', %s, '192.0.2.7', 'TLSv1.3', 'bounce@elsewhere.example',"
+            " (%s, now(), %s, gen_random_uuid(), 'smtp', %s, '192.0.2.7', 'TLSv1.3', 'bounce@elsewhere.example',"
             " 'app@example.org', %s, %s, sha256(%s))",
-            [email_id, queue_id, list(recipients), len(raw), raw],
+            [email_id, user_id, queue_id, list(recipients), len(raw), raw],
         )
         for number, at in enumerate(range(0, len(raw), chunk_bytes)):
             connection.execute(
                 "INSERT INTO opensend_milter.raw_chunks VALUES (%s, %s, %s)",
                 [email_id, number, raw[at : at + chunk_bytes]],
             )
-        connection.execute("INSERT INTO opensend_milter.jobs (email_id, user_id) VALUES (%s, 'u1')", [email_id])
+        connection.execute(
+            "INSERT INTO opensend_milter.jobs (email_id, user_id, courier) VALUES (%s, %s, %s)",
+            [email_id, user_id, courier],
+        )
     return email_id
 
 

@@ -236,6 +236,46 @@ def test_a_relay_that_is_away_defers(database: Database, sink: Sink, tmp_path: P
     assert [kind for kind, _ in events(database, email_id)] == ["delayed", "failed"]
 
 
+def test_a_million_of_one_makes_nobody_wait(database: Database, sink: Sink, tmp_path: Path) -> None:
+    """Lanes take turns: three messages of another user are out long before the first user's three hundred."""
+    numbered(database, 300)
+    others = [add_email(database, user_id="u2", raw=HEADER + b"Subject: 9%03d\r\n\r\n" % n) for n in range(3)]
+    with working(database, tmp_path, relay_port=sink.port, concurrency=1) as worker:
+        await_that(lambda: all(state(database, email_id) == ("sent", None) for email_id in others), worker)
+        worker.stop()
+    order = [match[1] for one in sink.delivered if (match := re.search(rb"Subject: (\d+)", one.raw))]
+    assert max(order.index(b"9%03d" % n) for n in range(3)) <= 8, order[:20]
+
+
+@pytest.mark.case(59)
+def test_a_next_hop_that_takes_its_time_is_no_lost_worker(database: Database, sink: Sink, tmp_path: Path) -> None:
+    """The lease of what is in hand is put off."""
+    email_id = add_email(database)
+    sink.answers["."] = HOLD
+    with working(database, tmp_path, relay_port=sink.port, lease_s=1) as worker:
+        assert sink.held.wait(20)
+        begun_at = time.monotonic()
+        await_that(lambda: time.monotonic() - begun_at > 3)
+        assert state(database, email_id) == ("processing", "attempting")
+        sink.release.set()
+        await_sent(database, 1, worker)
+        assert "uncertain" not in worker.log
+
+
+def test_a_relay_that_is_out_is_asked_by_one_message(database: Database, sink: Sink, tmp_path: Path) -> None:
+    """The others keep their attempts, and go out when it is back."""
+    numbered(database, 40)
+    sink.answers["connect"] = DROP
+    with working(database, tmp_path, relay_port=sink.port) as worker:
+        await_that(lambda: "is left alone" in worker.log, worker)
+        sink.answers.clear()
+        untouched = "SELECT count(*) FROM opensend_milter.jobs WHERE attempts = 0"
+        assert rows(database, untouched)[0][0] >= 40 - 8
+        rows(database, "UPDATE opensend_milter.jobs SET not_before = now()")
+        await_sent(database, 40, worker)
+    assert set(subjects(sink).values()) == {1}
+
+
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     set_credentials()

@@ -12,18 +12,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from opensend_milter.adapters.postgres import conninfo_for
-from opensend_milter.adapters.postgres_jobs import PostgresJobStore
+from opensend_milter.adapters.postgres_jobs import Keeping, PostgresJobStore
 from opensend_milter.adapters.smtp import SmtpCourier
 from opensend_milter.adapters.sqs import SqsQueue
 from opensend_milter.config import Relay
-from opensend_milter.core.model import Address, Job, Parcel
+from opensend_milter.core.model import Address, CourierName, Job, Parcel
 from opensend_milter.core.outgoing import parcel
-from opensend_milter.servers.worker import Parts, Settings, run
+from opensend_milter.core.ports import Courier
+from opensend_milter.servers.delivering import Settings
+from opensend_milter.servers.worker import Parts, run
 from tests.integration.private_postgres import Database
 from tests.integration.sqs_server import CREDENTIALS
 
@@ -108,16 +109,22 @@ def _main(given: dict[str, Any]) -> None:
             lease_s=lease_s,
             timeout_s=5,
             hand_over=relay_port is None,
-            duplicate_window=timedelta(hours=1),
+            keeping=Keeping(),
         )
 
-    def courier() -> SmtpCourier:
-        return SmtpCourier(relay, hostname="mx.example.com")
+    def couriers() -> dict[CourierName, Courier]:
+        return {"smtp": SmtpCourier(relay, hostname="mx.example.com")}
 
     queue = SqsQueue(queue_url, region="us-east-1", endpoint_url=endpoint_url, lease_s=lease_s) if queue_url else None
-    standard = {"concurrency": 4, "poll_interval_s": 0.05, "max_attempts": 12, "housekeeping_s": 0.1}
+    standard: dict[str, Any] = {
+        "concurrency": 4,
+        "poll_interval_s": 0.05,
+        "max_attempts": 12,
+        "housekeeping_s": 0.1,
+        "lease_s": lease_s,
+    }
     run(
-        Parts(store=store, courier=courier if relay_port else None, compose=_compose, queue=queue),
+        Parts(store=store, couriers=couriers if relay_port else None, default="smtp", compose=_compose, queue=queue),
         Settings(**standard | given),
         ready=lambda: print(READY, file=sys.stderr, flush=True),  # noqa: T201
     )

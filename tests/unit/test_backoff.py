@@ -1,18 +1,12 @@
-"""When to try again."""
+"""How long to wait."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
-from opensend_milter.core.backoff import FIRST_S, LONGEST_S, next_attempt_at
+from opensend_milter.core.backoff import LONGEST_S, PATIENCE, pause_s
 
-NOW = datetime(2025, 8, 20, 12, tzinfo=UTC)
-
-
-def delay(attempts: int, jitter: float) -> timedelta:
-    return next_attempt_at(attempts, NOW, jitter) - NOW
+SMTP = PATIENCE["smtp"]
 
 
 @pytest.mark.parametrize(
@@ -20,17 +14,24 @@ def delay(attempts: int, jitter: float) -> timedelta:
 )
 def test_each_delay_is_twice_the_last_up_to_a_cap(attempts: int, seconds: int) -> None:
     """With the greatest jitter the delay is whole."""
-    assert delay(attempts, 1.0) == timedelta(seconds=seconds)
+    assert pause_s(attempts, 1.0, SMTP) == seconds
 
 
 @pytest.mark.parametrize("attempts", [1, 5, 12])
 def test_jitter_takes_away_up_to_a_half(attempts: int) -> None:
     """Messages that failed together do not come back together."""
-    assert delay(attempts, 0.0) == delay(attempts, 1.0) / 2
-    assert delay(attempts, 0.0) < delay(attempts, 0.3) < delay(attempts, 0.6) < delay(attempts, 1.0)
+    shortest, longest = pause_s(attempts, 0.0, SMTP), pause_s(attempts, 1.0, SMTP)
+    assert shortest == longest / 2
+    assert shortest < pause_s(attempts, 0.3, SMTP) < pause_s(attempts, 0.6, SMTP) < longest
 
 
 def test_never_at_once_and_never_beyond_the_cap() -> None:
     """Not even for a number of attempts that cannot be."""
-    assert delay(0, 0.0) >= timedelta(seconds=FIRST_S / 2)
-    assert all(delay(n, 1.0) <= timedelta(seconds=LONGEST_S) for n in range(100))
+    for patience in PATIENCE.values():
+        assert pause_s(0, 0.0, patience) >= patience.first_s / 2 >= 5
+        assert all(pause_s(n, 1.0, patience, asked_s=10**9) <= LONGEST_S for n in range(100))
+
+
+def test_the_next_hop_may_ask_for_more_and_not_for_less() -> None:
+    assert pause_s(1, 1.0, SMTP, asked_s=300.0) == 300
+    assert pause_s(1, 1.0, SMTP, asked_s=1.0) == 60

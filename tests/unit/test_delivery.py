@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from opensend_milter.core.breaker import OUTAGES, Breaker
 from opensend_milter.core.delivery import RECORD_PAUSES_S, Delivery
 from opensend_milter.core.errors import (
     DeliveryDeferred,
@@ -18,11 +18,21 @@ from opensend_milter.core.errors import (
     QueueUnavailable,
     StoreUnavailable,
 )
-from opensend_milter.core.model import Announcement, Carries, EmailId, Job, Parcel, Sent
+from opensend_milter.core.model import (
+    Address,
+    Announcement,
+    Carries,
+    CourierName,
+    EmailId,
+    Job,
+    Lane,
+    Parcel,
+    Route,
+    Sent,
+)
 from opensend_milter.core.outgoing import parcel
 from tests.jobs import job
 
-NOW = datetime(2025, 8, 20, 12, tzinfo=UTC)
 YES = Sent(courier="file", reply="250 ok")
 
 
@@ -34,7 +44,8 @@ class FakeStore:
     begins: bool = True
     failures: dict[str, int] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
-    next_attempt_at: datetime | None = None
+    wait_s: float | None = None
+    sent: Sent | None = None
 
     def _note(self, call: str) -> None:
         self.calls.append(call)
@@ -53,13 +64,19 @@ class FakeStore:
 
     def record_sent(self, job: Job, sent: Sent) -> None:
         assert job
-        assert sent is YES
+        self.sent = sent
         self._note("sent")
 
-    def record_deferred(self, job: Job, reason: str, next_attempt_at: datetime) -> None:
+    def record_partly(self, job: Job, sent: Sent, wait_s: float) -> None:
+        assert job
+        self.sent = sent
+        self.wait_s = wait_s
+        self._note("partly")
+
+    def record_deferred(self, job: Job, reason: str, wait_s: float) -> None:
         assert job
         self.reasons.append(reason)
-        self.next_attempt_at = next_attempt_at
+        self.wait_s = wait_s
         self._note("deferred")
 
     def record_failed(self, job: Job, reason: str) -> None:
@@ -81,7 +98,13 @@ class FakeStore:
     def claim(self, email_id: EmailId) -> Job | None:
         raise NotImplementedError
 
-    def claim_due(self) -> Job | None:
+    def due_lanes(self) -> list[Lane]:
+        raise NotImplementedError
+
+    def claim_due(self, lane: Lane) -> Job | None:
+        raise NotImplementedError
+
+    def extend(self, jobs: object) -> None:
         raise NotImplementedError
 
     def release_expired(self) -> int:
@@ -124,6 +147,11 @@ class Bench:
     store: FakeStore = field(default_factory=FakeStore)
     courier: FakeCourier = field(default_factory=lambda: FakeCourier(lambda: YES))
     slept: list[float] = field(default_factory=list)
+    now_s: float = 0.0
+    breaker: Breaker = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.breaker = Breaker(lambda: self.now_s)
 
     def says(self, outcome: Sent | Exception) -> Bench:
         def answer() -> Sent:
@@ -138,9 +166,10 @@ class Bench:
         delivery = Delivery(
             store=self.store,
             compose=lambda job: parcel(job, hostname="mx", sender=job.from_address),
-            courier=self.courier,
+            couriers={"file": self.courier},
+            default="file",
+            breaker=self.breaker,
             max_attempts=12,
-            clock=lambda: NOW,
             jitter=lambda: 1.0,
             sleep=self.slept.append,
         )
@@ -184,10 +213,87 @@ def test_begin_without_an_answer_is_given_back() -> None:
 
 def test_a_deferred_message_waits_longer_each_time() -> None:
     """The number of the attempt decides."""
-    for attempts, minutes in ((0, 1), (1, 2), (4, 16)):
+    for attempts, wait_s in ((0, 10), (1, 20), (4, 160), (10, 600)):
         bench = Bench().says(DeliveryDeferred("450 later"))
         bench.attempt(job(attempts=attempts))
-        assert bench.store.next_attempt_at == NOW + timedelta(minutes=minutes)
+        assert bench.store.wait_s == wait_s
+
+
+def test_a_next_hop_that_asks_for_more_time_gets_it() -> None:
+    """And not less than it would have had: a second is no pause for a message that has failed ten times."""
+    for asked_s, wait_s in ((300.0, 300), (1.0, 10), (10**9, 4 * 3_600)):
+        bench = Bench().says(DeliveryDeferred("429", retry_after_s=asked_s))
+        bench.attempt(job())
+        assert bench.store.wait_s == wait_s
+
+
+A, B, C = Address("a@example.net"), Address("b@example.net"), Address("c@example.net")
+
+
+def test_who_was_deferred_alone_is_tried_again() -> None:
+    partly = Sent(courier="file", reply="250 ok", refused=((B, "550 no"),), deferred=((C, "450 full"),))
+    bench = Bench().says(partly)
+    assert bench.attempt(job(recipients=(A, B, C))) == ["begin", "partly"]
+    assert bench.store.sent == partly
+    assert bench.store.wait_s == 10
+
+
+def test_at_the_last_attempt_the_deferred_are_given_up_and_the_message_is_sent() -> None:
+    bench = Bench().says(Sent(courier="file", reply="250 ok", deferred=((C, "450 full"),)))
+    assert bench.attempt(job(recipients=(A, C), attempts=11)) == ["begin", "sent"]
+    assert bench.store.sent
+    assert bench.store.sent.refused == ((C, "given up after 12 attempts: 450 full"),)
+    assert not bench.store.sent.deferred
+
+
+@pytest.mark.parametrize("outcome", [DeliveryRefused("550 no"), DeliveryDeferred("450 full")])
+def test_a_message_that_some_have_is_never_called_failed(outcome: Exception) -> None:
+    """Whatever becomes of the last recipients."""
+    bench = Bench().says(outcome)
+    rest = job(recipients=(C,), attempts=11, some_have_it=True, refused=((B, "550 no"),))
+    assert bench.attempt(rest) == ["begin", "sent"]
+    assert bench.store.sent
+    assert [who for who, _ in bench.store.sent.refused] == [B, C]
+
+
+def test_the_domain_chooses_the_courier() -> None:
+    """One that is not set up here waits: another worker, or the operator, may have it."""
+    bench = Bench()
+    assert bench.attempt(job(route=Route(courier="ses"))) == ["begin", "deferred"]
+    assert bench.courier.sent == 0
+    assert bench.store.reasons == ["courier ses is not set up here"]
+    assert Bench().attempt(job(route=Route(courier="file"))) == ["begin", "sent"]
+
+
+def test_a_next_hop_that_is_out_is_left_alone() -> None:
+    """And asked again by one message after the pause."""
+    bench = Bench().says(DeliveryDeferred("connection refused", outage=True))
+    name: CourierName = "file"
+    for _ in range(OUTAGES):
+        assert bench.breaker.allows(name)
+        bench.attempt(job())
+    assert not bench.breaker.allows(name)
+    assert bench.breaker.is_open
+    bench.now_s = 5.0
+    assert bench.breaker.allows(name)
+    assert not bench.breaker.allows(name), "one at a time"
+    bench.attempt(job())
+    bench.now_s = 5.0 + 9.9
+    assert not bench.breaker.allows(name), "longer each time"
+    bench.now_s = 5.0 + 10.0
+    assert bench.breaker.allows(name)
+    bench.says(DeliveryRefused("550 no")).attempt(job())
+    assert bench.breaker.allows(name), "it answers"
+    assert not bench.breaker.is_open
+
+
+def test_a_throttled_courier_waits_as_long_as_it_was_told() -> None:
+    bench = Bench().says(DeliveryDeferred("429", outage=True, retry_after_s=30.0))
+    bench.attempt(job())
+    bench.now_s = 29.9
+    assert not bench.breaker.allows("file")
+    bench.now_s = 30.0
+    assert bench.breaker.allows("file")
 
 
 def test_the_last_attempt_fails_with_its_reason() -> None:

@@ -77,7 +77,8 @@ GRANT SELECT, INSERT, UPDATE (reason, source_event_id, source_email_id, source_m
     ON public.email_suppressions TO opensend_worker;
 GRANT SELECT (id, url, user_id, status, event_types) ON public.webhooks TO opensend_worker;
 GRANT SELECT, INSERT, UPDATE ON public.webhook_deliveries TO opensend_worker;
-GRANT SELECT (id, name, user_id, region, ses_configuration_set_name, track_opens, track_clicks, tracking_subdomain)
+GRANT SELECT (id, name, status, user_id, region, ses_configuration_set_name, track_opens, track_clicks,
+        tracking_subdomain)
     ON public.domains TO opensend_worker;
 GRANT SELECT, UPDATE (provider_id, raw_dropped_at) ON opensend_milter.submissions TO opensend_worker;
 GRANT SELECT, DELETE ON opensend_milter.raw_chunks TO opensend_worker;

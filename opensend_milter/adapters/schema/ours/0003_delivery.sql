@@ -8,11 +8,11 @@ COMMENT ON TABLE opensend_milter.domain_settings IS 'of a domain in domains: wit
 
 ALTER TABLE opensend_milter.jobs
     ADD COLUMN recipients text[],
-    ADD COLUMN courier text,
+    ADD COLUMN courier text NOT NULL DEFAULT '',
     ADD COLUMN uncertain_at timestamptz;
 COMMENT ON COLUMN opensend_milter.jobs.recipients IS 'who is still to get it; NULL: all of the submission';
-COMMENT ON COLUMN opensend_milter.jobs.courier IS 'of its domain when it was taken; NULL: the configured one';
-CREATE INDEX jobs_user_idx ON opensend_milter.jobs (user_id, not_before) WHERE state = 'waiting';
+COMMENT ON COLUMN opensend_milter.jobs.courier IS 'of its domain when it was taken; empty: the configured one';
+CREATE INDEX jobs_lane_idx ON opensend_milter.jobs (user_id, courier, not_before) WHERE state = 'waiting';
 CREATE INDEX jobs_uncertain_idx ON opensend_milter.jobs (uncertain_at) WHERE state = 'uncertain';
 
 -- Where one recipient fared differently from the message.
@@ -30,6 +30,8 @@ COMMENT ON TABLE opensend_milter.recipient_results IS 'recipients that fared dif
 ALTER TABLE opensend_milter.submissions
     ADD COLUMN provider_id text,
     ADD COLUMN raw_dropped_at timestamptz;
+CREATE INDEX submissions_raw_idx ON opensend_milter.submissions (received_at) WHERE raw_dropped_at IS NULL;
+CREATE INDEX submissions_provider_id_idx ON opensend_milter.submissions (provider_id) WHERE provider_id IS NOT NULL;
 COMMENT ON COLUMN opensend_milter.submissions.provider_id IS 'by what the provider knows the message';
 
 CREATE TABLE opensend_milter.soft_bounces (
