@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from opensend_milter.adapters import migrations, postgres
@@ -24,7 +25,7 @@ from opensend_milter.core.intake import Gatherer, Intake
 from opensend_milter.core.model import Address, Carries, CourierName, Job, Limits, Message, Outcome, Parcel
 from opensend_milter.core.outgoing import parcel
 from opensend_milter.core.policy import Policy
-from opensend_milter.core.ports import Courier, IntakeStore, JobQueue, JobStore
+from opensend_milter.core.ports import Courier, IntakeStore, JobQueue
 from opensend_milter.host.sandbox_state import SandboxSeed
 from opensend_milter.servers import worker
 from opensend_milter.servers.delivering import Settings
@@ -222,29 +223,29 @@ def _await_database(config: Config) -> None:
             return
 
 
+def job_store(config: Config, name: str) -> PostgresJobStore:
+    """Return the worker's view of the database, for one thread."""
+    delivery = config.delivery
+    return PostgresJobStore(
+        postgres.conninfo_for(config.database.url, config.database.password_dir, "opensend_worker"),
+        worker=name,
+        lease_s=delivery.lease_s,
+        timeout_s=STORE_TIMEOUT_S,
+        hand_over=config.profile == "opensend",
+        keeping=Keeping(
+            duplicate_window=timedelta(seconds=config.policy.duplicate_window_s),
+            raw=timedelta(days=delivery.raw_days) if delivery.raw_days else None,
+            uncertain=timedelta(hours=delivery.uncertain_after_h) if delivery.uncertain_after_h else None,
+        ),
+    )
+
+
 def work(path: Path | None, ready: Callable[[], None]) -> None:
     """Run the worker until SIGTERM: announce, and in the standalone profile deliver."""
     config = load(path)
     delivery = config.delivery
-    info = postgres.conninfo_for(config.database.url, config.database.password_dir, "opensend_worker")
     hand_over = config.profile == "opensend"
     hostname = config.smtp.hostname or socket.getfqdn()
-
-    keeping = Keeping(
-        duplicate_window=timedelta(seconds=config.policy.duplicate_window_s),
-        raw=timedelta(days=delivery.raw_days) if delivery.raw_days else None,
-        uncertain=timedelta(hours=delivery.uncertain_after_h) if delivery.uncertain_after_h else None,
-    )
-
-    def store(name: str) -> JobStore:
-        return PostgresJobStore(
-            info,
-            worker=name,
-            lease_s=delivery.lease_s,
-            timeout_s=STORE_TIMEOUT_S,
-            hand_over=hand_over,
-            keeping=keeping,
-        )
 
     def couriers() -> Mapping[CourierName, Courier]:
         return {"smtp": SmtpCourier(config.relay, hostname=hostname)}
@@ -263,7 +264,7 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
         )
     worker.run(
         worker.Parts(
-            store=store,
+            store=partial(job_store, config),
             couriers=None if hand_over else couriers,
             default=delivery.courier,
             compose=compose,

@@ -35,7 +35,7 @@ WITH due AS MATERIALIZED (
 UPDATE opensend_milter.jobs j
 SET state = 'claimed', lease_id = gen_random_uuid(), lease_until = now() + %(lease)s, worker = %(worker)s
 FROM due WHERE j.email_id = due.email_id
-RETURNING j.email_id::text, j.lease_id::text, j.attempts;
+RETURNING j.email_id::text, j.lease_id::text, j.attempts, j.rounds;
 
 -- take_due -- lease the job of a lane that has waited longest
 WITH due AS MATERIALIZED (
@@ -46,7 +46,7 @@ WITH due AS MATERIALIZED (
 UPDATE opensend_milter.jobs j
 SET state = 'claimed', lease_id = gen_random_uuid(), lease_until = now() + %(lease)s, worker = %(worker)s
 FROM due WHERE j.email_id = due.email_id
-RETURNING j.email_id::text, j.lease_id::text, j.attempts;
+RETURNING j.email_id::text, j.lease_id::text, j.attempts, j.rounds;
 
 -- mark_processing -- take the email out of everybody's reach, if it is still to be sent
 UPDATE public.emails SET status = 'processing'
@@ -265,7 +265,7 @@ FROM ended WHERE j.email_id = ended.email_id
 RETURNING j.email_id::text, (SELECT queue_id FROM opensend_milter.submissions s WHERE s.email_id = j.email_id);
 
 -- long_uncertain -- nobody could tell what became of these
-SELECT j.email_id::text, j.lease_id::text, j.attempts, j.user_id, s.queue_id
+SELECT j.email_id::text, j.lease_id::text, j.attempts, j.rounds, j.user_id, s.queue_id
 FROM opensend_milter.jobs j LEFT JOIN opensend_milter.submissions s ON s.email_id = j.email_id
 WHERE j.state = 'uncertain' AND j.uncertain_at < now() - %(age)s LIMIT 100;
 

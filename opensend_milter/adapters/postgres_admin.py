@@ -231,15 +231,15 @@ class AdminStore:
         )
 
     def _rows(self, name: str, row: type[Row], /, **values: object) -> list[Row]:
-        with _explained(), self._connection.cursor(row_factory=class_row(row)) as cursor:
+        with explained(), self._connection.cursor(row_factory=class_row(row)) as cursor:
             return cursor.execute(_statement(name), values).fetchall()
 
     def _values(self, name: str, /, **values: object) -> list[tuple[object, ...]]:
-        with _explained():
+        with explained():
             return self._connection.execute(_statement(name), values).fetchall()
 
     def _execute(self, name: str, /, **values: object) -> int:
-        with _explained():
+        with explained():
             return self._connection.execute(_statement(name), values).rowcount
 
 
@@ -275,7 +275,8 @@ def _statement(name: str) -> LiteralString:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
+    """Say in the operator's words what the database refuses."""
     with store_errors():
         try:
             yield

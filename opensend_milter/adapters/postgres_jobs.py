@@ -132,7 +132,7 @@ class PostgresJobStore:
             reason = "the stored message is not whole"
             log.error('email=%s status=failed reason="%s"', taken.email_id, reason)
             user_id = row[0] if row else None
-            connection.execute(SQL["record_failed"], _failure(taken.key, taken.attempts + 1, user_id, reason))
+            connection.execute(SQL["record_failed"], _failure(taken.key, _turn(taken), user_id, reason))
             return None
         user_id, from_address, recipients, some_have_it, refused, received_at, *session, courier, _ = row
         queue_id, client_address, front_door, tls = session
@@ -141,6 +141,7 @@ class PostgresJobStore:
             user_id=UserId(user_id),
             lease_id=taken.lease_id,
             attempts=taken.attempts,
+            rounds=taken.rounds,
             from_address=Address(from_address),
             recipients=tuple(map(Address, recipients)),
             raw=raw,
@@ -178,7 +179,7 @@ class PostgresJobStore:
         """Note who has it, and let those wait who are to be tried again."""
         attempt = job.attempts + 1
         told = {**_told(sent), "attempt": attempt}
-        event = _event("delayed", f"provider-delayed:{job.email_id}:{attempt}", job.user_id, told)
+        event = _event("delayed", f"provider-delayed:{job.email_id}:{_turn(job)}", job.user_id, told)
         left = {"left": [address for address, _ in sent.deferred], "reason": _text(sent.deferred[0][1])}
         self._record("record_partly", _key(job) | event | _results(sent) | left | {"wait": timedelta(seconds=wait_s)})
 
@@ -187,7 +188,7 @@ class PostgresJobStore:
         attempt = job.attempts + 1
         event = _event(
             "delayed",
-            f"provider-delayed:{job.email_id}:{attempt}",
+            f"provider-delayed:{job.email_id}:{_turn(job)}",
             job.user_id,
             {"reason": reason, "attempt": attempt},
         )
@@ -196,7 +197,7 @@ class PostgresJobStore:
 
     def record_failed(self, job: Job, reason: str) -> None:
         """Close the job: it will not be sent."""
-        self._record("record_failed", _failure(_key(job), job.attempts + 1, job.user_id, reason))
+        self._record("record_failed", _failure(_key(job), _turn(job), job.user_id, reason))
 
     def record_uncertain(self, job: Job, reason: str) -> None:
         """Keep the job where nobody takes it."""
@@ -217,10 +218,10 @@ class PostgresJobStore:
         if self._keeping.uncertain is None:
             return 0
         found = self._all("long_uncertain", {"age": self._keeping.uncertain})
-        for email_id, lease_id, attempts, user_id, queue_id in found:
-            key = {"id": email_id, "lease_id": lease_id}
-            self._record("record_failed", _failure(key, attempts, user_id, NOBODY_KNOWS))
-            log.error('%s: email=%s status=failed reason="%s"', queue_id, email_id, NOBODY_KNOWS)
+        for *names, user_id, queue_id in found:
+            taken = _Taken(*names)
+            self._record("record_failed", _failure(taken.key, _turn(taken), user_id, NOBODY_KNOWS))
+            log.error('%s: email=%s status=failed reason="%s"', queue_id, taken.email_id, NOBODY_KNOWS)
         return len(found)
 
     def prune(self, progress: Callable[[str, int], None] = lambda _what, _count: None) -> int:
@@ -268,10 +269,11 @@ class PostgresJobStore:
 class _Taken:
     """A job row just leased."""
 
-    def __init__(self, email_id: str, lease_id: str, attempts: int) -> None:
+    def __init__(self, email_id: str, lease_id: str, attempts: int, rounds: int) -> None:
         self.email_id = EmailId(email_id)
         self.lease_id = lease_id
         self.attempts = attempts
+        self.rounds = rounds
         self.key: Parameters = {"id": email_id, "lease_id": lease_id}
 
 
@@ -328,9 +330,14 @@ def _event(kind: str, source_id: str, user_id: str | None, payload: object) -> d
     return {"type": kind, "source_id": source_id, "user_id": user_id, "payload": json.dumps(_clean(payload))}
 
 
-def _failure(key: Parameters, attempt: int, user_id: str | None, reason: str) -> dict[str, Any]:
-    source_id = f"provider-dead-letter:{key['id']}:{attempt}"
-    event = _event("failed", source_id, user_id, {"reason": reason, "attempt": attempt})
+def _turn(job: Job | _Taken) -> str:
+    """Name an attempt as OpenSend does, and apart from those before a person had it tried again."""
+    return f"{job.attempts + 1}" + (f".{job.rounds}" if job.rounds else "")
+
+
+def _failure(key: Parameters, turn: str, user_id: str | None, reason: str) -> dict[str, Any]:
+    source_id = f"provider-dead-letter:{key['id']}:{turn}"
+    event = _event("failed", source_id, user_id, {"reason": reason, "attempt": int(turn.partition(".")[0])})
     return {**key, **event, "reason": _text(reason)}
 
 

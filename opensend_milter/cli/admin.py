@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from opensend_milter import config
+from opensend_milter.adapters.delivery_admin import DeliveryAdmin
 from opensend_milter.adapters.postgres import connect, conninfo_for
 from opensend_milter.adapters.postgres_admin import AdminStore
 from opensend_milter.cli.output import exits
@@ -44,6 +45,18 @@ def opened(path: Path | None) -> Iterator[tuple[config.Config, AdminStore]]:
         info = conninfo_for(settings.database.url, None, None)
         with connect(info, application_name="opensend-milter-admin") as connection:
             yield settings, AdminStore(connection, makes_users=settings.profile == "standalone")
+
+
+@contextmanager
+def delivering(path: Path | None) -> Iterator[tuple[AdminStore, DeliveryAdmin]]:
+    """Connect for what only our own worker heeds."""
+    with exits():
+        settings = config.load(path)
+        if settings.profile == "opensend":
+            raise UsageError("profile is opensend, and OpenSend's ingester delivers: use its dashboard")
+        info = conninfo_for(settings.database.url, None, None)
+        with connect(info, application_name="opensend-milter-admin") as connection:
+            yield AdminStore(connection, makes_users=True), DeliveryAdmin(connection)
 
 
 def confirm(question: str, *, yes: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from opensend_milter import config as configuration
+from opensend_milter import app as app_, config as configuration
 from opensend_milter.adapters import migrations
 from opensend_milter.cli.output import AsJson, ConfigPath, exits, show, table_of
 from opensend_milter.core.errors import UsageError
@@ -53,6 +53,25 @@ def status(config: ConfigPath = None, as_json: AsJson = False) -> None:
     )
     if any(one.state != "applied" for one in found):
         raise typer.Exit(1)
+
+
+@app.command()
+def prune(config: ConfigPath = None, as_json: AsJson = False) -> None:
+    """Delete what is kept for a time only, as the worker does every ten minutes: now, and all of it."""
+    counts: dict[str, int] = {}
+
+    def progress(what: str, count: int) -> None:
+        counts[what] = counts.get(what, 0) + count
+        if not as_json:
+            typer.echo(f"{what}: {counts[what]}", err=True)
+
+    with exits():
+        store = app_.job_store(configuration.load(config), "opensend-prune")
+        while store.prune(progress):
+            pass
+        store.close()
+    lines = [f"{count} {what}" for what, count in counts.items()] or ["nothing to delete"]
+    show(counts, as_json=as_json, table=lambda: "\n".join(lines))
 
 
 def _run(command: Callable[[str, Path | None], list[str]], database: configuration.Database, *, as_json: bool) -> None:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from enum import Enum
 from typing import Annotated
 
 import typer
 
+from opensend_milter.adapters.delivery_admin import DomainChanges, DomainSettings
 from opensend_milter.cli import admin
-from opensend_milter.cli.output import AsJson, ConfigPath, show, table_of
+from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
+from opensend_milter.config.option import HOSTNAME, REGION, WORD, Check
+from opensend_milter.core.errors import UsageError
 
 app = typer.Typer(help="Domains that users may send from.", no_args_is_help=True)
+
+
+class Way(Enum):
+    """A courier, as it is typed."""
+
+    CONFIGURED = "configured"
+    SMTP = "smtp"
+    SES = "ses"
+    SENDMAIL = "sendmail"
+    PLUNK = "plunk"
+    FILE = "file"
+
 
 Name = Annotated[str, typer.Argument(metavar="DOMAIN", help="Name of the domain, such as example.org, or its id.")]
 Verified = Annotated[
@@ -38,6 +56,57 @@ def verify(name: Name, user: admin.OnlyOf = None, config: ConfigPath = None, as_
     with admin.opened(config) as (_, store):
         domain = store.verify_domain(store.find_domain(name, user))
     show(domain, as_json=as_json, table=lambda: f"verified {domain.name} of user {domain.user_id}")
+
+
+@app.command("set")
+def set_(
+    *,
+    name: Name,
+    courier: Annotated[
+        Way | None, typer.Option("--courier", help="How its messages leave; `configured`: as the configuration says.")
+    ] = None,
+    region: Annotated[str | None, typer.Option("--region", help="Of SES.")] = None,
+    configuration_set: Annotated[
+        str | None, typer.Option("--configuration-set", help="Of SES; empty: as the configuration says.")
+    ] = None,
+    opens: Annotated[bool | None, typer.Option("--track-opens/--no-track-opens", help="Count opens.")] = None,
+    clicks: Annotated[bool | None, typer.Option("--track-clicks/--no-track-clicks", help="Count clicks.")] = None,
+    tracking_host: Annotated[
+        str | None, typer.Option("--tracking-host", help="Host of the links; empty: that of http.public_url.")
+    ] = None,
+    one_click: Annotated[
+        bool | None,
+        typer.Option("--one-click/--no-one-click", help="Add List-Unsubscribe to messages with one recipient."),
+    ] = None,
+    user: admin.OnlyOf = None,
+    config: ConfigPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set what a domain asks of our worker; without options, show it."""
+    with admin.delivering(config) as (store, deliveries):
+        changes = DomainChanges(
+            courier="" if courier is Way.CONFIGURED else courier and courier.value,
+            region=_matching(region, REGION, "--region"),
+            configuration_set=_matching(configuration_set, WORD, "--configuration-set"),
+            track_opens=opens,
+            track_clicks=clicks,
+            tracking_host=_matching(tracking_host, HOSTNAME, "--tracking-host"),
+            one_click=one_click,
+        )
+        found = deliveries.set_domain(store.find_domain(name, user).id, changes)
+    show(found, as_json=as_json, table=lambda: "\n".join(_lines(found)))
+
+
+def _matching(text: str | None, check: Check[str], option: str) -> str | None:
+    if text is not None and not check.passes(text):
+        raise UsageError(f"{option}: expected {check.expected}, got {text!r}")
+    return text
+
+
+def _lines(settings: DomainSettings) -> Iterator[str]:
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        yield f"{field.name}: {'configured' if value is None and field.name == 'courier' else plain(value)}"
 
 
 @app.command("list")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from opensend_milter.adapters.admin_rows import EmailDetail, RefusalRow
+from opensend_milter.adapters.delivery_admin import AT_ONCE, Done, Ending
 from opensend_milter.cli import admin
 from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
-from opensend_milter.core.model import Rule
+from opensend_milter.core.errors import UsageError
+from opensend_milter.core.model import EmailId, Rule
 
 app = typer.Typer(help="Emails: what was taken, what became of it, what was refused.", no_args_is_help=True)
 
@@ -20,6 +23,9 @@ Status = Annotated[
     typer.Option("--status", help="Only with this status: queued, processing, sent, delivered, bounced, failed, ..."),
 ]
 Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the email, or Postfix's queue id.")]
+Ids = Annotated[list[str], typer.Argument(metavar="[ID]...", help="Ids of emails, or Postfix's queue ids.")]
+SomeIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of emails, or Postfix's queue ids.")]
+Why = Annotated[str, typer.Option("--reason", help="For the record and the event.")]
 OnlyRule = Annotated[Rule | None, typer.Option("--rule", help="Only by this rule.")]
 
 
@@ -92,6 +98,81 @@ def refusals(
             ],
         ),
     )
+
+
+@app.command("retry")
+def retry(
+    *,
+    emails: Ids = [],  # noqa: B006  # typer's way of saying none
+    failed: Annotated[bool, typer.Option("--failed", help="All that failed and whose bytes are still kept.")] = False,
+    since: admin.Since = None,
+    user: admin.OnlyOf = None,
+    yes: admin.Yes = False,
+    config: ConfigPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try again now: what failed, what waits for its next attempt, what is uncertain.
+
+    An uncertain email may have been delivered: whoever retries it takes it upon himself that it arrives twice.
+    """
+    with admin.delivering(config) as (_, store):
+        if bool(emails) == failed:
+            raise UsageError("name emails by their ids, or say --failed")
+        if not failed and (since or user):
+            raise UsageError("--since and --user go with --failed")
+        ids = store.failed(user_id=user, since=admin.moment(since)) if failed else list(store.find(emails).values())
+        if failed and ids:
+            admin.confirm(f"Try {len(ids)} failed emails again?", yes=yes)
+        _tell("to be tried again", _in_batches(ids, store.retry, quiet=as_json), as_json=as_json)
+
+
+@app.command("fail")
+def fail(
+    emails: SomeIds, reason: Why = "failed by an operator", config: ConfigPath = None, as_json: AsJson = False
+) -> None:
+    """Give up what waits or is uncertain: it becomes `failed`, with the event and the webhooks."""
+    _end(emails, "failed", reason, config, as_json=as_json)
+
+
+@app.command("mark-sent")
+def mark_sent(
+    emails: SomeIds, reason: Why = "marked as sent by an operator", config: ConfigPath = None, as_json: AsJson = False
+) -> None:
+    """Say that an uncertain email was sent: somebody asked the next hop, or the recipient."""
+    _end(emails, "sent", reason, config, as_json=as_json)
+
+
+@app.command("cancel")
+def cancel(emails: SomeIds, config: ConfigPath = None, as_json: AsJson = False) -> None:
+    """Take back what has not begun to be sent: scheduled emails, and those that wait."""
+    _end(emails, "canceled", "canceled by an operator", config, as_json=as_json)
+
+
+def _end(emails: Sequence[str], ending: Ending, reason: str, config: Path | None, *, as_json: bool) -> None:
+    with admin.delivering(config) as (_, store):
+        ids = list(store.find(emails).values())
+        _tell(ending, _in_batches(ids, lambda some: store.end(some, ending, reason), quiet=as_json), as_json=as_json)
+
+
+def _in_batches(ids: Sequence[EmailId], act: Callable[[Sequence[EmailId]], Done], *, quiet: bool) -> Done:
+    """Act on some at a time, and say how far it is where a person watches."""
+    done: list[EmailId] = []
+    not_done: dict[str, str] = {}
+    for first in range(0, len(ids), AT_ONCE):
+        found = act(ids[first : first + AT_ONCE])
+        done += found.done
+        not_done |= found.not_done
+        if len(ids) > AT_ONCE and not quiet:
+            typer.echo(f"{min(first + AT_ONCE, len(ids))} of {len(ids)}", err=True)
+    return Done(tuple(done), not_done)
+
+
+def _tell(what: str, found: Done, *, as_json: bool) -> None:
+    """Show what was done; exit 1 where something was not."""
+    lines = [f"{what}: {len(found.done)}", *(f"left: {email_id}: {why}" for email_id, why in found.not_done.items())]
+    show({"done": found.done, "left": found.not_done}, as_json=as_json, table=lambda: "\n".join(lines))
+    if found.not_done:
+        raise typer.Exit(1)
 
 
 def _answer(row: RefusalRow) -> str:

@@ -34,5 +34,5 @@ def pause_s(attempts: int, jitter: float, patience: Patience, asked_s: float | N
     """
     # Beyond the cap the power only grows, in the end past what a float holds.
     doublings = min(max(attempts - 1, 0), 16)
-    longest_s = min(patience.first_s * 2**doublings, patience.longest_s)
+    longest_s = min(patience.first_s * (1 << doublings), patience.longest_s)
     return max(longest_s * (1 + jitter) / 2, min(asked_s or 0.0, LONGEST_S))

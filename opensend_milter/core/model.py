@@ -330,6 +330,8 @@ class Job:
     """Proof of the claim; whoever lost it records nothing."""
     attempts: int
     """Attempts begun before this one."""
+    rounds: int = 0
+    """How often a person had it tried again: attempts count from the start then."""
     from_address: Address
     recipients: tuple[Address, ...]
     """Who is still to get it: after an attempt that some took, the others."""

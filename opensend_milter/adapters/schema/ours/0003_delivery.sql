@@ -9,8 +9,10 @@ COMMENT ON TABLE opensend_milter.domain_settings IS 'of a domain in domains: wit
 ALTER TABLE opensend_milter.jobs
     ADD COLUMN recipients text[],
     ADD COLUMN courier text NOT NULL DEFAULT '',
-    ADD COLUMN uncertain_at timestamptz;
+    ADD COLUMN uncertain_at timestamptz,
+    ADD COLUMN rounds integer NOT NULL DEFAULT 0;
 COMMENT ON COLUMN opensend_milter.jobs.recipients IS 'who is still to get it; NULL: all of the submission';
+COMMENT ON COLUMN opensend_milter.jobs.rounds IS 'how often a person had it tried again';
 COMMENT ON COLUMN opensend_milter.jobs.courier IS 'of its domain when it was taken; empty: the configured one';
 CREATE INDEX jobs_lane_idx ON opensend_milter.jobs (user_id, courier, not_before) WHERE state = 'waiting';
 CREATE INDEX jobs_uncertain_idx ON opensend_milter.jobs (uncertain_at) WHERE state = 'uncertain';
