@@ -88,7 +88,8 @@ ORDER BY s.received_at DESC LIMIT 1;
 SELECT id::text AS id, created_at, status, user_id, "from" AS sender, "to", cc, bcc, reply_to, subject, headers,
     coalesce(octet_length(text), 0) AS text_bytes, coalesce(octet_length(html), 0) AS html_bytes,
     CASE jsonb_typeof(attachments) WHEN 'array' THEN jsonb_array_length(attachments) ELSE 0 END AS attachments,
-    tags, document -> 'metadata' AS metadata, scheduled_at, sent_at, provider_retry_count AS retries, provider_last_attempted_at AS last_attempted_at,
+    tags, document -> 'metadata' AS metadata, scheduled_at, sent_at, provider_retry_count AS retries,
+    provider_last_attempted_at AS last_attempted_at,
     provider_next_retry_at AS next_retry_at, provider_dead_lettered_at AS given_up_at,
     provider_last_error_code AS last_error_code, provider_last_error_message AS last_error
 FROM public.emails WHERE id = %(id)s::uuid;
@@ -98,13 +99,18 @@ SELECT s.received_at, s.key_id::text AS key_id, k.name AS key_name, s.front_door
     s.sender, s.from_address, s.recipients, s.message_id, s.size_bytes,
     (SELECT coalesce(sum(octet_length(c.bytes)), 0)::bigint
         FROM opensend_milter.raw_chunks c WHERE c.email_id = s.email_id) AS kept_bytes,
-    encode(s.sha256, 'hex') AS sha256, s.dropped, s.left_out, s.repeats, s.repeated_at
+    encode(s.sha256, 'hex') AS sha256, s.dropped, s.left_out, s.repeats, s.repeated_at, s.provider_id, s.raw_dropped_at
 FROM opensend_milter.submissions s LEFT JOIN public.api_keys k ON k.id = s.key_id
 WHERE s.email_id = %(id)s::uuid;
 
 -- show_job -- where its delivery stands; no row: it is finished
-SELECT state, attempts, not_before, announce_at, lease_until, worker, last_error
+SELECT state, attempts, not_before, announce_at, lease_until, worker, last_error, nullif(courier, '') AS courier,
+    recipients, uncertain_at
 FROM opensend_milter.jobs WHERE email_id = %(id)s::uuid;
+
+-- show_recipients -- who fared differently from the message
+SELECT address, outcome, reason, courier, noted_at
+FROM opensend_milter.recipient_results WHERE email_id = %(id)s::uuid ORDER BY address;
 
 -- show_events -- what happened to it, in order
 SELECT received_at AS at, type, payload, source_id

@@ -137,6 +137,9 @@ class SubmissionRow:
     """Header fields that OpenSend's row cannot carry."""
     repeats: int
     repeated_at: datetime | None
+    provider_id: str | None
+    """By what the provider knows it."""
+    raw_dropped_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +153,22 @@ class JobRow:
     lease_until: datetime | None
     worker: str | None
     last_error: str | None
+    courier: str | None
+    """None: the configured one."""
+    recipients: list[str] | None
+    """Who is still to get it, where others have it."""
+    uncertain_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipientRow:
+    """A recipient that fared differently from its message."""
+
+    address: str
+    outcome: str
+    reason: str
+    courier: str | None
+    noted_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,5 +208,6 @@ class EmailDetail:
     email: EmailFields | None
     submission: SubmissionRow | None
     job: JobRow | None
+    recipients: list[RecipientRow]
     events: list[EventRow]
     refusals: list[RefusalRow]

@@ -25,6 +25,7 @@ from opensend_milter.adapters.admin_rows import (
     NewKey,
     Permission,
     Reason,
+    RecipientRow,
     RefusalRow,
     SubmissionRow,
     SuppressionRow,
@@ -206,6 +207,7 @@ class AdminStore:
             email=emails[0] if emails else None,
             submission=submissions[0] if submissions else None,
             job=jobs[0] if jobs else None,
+            recipients=self._rows("show_recipients", RecipientRow, id=email_id) if email_id else [],
             events=self._rows("show_events", EventRow, id=email_id) if email_id else [],
             refusals=refusals,
         )

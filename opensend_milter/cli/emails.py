@@ -180,14 +180,15 @@ def _answer(row: RefusalRow) -> str:
 
 
 def _lines(detail: EmailDetail) -> Iterator[str]:
-    sections = {
-        "email": detail.email,
-        "submission": detail.submission,
-        "job": detail.job,
-        **{f"event {event.type}": event for event in detail.events},
-        **{f"refusal {refusal.rule}": refusal for refusal in detail.refusals},
-    }
-    for title, row in sections.items():
+    sections = (
+        ("email", detail.email),
+        ("submission", detail.submission),
+        ("job", detail.job),
+        *((f"recipient {plain(one.address)}", one) for one in detail.recipients),
+        *((f"event {event.type}", event) for event in detail.events),
+        *((f"refusal {refusal.rule}", refusal) for refusal in detail.refusals),
+    )
+    for title, row in sections:
         if row is not None:
             yield title
             for field in dataclasses.fields(row):

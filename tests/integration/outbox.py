@@ -75,6 +75,26 @@ def add_email(
     return email_id
 
 
+def add_emails(database: Database, count: int) -> list[EmailId]:
+    """Store many, in one transaction; each has its id for a subject."""
+    ids = [new_email_id() for _ in range(count)]
+    raws = [b"From: app@example.org\r\nDate: x\r\nSubject: %s\r\n\r\nhi\r\n" % one.encode() for one in ids]
+    with database.connect() as connection, connection.transaction():
+        for statement in (
+            """INSERT INTO emails (id, "from", "to", subject, status, user_id)
+            SELECT id, 'app@example.org', '[]', 'hi', 'queued', 'u1' FROM given""",
+            """INSERT INTO opensend_milter.submissions (email_id, received_at, user_id, key_id, front_door, queue_id,
+                client_address, tls, sender, from_address, recipients, size_bytes, sha256)
+            SELECT id, now(), 'u1', gen_random_uuid(), 'smtp', '4Xq', '192.0.2.7', '', '', 'app@example.org',
+                '{to@example.net}', length(raw), sha256(raw) FROM given""",
+            "INSERT INTO opensend_milter.raw_chunks SELECT id, 0, raw FROM given",
+            "INSERT INTO opensend_milter.jobs (email_id, user_id) SELECT id, 'u1' FROM given",
+        ):
+            given = "WITH given AS (SELECT * FROM unnest(%s::uuid[], %s::bytea[]) AS g (id, raw)) "
+            connection.execute((given + statement).encode(), [ids, raws])
+    return ids
+
+
 def rows(database: Database, query: str, *values: Any) -> list[tuple[Any, ...]]:
     """Ask as superuser."""
     with database.connect() as connection:

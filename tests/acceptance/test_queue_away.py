@@ -1,0 +1,52 @@
+"""The queue does not answer for a minute, and mail goes on coming in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+from tests.acceptance.running_sandbox import MakeSandbox
+from tests.acceptance.submitting import eventually, rows
+
+OUTAGE_S = 58.0
+"""Just less than what makes the worker poll the database: each announcement has to come through."""
+EVERY_S = 0.2
+
+
+@pytest.mark.case(57)
+@pytest.mark.timeout(300)
+def test_every_250_is_announced_later_and_each_row_claimed_once(make_sandbox: MakeSandbox) -> None:
+    """The client never notices; what was taken meanwhile leaves when the queue is back."""
+    sandbox = make_sandbox("--queue", "sqs")
+    queue = sandbox.pid("sqs")
+    taken = 0
+    os.kill(queue, signal.SIGSTOP)
+    try:
+        ends_at = time.monotonic() + OUTAGE_S
+        with sandbox.smtp() as client:
+            while time.monotonic() < ends_at:
+                client.mail("app@sandbox.test")
+                client.rcpt("to@example.net")
+                message = f"From: app@sandbox.test\r\nSubject: away {taken}\r\n\r\nhi\r\n"
+                assert client.data(message)[0] == 250
+                taken += 1
+                time.sleep(EVERY_S)
+        assert not sandbox.inbox(), "nothing of it can be out yet"
+    finally:
+        os.kill(queue, signal.SIGCONT)
+    eventually(lambda: True if len(sandbox.inbox()) >= taken else None, lambda: sandbox.log("worker")[-3_000:])
+    eventually(lambda: True if rows(sandbox, "SELECT count(*) FROM opensend_milter.jobs") == [(0,)] else None)
+    subjects = Counter(
+        line
+        for path in sandbox.inbox()
+        for line in path.read_bytes().split(b"\r\n")
+        if line.startswith(b"Subject: away")
+    )
+    assert subjects == Counter({b"Subject: away %d" % number: 1 for number in range(taken)})
+    assert rows(sandbox, "SELECT status, count(*) FROM emails GROUP BY 1") == [("sent", taken)]
+    assert rows(sandbox, "SELECT count(*) FROM email_events WHERE type = 'sent'") == [(taken,)]
+    assert taken > OUTAGE_S / EVERY_S / 3
