@@ -69,7 +69,8 @@ class Sink:
         return int(self._listener.getsockname()[1])
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._listen, name="sink", daemon=True).start()
+        self._listening = threading.Thread(target=self._listen, name="sink", daemon=True)
+        self._listening.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -77,6 +78,8 @@ class Sink:
         self.release.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
+        # Before its descriptor is somebody else's: the thread would accept for the next sink.
+        self._listening.join(5)
         self._listener.close()
         for connection in self._open:
             with contextlib.suppress(OSError):

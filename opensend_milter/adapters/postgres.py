@@ -134,7 +134,9 @@ class _Cutter:
 
 
 @cache
-def statements(name: Literal["intake", "billing", "jobs", "admin", "delivery_admin", "feedback", "webhooks"]) -> Mapping[str, LiteralString]:
+def statements(
+    name: Literal["intake", "billing", "jobs", "admin", "delivery_admin", "feedback", "webhooks"],
+) -> Mapping[str, LiteralString]:
     """Load NAME.sql: `-- name -- description`, then the statement, up to the next name."""
     text = resources.files(__package__).joinpath(f"{name}.sql").read_text(encoding="utf-8")
     found = re.findall(r"^-- (\w+) -- [^\n]+\n(.*?)(?=^-- \w+ -- |\Z)", text, re.MULTILINE | re.DOTALL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from opensend_milter.cli import daemons, db, domains, emails, keys, sandbox, settings, suppressions
+from opensend_milter.cli import daemons, db, domains, emails, feedback, keys, sandbox, settings, suppressions, webhooks
 
 app = typer.Typer(
     help="API-key mail gateway: Postfix and Dovecot in front, a milter that records, a worker that delivers.",
@@ -14,6 +14,7 @@ app = typer.Typer(
 )
 app.command("serve")(daemons.serve)
 app.command("worker")(daemons.worker)
+app.command("http")(daemons.http)
 app.command("auth-gate")(daemons.auth_gate)
 app.command("check-config")(settings.check_config)
 app.add_typer(db.app, name="db")
@@ -21,6 +22,8 @@ app.add_typer(keys.app, name="key")
 app.add_typer(domains.app, name="domain")
 app.add_typer(suppressions.app, name="suppression")
 app.add_typer(emails.app, name="email")
+app.add_typer(webhooks.app, name="webhook")
+app.add_typer(feedback.app, name="feedback")
 app.add_typer(sandbox.app, name="sandbox")
 
 

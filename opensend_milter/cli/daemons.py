@@ -1,4 +1,4 @@
-"""The commands that stay: serve, worker, auth-gate."""
+"""The commands that stay: serve, worker, http, auth-gate."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ def worker(config: ConfigPath = None) -> None:
     with exits():
         _log(load(config).log.level)
         app.work(config, ready=_ready)
+
+
+def http(config: ConfigPath = None) -> None:
+    """Answer HTTP: what Amazon SNS reports, links in messages, one-click unsubscribing."""
+    with exits():
+        _log(load(config).log.level)
+        app.http(config, ready=_ready)
 
 
 def auth_gate(config: ConfigPath = None) -> None:

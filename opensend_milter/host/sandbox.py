@@ -93,7 +93,8 @@ def up(directory: Path, *, queue: QueueKind | None, fast: bool, say: Say) -> boo
                 raise UsageError(f"the sandbox runs with --queue {known.queue}: take it down first")
             return False
         state = known or state_file.make(directory, queue or "postgres", fast=fast)
-        state = dataclasses.replace(state, queue=queue or state.queue, fast=fast)
+        new = machine.free_ports([name for name in state_file.PORTS if name not in state.ports])
+        state = dataclasses.replace(state, queue=queue or state.queue, fast=fast, ports=state.ports | new)
         state_file.save(directory, state)
         _clear(directory)
         with machine.held(state.ports):
@@ -163,6 +164,9 @@ def _write_files(layout: Layout, state: SandboxState) -> None:
         },
         "delivery": {"poll_interval_s": 0.1},
         "relay": {"host": "127.0.0.1", "port": ports["inbox"]},
+        "maildir": {"folder": str(layout.inbox)},
+        "http": {"host": "127.0.0.1", "port": ports["http"], "public_url": state_file.http_url(state)},
+        "webhooks": {"allow_private": True},
     }
     if state.queue == "sqs":
         content["queue"] = {"url": state_file.queue_url(state)}

@@ -55,6 +55,7 @@ class Programs:
         yield self._ours("serve")
         yield self._inbox()
         yield self._ours("worker")
+        yield self._ours("http")
         yield self._postfix()
 
     def _program(

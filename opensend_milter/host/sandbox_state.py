@@ -24,7 +24,7 @@ LOCK_FILE = "keeper.lock"
 LOCK_TRIES, LOCK_PAUSE_S = 50, 0.02
 LONGEST_SOCKET = "/run/dovecot/replication-notify-fifo.with-some-room"
 MAX_SOCKET_PATH_BYTES = 107
-PORTS = ("smtp", "submission", "smtps", "postgres", "inbox", "sqs")
+PORTS = ("smtp", "submission", "smtps", "http", "postgres", "inbox", "sqs")
 QUEUE_NAME = "opensend-sandbox"
 QUEUE_ACCOUNT = "123456789012"
 DATABASE = "opensend"
@@ -230,6 +230,11 @@ def queue_url(state: SandboxState) -> str:
     return f"{service_url(state)}/{QUEUE_ACCOUNT}/{QUEUE_NAME}"
 
 
+def http_url(state: SandboxState) -> str:
+    """Return the address of our HTTP process."""
+    return f"http://127.0.0.1:{state.ports['http']}"
+
+
 def database_url(state: SandboxState) -> str:
     """Return the superuser's way in, by TCP."""
     password = state.superuser_password
@@ -246,6 +251,7 @@ def variables(directory: Path, state: SandboxState) -> dict[str, str]:
         "SANDBOX_SMTP_PORT": str(ports["smtp"]),
         "SANDBOX_SUBMISSION_PORT": str(ports["submission"]),
         "SANDBOX_SMTPS_PORT": str(ports["smtps"]),
+        "SANDBOX_HTTP_URL": http_url(state),
         "SANDBOX_TLS_CA": str(layout.tls / "ca.pem"),
         "SANDBOX_API_KEY": seed.api_key,
         "SANDBOX_RESTRICTED_API_KEY": seed.restricted_api_key,

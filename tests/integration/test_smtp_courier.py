@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
-import ipaddress
 import re
 import socket
-import ssl
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dkim
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from opensend_milter.adapters import smtp
 from opensend_milter.adapters.smtp import SmtpCourier
@@ -33,6 +26,9 @@ from opensend_milter.core.errors import (
     PermanentError,
 )
 from opensend_milter.core.model import Address
+from tests.integration.courier_abort import aborted_once
+from tests.integration.courier_messages import SIGNED, TXT
+from tests.integration.courier_tls import own_certificate, server_context
 from tests.jobs import RAW, parcel
 from tests.smtp_sink import DROP, EXTENSIONS, STALL, Sink
 
@@ -62,50 +58,60 @@ def to(*recipients: str) -> dict[str, tuple[Address, ...]]:
     return {"recipients": tuple(Address(recipient) for recipient in recipients)}
 
 
+LATER, NONE_NOW = (DeliveryDeferred, False), (DeliveryDeferred, True)
+NEVER, UNKNOWN = (DeliveryRefused, None), (DeliveryUncertain, None)
+SHUTTING_DOWN = "421 4.3.2 shutting down"
+
+
 @pytest.mark.case(59)
 @pytest.mark.parametrize(
-    ("step", "what", "outcome"),
+    ("step", "what", "expected"),
     [
-        ("connect", "421 4.3.2 busy", DeliveryDeferred),
-        ("connect", "554 5.7.1 not you", DeliveryDeferred),
-        ("connect", DROP, DeliveryDeferred),
-        ("connect", STALL, DeliveryDeferred),
-        ("EHLO", TEMPORARY, DeliveryDeferred),
-        ("EHLO", FINAL, DeliveryDeferred),
-        ("EHLO", DROP, DeliveryDeferred),
-        ("EHLO", STALL, DeliveryDeferred),
-        ("MAIL", TEMPORARY, DeliveryDeferred),
-        ("MAIL", FINAL, DeliveryRefused),
-        ("MAIL", "530 5.7.0 log in first", DeliveryDeferred),
-        ("MAIL", DROP, DeliveryDeferred),
-        ("MAIL", STALL, DeliveryDeferred),
-        ("RCPT", TEMPORARY, DeliveryDeferred),
-        ("RCPT", FINAL, DeliveryRefused),
-        ("RCPT", "421 4.3.2 shutting down", DeliveryDeferred),
-        ("RCPT", DROP, DeliveryDeferred),
-        ("RCPT", STALL, DeliveryDeferred),
-        ("DATA", TEMPORARY, DeliveryDeferred),
-        ("DATA", FINAL, DeliveryRefused),
-        ("DATA", "250 odd", DeliveryDeferred),
-        ("DATA", DROP, DeliveryDeferred),
-        ("DATA", STALL, DeliveryDeferred),
-        (".", TEMPORARY, DeliveryDeferred),
-        (".", FINAL, DeliveryRefused),
-        (".", "421 4.3.2 shutting down", DeliveryDeferred),
-        (".", DROP, DeliveryUncertain),
-        (".", STALL, DeliveryUncertain),
-        (".", "354 what", DeliveryUncertain),
-        (".", "garbage", DeliveryUncertain),
-        (".", "250-" + "x" * 9_000, DeliveryUncertain),
+        ("connect", SHUTTING_DOWN, NONE_NOW),
+        ("connect", "554 5.7.1 not you", NONE_NOW),
+        ("connect", DROP, NONE_NOW),
+        ("connect", STALL, NONE_NOW),
+        ("EHLO", TEMPORARY, NONE_NOW),
+        ("EHLO", FINAL, NONE_NOW),
+        ("EHLO", DROP, NONE_NOW),
+        ("EHLO", STALL, NONE_NOW),
+        ("MAIL", TEMPORARY, LATER),
+        ("MAIL", FINAL, NEVER),
+        ("MAIL", "530 5.7.0 log in first", NONE_NOW),
+        ("MAIL", "503 5.5.1 out of order", LATER),
+        ("MAIL", SHUTTING_DOWN, NONE_NOW),
+        ("MAIL", DROP, LATER),
+        ("MAIL", STALL, LATER),
+        ("RCPT", TEMPORARY, LATER),
+        ("RCPT", FINAL, NEVER),
+        ("RCPT", "530 5.7.0 log in first", NONE_NOW),
+        ("RCPT", SHUTTING_DOWN, NONE_NOW),
+        ("RCPT", DROP, LATER),
+        ("RCPT", STALL, LATER),
+        ("DATA", TEMPORARY, LATER),
+        ("DATA", FINAL, NEVER),
+        ("DATA", "250 odd", LATER),
+        ("DATA", DROP, LATER),
+        ("DATA", STALL, LATER),
+        (".", TEMPORARY, LATER),
+        (".", FINAL, NEVER),
+        (".", SHUTTING_DOWN, NONE_NOW),
+        (".", DROP, UNKNOWN),
+        (".", STALL, UNKNOWN),
+        (".", "354 what", UNKNOWN),
+        (".", "garbage", UNKNOWN),
+        (".", "250-" + "x" * 9_000, UNKNOWN),
     ],
 )
-def test_what_each_step_means(step: str, what: str, outcome: type[Exception]) -> None:
+def test_what_each_step_means(step: str, what: str, expected: tuple[type[Exception], bool | None]) -> None:
     """Before the final dot nothing can be out; after it only an answer is one. The next message goes."""
+    outcome, outage = expected
     with Sink({step: what}) as sink:
         courier = courier_to(sink, timeout_s=0.3)
         with pytest.raises(outcome) as raised:
             courier.send(parcel())
         assert type(raised.value) is outcome
+        assert getattr(raised.value, "outage", None) is outage
         sink.answers.clear()
         before = len(sink.delivered)
         assert courier.send(parcel()).reply == "250 2.0.0 taken as 4711"
@@ -117,8 +123,12 @@ def test_nobody_listens() -> None:
     """Temporary, and the text says where."""
     with Sink() as sink:
         courier = courier_to(sink)
-    with pytest.raises(DeliveryDeferred, match=r"127\.0\.0\.1:\d+: ConnectionRefusedError"):
+    with pytest.raises(DeliveryDeferred, match=r"127\.0\.0\.1:\d+: ConnectionRefusedError") as raised:
         courier.send(parcel())
+    assert raised.value.outage
+    with pytest.raises(DeliveryDeferred, match=r"nobody\.invalid:25: gaierror") as raised:
+        SmtpCourier(Relay(host="nobody.invalid"), hostname="h").send(parcel())
+    assert raised.value.outage
 
 
 @pytest.mark.parametrize("how", [DROP, STALL])
@@ -133,15 +143,15 @@ def test_a_connection_that_breaks_inside_a_large_message(how: str) -> None:
 
 @pytest.mark.case(59)
 def test_abort_ends_what_is_in_hand_with_the_truth() -> None:
-    """Before the dot deferred, after it uncertain."""
-    for step, outcome in (("RCPT", DeliveryDeferred), (".", DeliveryUncertain)):
-        with Sink({step: STALL}) as sink:
-            courier = courier_to(sink, timeout_s=30)
+    """Before the dot deferred, after it uncertain; no other relay is asked then."""
+    for step, outcome in (("connect", DeliveryDeferred), ("RCPT", DeliveryDeferred), (".", DeliveryUncertain)):
+        with Sink({step: STALL}) as sink, Sink() as other:
+            courier = courier_to(sink, timeout_s=30, fallbacks=f"127.0.0.1:{other.port}")
             begun = time.monotonic()
-            threading.Timer(0.3, courier.abort).start()
-            with pytest.raises(outcome):
+            with aborted_once(sink.held, courier), pytest.raises(outcome):
                 courier.send(parcel())
             assert time.monotonic() - begun < 10
+            assert other.connections == 0
     courier.abort()
 
 
@@ -176,6 +186,17 @@ def test_bytes_arrive_as_they_were_stored(body: bytes) -> None:
     assert sink.verbs() == ["EHLO", "MAIL", "RCPT", "DATA"], "nothing of the body was read as a command"
 
 
+@pytest.mark.case(46)
+@pytest.mark.parametrize("name", sorted(SIGNED))
+def test_a_signature_of_the_application_still_verifies(name: str) -> None:
+    """Inline images, invitations, PGP/MIME and S/MIME arrive byte for byte."""
+    with Sink() as sink:
+        courier_to(sink).send(parcel(raw=SIGNED[name]))
+    arrived = sink.delivered[0].raw
+    assert arrived.endswith(SIGNED[name])
+    assert dkim.verify(arrived, dnsfunc=TXT)
+
+
 @pytest.mark.case(16)
 @pytest.mark.parametrize(
     "ending", [b"\n.\n", b"\r.\r\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r\n\x00.\r\n", b"\r\n.\r\n", b"\r\n.\r"]
@@ -200,7 +221,7 @@ def test_the_envelope_is_the_jobs_and_the_return_path_is_ours() -> None:
         courier = courier_to(sink)
         assert (
             courier.send(
-                parcel(bounce_address="bounces@example.com", raw=raw, **to("to@example.net", "hidden@example.net"))
+                parcel(sender=Address("bounces@example.com"), raw=raw, **to("to@example.net", "hidden@example.net"))
             ).refused
             == ()
         )
@@ -238,12 +259,13 @@ def test_an_address_with_a_line_end_is_not_said() -> None:
     assert sink.delivered[0].recipients == ["to@example.net"]
 
 
-def test_recipients_refused_beside_others_are_recorded() -> None:
-    """Those who have it do not get it again."""
+def test_recipients_refused_beside_others() -> None:
+    """Those who have it do not get it again; for whom it was too early, the caller tries again."""
     answers = {"gone@example.net": "550 5.1.1 unknown", "full@example.net": "452 4.2.2 full"}
     with Sink(answers) as sink:
         sent = courier_to(sink).send(parcel(**to("to@example.net", "gone@example.net", "full@example.net")))
-    assert sent.refused == (("gone@example.net", "550 5.1.1 unknown"), ("full@example.net", "452 4.2.2 full"))
+    assert sent.refused == (("gone@example.net", "550 5.1.1 unknown"),)
+    assert sent.deferred == (("full@example.net", "452 4.2.2 full"),)
     assert sink.delivered[0].recipients == ["to@example.net"]
 
 
@@ -254,7 +276,7 @@ def test_all_recipients_refused() -> None:
         courier = courier_to(sink)
         with pytest.raises(DeliveryRefused, match=r"550 5\.1\.1 unknown"):
             courier.send(parcel(**to("gone@example.net")))
-        with pytest.raises(DeliveryDeferred, match=r"550 5\.1\.1 unknown"):
+        with pytest.raises(DeliveryDeferred, match=r"452 4\.2\.2 full"):
             courier.send(parcel(**to("gone@example.net", "full@example.net")))
     assert "DATA" not in sink.verbs()
 
@@ -378,27 +400,11 @@ def test_a_loop_is_refused_before_anything_is_opened() -> None:
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate of 127.0.0.1, with its key in the same file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sink")])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + dt.timedelta(1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "sink.pem"
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + private)
-    return path
+    return own_certificate(tmp_path_factory.mktemp("tls"))
 
 
 def tls_sink(authority: Path, answers: dict[str, str] | None = None) -> Sink:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(authority)
-    return Sink(answers, extensions=(*EXTENSIONS, "STARTTLS", "AUTH PLAIN LOGIN"), context=context)
+    return Sink(answers, extensions=(*EXTENSIONS, "STARTTLS", "AUTH PLAIN LOGIN"), context=server_context(authority))
 
 
 def test_starttls_and_login(authority: Path, tmp_path: Path) -> None:
@@ -414,16 +420,18 @@ def test_starttls_and_login(authority: Path, tmp_path: Path) -> None:
 def test_a_certificate_nobody_vouches_for(authority: Path) -> None:
     """Nothing is sent in the clear instead."""
     with tls_sink(authority) as sink:
-        with pytest.raises(DeliveryDeferred, match="CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(DeliveryDeferred, match="CERTIFICATE_VERIFY_FAILED") as raised:
             courier_to(sink, tls="starttls").send(parcel())
+        assert raised.value.outage
         assert "MAIL" not in sink.verbs()
 
 
 def test_a_relay_without_starttls_is_not_used() -> None:
     """Somebody may have taken the offer away."""
     with Sink() as sink:
-        with pytest.raises(DeliveryDeferred, match="STARTTLS"):
+        with pytest.raises(DeliveryDeferred, match="STARTTLS") as raised:
             courier_to(sink, tls="starttls").send(parcel())
+        assert raised.value.outage
         assert "MAIL" not in sink.verbs()
 
 
@@ -435,8 +443,84 @@ def test_a_refused_login_is_our_fault(authority: Path, tmp_path: Path, answer: s
     with tls_sink(authority, {"AUTH": answer}) as sink:
         with pytest.raises(DeliveryDeferred) as raised:
             courier_to(sink, tls="starttls", ca_file=authority, username="me", password_file=secret).send(parcel())
+        assert raised.value.outage
         assert "hunter2" not in str(raised.value)
         assert "AG1lAGh1bnRlcjI" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("step", "what"),
+    [
+        ("connect", SHUTTING_DOWN),
+        ("connect", DROP),
+        ("connect", STALL),
+        ("EHLO", FINAL),
+        ("STARTTLS", TEMPORARY),
+        ("STARTTLS", DROP),
+        ("AUTH", "535 5.7.8 wrong"),
+        ("AUTH", DROP),
+    ],
+)
+def test_another_relay_takes_what_the_first_cannot(authority: Path, tmp_path: Path, step: str, what: str) -> None:
+    """Whichever step of the opening failed; no message was begun."""
+    secret = tmp_path / "password"
+    secret.write_text("hunter2")
+    with tls_sink(authority, {step: what}) as first, tls_sink(authority) as second:
+        courier = courier_to(
+            first,
+            tls="starttls",
+            ca_file=authority,
+            username="me",
+            password_file=secret,
+            fallbacks=f"127.0.0.1:{second.port}",
+            timeout_s=0.5,
+        )
+        courier.send(parcel())
+        courier.send(parcel())
+        assert len(second.delivered) == 2
+        assert (first.connections, second.connections) == (1, 1), "the one that works is remembered"
+
+
+@pytest.mark.case(59)
+@pytest.mark.parametrize("step", ["MAIL", "RCPT", "DATA", "."])
+@pytest.mark.parametrize("what", [TEMPORARY, SHUTTING_DOWN, DROP, STALL])
+def test_no_other_relay_is_asked_once_a_message_was_begun(step: str, what: str) -> None:
+    """It would be a second copy, or a decision that is the caller's."""
+    with Sink({step: what}) as first, Sink() as second:
+        with pytest.raises((DeliveryDeferred, DeliveryUncertain)):
+            courier_to(first, fallbacks=f"127.0.0.1:{second.port}", timeout_s=0.3).send(parcel())
+        assert second.connections == 0
+
+
+def test_the_first_relay_is_tried_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And left alone for as long again where it is still out."""
+    with Sink({"connect": SHUTTING_DOWN}) as first, Sink() as second, Sink() as third:
+        courier = courier_to(first, fallbacks=f"127.0.0.1:{second.port} 127.0.0.1:{third.port}")
+        courier.send(parcel())
+        second.answers["connect"] = second.answers["RSET"] = DROP
+        courier.send(parcel())
+        assert (first.connections, second.connections, third.connections) == (1, 2, 1), "those behind it come first"
+        monkeypatch.setattr(courier, "_first_again_at", 0.0)
+        courier.send(parcel())
+        courier.send(parcel())
+        assert (first.connections, third.connections) == (2, 2), "once in a while"
+        monkeypatch.setattr(courier, "_first_again_at", 0.0)
+        del first.answers["connect"]
+        courier.send(parcel())
+        courier.send(parcel())
+        assert first.connections == 3
+        assert [len(sink.delivered) for sink in (first, second, third)] == [2, 1, 3]
+
+
+def test_all_relays_are_out() -> None:
+    """One text names them all."""
+    with Sink({"connect": SHUTTING_DOWN}) as first, Sink({"EHLO": DROP}) as second:
+        courier = courier_to(first, fallbacks=f"127.0.0.1:{second.port}")
+        with pytest.raises(DeliveryDeferred, match=f":{first.port}: 421 .*; 127.0.0.1:{second.port}: ") as raised:
+            courier.send(parcel())
+        assert raised.value.outage
+        second.answers.clear()
+        courier.send(parcel())
 
 
 def test_wrong_files_stop_the_program_at_start(tmp_path: Path) -> None:
@@ -485,10 +569,8 @@ def test_a_real_server_hands_on_the_same_bytes(body: bytes) -> None:
 
 def test_implicit_tls(authority: Path) -> None:
     """TLS from the first byte, verified too."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(authority)
     inbox = Inbox()
-    controller = Controller(inbox, hostname="127.0.0.1", port=free_port(), ssl_context=context)
+    controller = Controller(inbox, hostname="127.0.0.1", port=free_port(), ssl_context=server_context(authority))
     controller.start()
     relay = Relay(port=controller.port, tls="tls", ca_file=authority, timeout_s=5)
     courier = SmtpCourier(relay, hostname="mx.example.com")

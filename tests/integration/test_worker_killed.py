@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,15 @@ from opensend_milter.core.model import EmailId
 from tests.integration.outbox import add_emails, rows
 from tests.integration.private_postgres import Database
 from tests.integration.test_worker import await_that
-from tests.integration.working import working
+from tests.integration.working import Working, working
 from tests.smtp_sink import Sink
 
 MESSAGES, KILLS = 2_000, 5
 LEASE_S = 2
+
+
+def has_sent(worker: Working) -> bool:
+    return "status=sent" in worker.log
 
 
 def outcomes(database: Database) -> Counter[str]:
@@ -46,7 +51,7 @@ def test_every_message_is_sent_once_or_uncertain(
         for _ in range(KILLS):
             victim = stack.enter_context(working(database, tmp_path, relay_port=sink.port, lease_s=LEASE_S))
             ids += add_emails(database, MESSAGES // KILLS)
-            await_that(lambda victim=victim: "status=sent" in victim.log, victim)
+            await_that(partial(has_sent, victim), victim)
             time.sleep(chance.uniform(0, 0.3))
             victim.kill()
         stack.enter_context(working(database, tmp_path, relay_port=sink.port, lease_s=LEASE_S))

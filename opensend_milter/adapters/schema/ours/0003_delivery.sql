@@ -59,7 +59,8 @@ COMMENT ON TABLE opensend_milter.feedback IS 'verified reports that the worker h
 
 CREATE TABLE opensend_milter.webhook_settings (
     webhook_id uuid PRIMARY KEY,
-    generation integer NOT NULL DEFAULT 1
+    generation integer NOT NULL DEFAULT 1,
+    rotated_at timestamptz
 );
 COMMENT ON TABLE opensend_milter.webhook_settings IS 'of a webhook in webhooks: how often its secret was changed';
 

@@ -1,34 +1,24 @@
-"""Composition root: a Config in, wired objects out; the only place where servers and adapters meet."""
+"""The milter: a Config in, two lanes that decide behind a socket."""
 
 from __future__ import annotations
 
 import grp
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
-from opensend_milter.adapters import migrations, postgres
-from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.adapters import maildir, plunk, postgres, sendmail, ses, smtp
 from opensend_milter.adapters.postgres_intake import Habits, PostgresIntakeStore
-from opensend_milter.adapters.postgres_jobs import Keeping, PostgresJobStore
-from opensend_milter.adapters.smtp import SmtpCourier
-from opensend_milter.adapters.sqs import SqsQueue
 from opensend_milter.config import Config, Milter as MilterSettings, load
 from opensend_milter.core.errors import ConfigError, OpensendError, StoreUnavailable
 from opensend_milter.core.intake import Gatherer, Intake
-from opensend_milter.core.model import Address, Carries, CourierName, Job, Limits, Message, Outcome, Parcel
-from opensend_milter.core.outgoing import parcel
+from opensend_milter.core.model import Carries, CourierName, Limits, Message, Outcome
 from opensend_milter.core.policy import Policy
-from opensend_milter.core.ports import Courier, IntakeStore, JobQueue
-from opensend_milter.host.sandbox_state import SandboxSeed
-from opensend_milter.servers import worker
-from opensend_milter.servers.delivering import Settings
+from opensend_milter.core.ports import IntakeStore
 from opensend_milter.servers.milter import Callbacks, Door, MilterProcess, OpenDoor, open_socket
 from opensend_milter.servers.supervisor import Line, Supervisor
 
@@ -36,8 +26,6 @@ log = logging.getLogger(__name__)
 
 BATCH = 64
 MOST_PROCESSES = 4
-STORE_TIMEOUT_S = 30.0
-"""A worker's call to the database; a message is not waiting for it."""
 
 
 BESIDE_OPENSEND = Carries(max_line_octets=None, eight_bit=True, utf8_addresses=False)
@@ -46,13 +34,12 @@ BESIDE_OPENSEND = Carries(max_line_octets=None, eight_bit=True, utf8_addresses=F
 
 def carried_by(config: Config) -> Mapping[CourierName, Carries]:
     """Return what each courier can carry."""
-    smtp = Carries(eight_bit=config.relay.eight_bit)
     return {
-        "smtp": smtp,
-        "ses": Carries(max_message_bytes=41_943_040, max_recipients=50, utf8_addresses=False),
-        "sendmail": Carries(),
-        "plunk": Carries(),
-        "file": Carries(),
+        "smtp": smtp.carries(config.relay),
+        "ses": ses.CARRIES,
+        "sendmail": sendmail.CARRIES,
+        "plunk": plunk.CARRIES,
+        "file": maildir.CARRIES,
     }
 
 
@@ -221,85 +208,3 @@ def _await_database(config: Config) -> None:
             time.sleep(1)
         else:
             return
-
-
-def job_store(config: Config, name: str) -> PostgresJobStore:
-    """Return the worker's view of the database, for one thread."""
-    delivery = config.delivery
-    return PostgresJobStore(
-        postgres.conninfo_for(config.database.url, config.database.password_dir, "opensend_worker"),
-        worker=name,
-        lease_s=delivery.lease_s,
-        timeout_s=STORE_TIMEOUT_S,
-        hand_over=config.profile == "opensend",
-        keeping=Keeping(
-            duplicate_window=timedelta(seconds=config.policy.duplicate_window_s),
-            raw=timedelta(days=delivery.raw_days) if delivery.raw_days else None,
-            uncertain=timedelta(hours=delivery.uncertain_after_h) if delivery.uncertain_after_h else None,
-        ),
-    )
-
-
-def work(path: Path | None, ready: Callable[[], None]) -> None:
-    """Run the worker until SIGTERM: announce, and in the standalone profile deliver."""
-    config = load(path)
-    delivery = config.delivery
-    hand_over = config.profile == "opensend"
-    hostname = config.smtp.hostname or socket.getfqdn()
-
-    def couriers() -> Mapping[CourierName, Courier]:
-        return {"smtp": SmtpCourier(config.relay, hostname=hostname)}
-
-    def compose(job: Job) -> Parcel:
-        # Never the client's MAIL FROM, which may be anybody's.
-        return parcel(job, hostname=hostname, sender=Address(delivery.bounce_address or job.from_address))
-
-    queue: JobQueue | None = None
-    if config.queue.url:
-        queue = SqsQueue(
-            config.queue.url,
-            region=config.aws.region,
-            endpoint_url=config.aws.endpoint_url,
-            lease_s=delivery.lease_s,
-        )
-    worker.run(
-        worker.Parts(
-            store=partial(job_store, config),
-            couriers=None if hand_over else couriers,
-            default=delivery.courier,
-            compose=compose,
-            queue=queue,
-        ),
-        Settings(
-            concurrency=delivery.concurrency,
-            poll_interval_s=delivery.poll_interval_s,
-            max_attempts=delivery.max_attempts,
-            lease_s=delivery.lease_s,
-        ),
-        ready=ready,
-    )
-
-
-def prepare_sandbox(url: str, password_dir: Path) -> SandboxSeed:
-    """Fill an empty database with what a first try needs: two keys, three domains, a suppressed address."""
-    migrations.init(url, password_dir)
-    seed = {"from_domain": "sandbox.test", "other_domain": "other.test", "unverified_domain": "unverified.test"}
-    suppressed = "suppressed@example.net"
-    with postgres.connect(url, application_name="opensend-sandbox") as connection:
-        store = AdminStore(connection, makes_users=True)
-        user = store.ensure_user("sandbox")
-        for role, name in seed.items():
-            store.add_domain(user, name, verified=role != "unverified_domain")
-        free = store.create_key(name="sandbox", user_id=user, permission="full_access", domain=None)
-        held = store.create_key(
-            name="sandbox, restricted", user_id=user, permission="sending_access", domain=seed["from_domain"]
-        )
-        store.add_suppression(user, suppressed, "manual")
-    return SandboxSeed(api_key=free.token, restricted_api_key=held.token, suppressed=suppressed, **seed)
-
-
-def find_email(url: str, queue_id: str) -> str | None:
-    """Return `id status` of the message that Postfix knows by this id."""
-    with postgres.connect(url, application_name="opensend-sandbox") as connection:
-        found = AdminStore(connection, makes_users=False).find_email(queue_id)
-    return " ".join(found) if found else None

@@ -1,0 +1,176 @@
+"""The worker: a Config in, threads that announce, deliver, take up feedback and tell webhooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import socket
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import cache, partial
+from pathlib import Path
+
+from opensend_milter.adapters import postgres
+from opensend_milter.adapters.maildir import MaildirCourier
+from opensend_milter.adapters.plunk import PlunkCourier
+from opensend_milter.adapters.postgres_feedback import PostgresFeedbackBook, PostgresFeedbackBox
+from opensend_milter.adapters.postgres_jobs import Keeping, PostgresJobStore
+from opensend_milter.adapters.postgres_webhooks import PostgresWebhooks, lease_of
+from opensend_milter.adapters.sendmail import SendmailCourier
+from opensend_milter.adapters.ses import SesCourier
+from opensend_milter.adapters.ses_events import SesEventQueue
+from opensend_milter.adapters.smtp import SmtpCourier
+from opensend_milter.adapters.sqs import SqsQueue
+from opensend_milter.adapters.webhooks import HttpMessenger
+from opensend_milter.config import Config, load
+from opensend_milter.core.dsn import return_path
+from opensend_milter.core.links import Links
+from opensend_milter.core.model import Address, CourierName, Job, Parcel
+from opensend_milter.core.outgoing import parcel
+from opensend_milter.core.ports import Courier, JobQueue
+from opensend_milter.core.signing import derived
+from opensend_milter.core.tracking import dress
+from opensend_milter.servers import worker
+from opensend_milter.servers.delivering import Settings
+from opensend_milter.servers.feedback import Applying, Listening
+from opensend_milter.servers.webhook_dispatch import Dispatching, Habits
+from opensend_milter.servers.worker import Step
+
+STORE_TIMEOUT_S = 30.0
+"""A worker's call to the database; a message is not waiting for it."""
+
+
+def work(path: Path | None, ready: Callable[[], None]) -> None:
+    """Run the worker until SIGTERM: announce, and in the standalone profile deliver."""
+    config = load(path)
+    delivery = config.delivery
+    delivers = config.profile == "standalone"
+    queue: JobQueue | None = None
+    if config.queue.url:
+        queue = SqsQueue(
+            config.queue.url,
+            region=config.aws.region,
+            endpoint_url=config.aws.endpoint_url,
+            lease_s=delivery.lease_s,
+        )
+    couriers = partial(open_couriers, config)
+    if delivers:
+        # What is wrong with a courier's settings is to be known now.
+        for courier in couriers().values():
+            courier.close()
+    worker.run(
+        worker.Parts(
+            store=partial(job_store, config),
+            couriers=couriers if delivers else None,
+            default=delivery.courier,
+            compose=composer(config),
+            queue=queue,
+            steps=further_steps(config) if delivers else {},
+        ),
+        Settings(
+            concurrency=delivery.concurrency,
+            poll_interval_s=delivery.poll_interval_s,
+            max_attempts=delivery.max_attempts,
+            lease_s=delivery.lease_s,
+        ),
+        ready=ready,
+    )
+
+
+def job_store(config: Config, name: str) -> PostgresJobStore:
+    """Return the worker's view of the database, for one thread."""
+    delivery = config.delivery
+    return PostgresJobStore(
+        _info(config),
+        worker=name,
+        lease_s=delivery.lease_s,
+        timeout_s=STORE_TIMEOUT_S,
+        hand_over=config.profile == "opensend",
+        keeping=Keeping(
+            duplicate_window=timedelta(seconds=config.policy.duplicate_window_s),
+            raw=timedelta(days=delivery.raw_days) if delivery.raw_days else None,
+            uncertain=timedelta(hours=delivery.uncertain_after_h) if delivery.uncertain_after_h else None,
+        ),
+    )
+
+
+def open_couriers(config: Config) -> Mapping[CourierName, Courier]:
+    """Return a courier of each kind that is set up, for one thread; none of them connects before its first message."""
+    couriers: dict[CourierName, Courier] = {
+        "smtp": SmtpCourier(config.relay, hostname=_hostname(config)),
+        "ses": SesCourier(config.ses, config.aws),
+        "sendmail": SendmailCourier(config.sendmail),
+        "file": MaildirCourier(config.maildir),
+    }
+    if config.api.uri or config.delivery.courier == "plunk":
+        couriers["plunk"] = PlunkCourier(config.api)
+    return couriers
+
+
+def composer(config: Config) -> Callable[[Job], Parcel]:
+    """Return what makes a message ready to leave."""
+    delivery, hostname = config.delivery, _hostname(config)
+    box = PostgresFeedbackBox(_info(config), name="opensend-signing", timeout_s=STORE_TIMEOUT_S)
+
+    @cache
+    def signing() -> tuple[Links, bytes]:
+        secret = box.secret()
+        box.close()
+        links = Links(key=derived(secret, "link"), public_url=config.http.public_url)
+        return links, derived(secret, "return-path")
+
+    def compose(job: Job) -> Parcel:
+        links, key = signing()
+        if delivery.bounce_domain:
+            sender = return_path(key, job.email_id, delivery.bounce_domain)
+        else:
+            # Never the client's MAIL FROM, which may be anybody's.
+            sender = Address(delivery.bounce_address or job.from_address)
+        made = parcel(job, hostname=hostname, sender=sender)
+        return dataclasses.replace(made, content=dress(made.content, job, links))
+
+    return compose
+
+
+def further_steps(config: Config) -> Mapping[str, Step]:
+    """Return the threads that hear what came back, and tell those who asked for it."""
+    pause_s = config.delivery.poll_interval_s
+    book = PostgresFeedbackBook(
+        _info(config),
+        name="opensend-feedback",
+        timeout_s=STORE_TIMEOUT_S,
+        soft_bounces=config.feedback.soft_bounces,
+    )
+    webhooks = config.webhooks
+    deliveries = PostgresWebhooks(
+        _info(config), name="opensend-webhooks", timeout_s=STORE_TIMEOUT_S, lease=lease_of(webhooks.timeout_s)
+    )
+    steps: dict[str, Step] = {
+        "opensend-feedback": Applying(book, pause_s),
+        "opensend-webhooks": Dispatching(
+            deliveries,
+            HttpMessenger(timeout_s=webhooks.timeout_s, allow_private=webhooks.allow_private),
+            Habits(
+                max_attempts=webhooks.max_attempts,
+                poll_interval_s=pause_s,
+                drain_s=webhooks.timeout_s + 1,
+                now=lambda: datetime.now(UTC),
+                jitter=random.random,
+            ),
+        ),
+    }
+    if config.feedback.queue_url:
+        events = SesEventQueue(
+            config.feedback.queue_url, region=config.aws.region, endpoint_url=config.aws.endpoint_url
+        )
+        box = PostgresFeedbackBox(_info(config), name="opensend-ses-events", timeout_s=STORE_TIMEOUT_S)
+        steps["opensend-ses-events"] = Listening(events, box)
+    return steps
+
+
+def _info(config: Config) -> str:
+    return postgres.conninfo_for(config.database.url, config.database.password_dir, "opensend_worker")
+
+
+def _hostname(config: Config) -> str:
+    return config.smtp.hostname or socket.getfqdn()
