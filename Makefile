@@ -25,8 +25,9 @@ lint: setup ## Check format, lint, types and layers
 check: lint ## The quick round: lint, then the unit tests
 	@$(BIN)/pytest -n 2 tests/unit $(ARGS)
 
-bench: setup ## Measure: memory with large messages (root)
-	@$(BIN)/python bench/memory.py $(ARGS)
+bench: setup ## Measure: memory with large messages, announcing and delivering (root)
+	@$(BIN)/python bench/memory.py
+	@$(BIN)/python -m bench.delivery
 
 lock: ## Write requirements.lock anew from pyproject.toml; ARGS="--upgrade" for newer versions
 	@tools/lock $(ARGS)

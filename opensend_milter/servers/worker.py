@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from opensend_milter.core.errors import TemporaryError
-from opensend_milter.core.model import CourierName, Job, Parcel
+from opensend_milter.core.model import CourierName, EmailId, Job, Parcel
 from opensend_milter.core.ports import Courier, JobQueue, JobStore
 from opensend_milter.servers.delivering import Delivering, Extending, Inbox, Office, Settings
 
 log = logging.getLogger(__name__)
 _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 _ANNOUNCED_AT_ONCE = 10
+"""SQS takes no more in one request."""
+_DUE_AT_ONCE = 100
+"""Each look into the database costs as much as a request to the queue."""
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
 _SAID_EVERY_S = 60.0
@@ -175,11 +178,16 @@ class Announcing:
     settings: Settings
 
     def step(self) -> float:
-        """Announce one batch."""
-        due = self.store.due_announcements(_ANNOUNCED_AT_ONCE)
-        if due and (taken := self.queue.announce(due)):
-            self.store.announced(taken)
-        return 0.0 if len(due) == _ANNOUNCED_AT_ONCE else self.settings.poll_interval_s
+        """Announce a batch, in as many requests as the queue needs."""
+        due = self.store.due_announcements(_DUE_AT_ONCE)
+        taken: list[EmailId] = []
+        try:
+            for first in range(0, len(due), _ANNOUNCED_AT_ONCE):
+                taken += self.queue.announce(due[first : first + _ANNOUNCED_AT_ONCE])
+        finally:
+            if taken:
+                self.store.announced(taken)
+        return 0.0 if len(due) == _DUE_AT_ONCE else self.settings.poll_interval_s
 
 
 @dataclass(slots=True)

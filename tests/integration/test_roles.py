@@ -91,8 +91,10 @@ WORKS: list[tuple[Role, str]] = [
     ("opensend_http", "SELECT secret FROM opensend_milter.secrets"),
     (
         "opensend_http",
-        "INSERT INTO opensend_milter.feedback (kind, source_id, email_id, payload)"
-        " VALUES ('open', 'x', gen_random_uuid(), '{}')",
+        (
+            "INSERT INTO opensend_milter.feedback (kind, source_id, email_id, payload)"
+            " VALUES ('open', 'x', gen_random_uuid(), '{}')"
+        ),
     ),
     ("opensend_worker", "DELETE FROM opensend_milter.refusals WHERE refused_at < now()"),
 ]
