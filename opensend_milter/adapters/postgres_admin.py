@@ -135,7 +135,7 @@ class AdminStore:
 
     def find_domain(self, name: str, user_id: str | None = None) -> DomainRow:
         """Return the one domain of this name or id."""
-        wanted = name.strip().lower() if _is_uuid(name) else domain_name(name)
+        wanted = name.strip().lower() if is_uuid(name) else domain_name(name)
         found = self._rows("list_domains", DomainRow, user_id=user_id, name=wanted)
         whose = f" of user {user_id!r}" if user_id else ""
         if not found:
@@ -195,7 +195,7 @@ class AdminStore:
         """Return everything known of an email's id or a Postfix queue id."""
         wanted = email_or_queue_id.strip()
         found = self.find_email(wanted)
-        email_id = wanted if _is_uuid(wanted) else found and found[0]
+        email_id = wanted if is_uuid(wanted) else found and found[0]
         emails = self._rows("show_email", EmailFields, id=email_id) if email_id else []
         submissions = self._rows("show_submission", SubmissionRow, id=email_id) if email_id else []
         queue_id = submissions[0].queue_id if submissions else wanted
@@ -268,7 +268,8 @@ def _name(text: str, what: str) -> str:
     return name
 
 
-def _is_uuid(text: str) -> bool:
+def is_uuid(text: str) -> bool:
+    """Tell whether a text is an id of the database."""
     return bool(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text.strip(), re.IGNORECASE))
 
 
@@ -282,7 +283,7 @@ def explained() -> Iterator[None]:
     with store_errors():
         try:
             yield
-        except (errors.UndefinedTable, errors.InvalidSchemaName) as error:
+        except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as error:
             raise UsageError(
                 f"{error.diag.message_primary}; `db init` or `db migrate` makes the database ready"
             ) from error

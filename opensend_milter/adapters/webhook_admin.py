@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, LiteralString, TypeVar
-from uuid import UUID
 
-from psycopg import errors
 from psycopg.rows import class_row
 
-from opensend_milter.adapters.postgres import Connection, statements, store_errors
+from opensend_milter.adapters.postgres import Connection, statements
+from opensend_milter.adapters.postgres_admin import explained, is_uuid
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.model import UserId
 from opensend_milter.core.webhook import Webhook, WebhookId, secret_of
@@ -74,7 +72,7 @@ class WebhookAdmin:
     def add(self, user_id: UserId, url: str, event_types: Sequence[str]) -> WebhookRow:
         """Add a webhook for these event types."""
         values = {"url": url, "event_types": json.dumps(event_types), "user_id": user_id}
-        with _explained():
+        with explained():
             row = self._connection.execute(_sql("add"), values).fetchone()
         return self.find(str(row[0]) if row else "")
 
@@ -105,7 +103,7 @@ class WebhookAdmin:
 
     def signing(self) -> bytes:
         """Return what all keys of ours are derived from."""
-        with _explained():
+        with explained():
             row = self._connection.execute(_sql("secret")).fetchone()
         if row is None:
             raise UsageError("opensend_milter.secrets is empty: `db migrate` fills it")
@@ -119,7 +117,7 @@ class WebhookAdmin:
         self, webhook: WebhookRow, *, event_id: str | None, since: datetime | None, failed: bool, lease: timedelta
     ) -> int:
         """Make deliveries due again, less those that somebody has in hand; return how many."""
-        if event_id is not None and not _is_uuid(event_id):
+        if event_id is not None and not is_uuid(event_id):
             raise UsageError(f"--event: {event_id!r} is no id of an event: see `webhook deliveries`")
         count = self._execute("replay", id=webhook.id, event_id=event_id, since=since, failed=failed, lease=lease)
         if event_id is not None and not count:
@@ -131,34 +129,13 @@ class WebhookAdmin:
         return self._rows("deliveries", WebhookDeliveryRow, id=webhook.id, status=status, limit=limit)
 
     def _rows(self, name: str, row: type[Row], /, **values: object) -> list[Row]:
-        with _explained(), self._connection.cursor(row_factory=class_row(row)) as cursor:
+        with explained(), self._connection.cursor(row_factory=class_row(row)) as cursor:
             return cursor.execute(_sql(name), values).fetchall()
 
     def _execute(self, name: str, /, **values: object) -> int:
-        with _explained():
+        with explained():
             return self._connection.execute(_sql(name), values).rowcount
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        UUID(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _sql(name: str) -> LiteralString:
     return statements("webhooks")[name]
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    with store_errors():
-        try:
-            yield
-        except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as error:
-            raise UsageError(
-                f"{error.diag.message_primary}; `db init` or `db migrate` makes the database ready"
-            ) from error
-        except errors.InsufficientPrivilege as error:
-            raise UsageError(f"{error.diag.message_primary}; connect as the owner of the tables") from error

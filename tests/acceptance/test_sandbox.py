@@ -25,6 +25,7 @@ NAMES = {
     "SANDBOX_SMTP_PORT",
     "SANDBOX_SUBMISSION_PORT",
     "SANDBOX_SMTPS_PORT",
+    "SANDBOX_HTTP_URL",
     "SANDBOX_TLS_CA",
     "SANDBOX_API_KEY",
     "SANDBOX_RESTRICTED_API_KEY",
@@ -36,7 +37,7 @@ NAMES = {
     "SANDBOX_INBOX",
     "SANDBOX_DIR",
 }
-PROGRAMS = ("postgres", "dovecot", "auth-gate", "serve", "inbox", "worker", "postfix")
+PROGRAMS = ("postgres", "dovecot", "auth-gate", "serve", "inbox", "worker", "http", "postfix")
 GONE_S = 30.0
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a sandbox needs root")
 

@@ -50,7 +50,7 @@ def await_sent(sandbox: Sandbox, recipient: str) -> None:
     """Wait until nothing is left to be delivered to a recipient."""
     query: LiteralString = (
         "SELECT count(*) FROM opensend_milter.jobs JOIN opensend_milter.submissions USING (email_id)"
-        " WHERE recipients = %s"
+        " WHERE submissions.recipients = %s"
     )
     eventually(lambda: rows(sandbox, query, [recipient]) == [(0,)] or None)
 
