@@ -11,9 +11,8 @@ from pathlib import Path
 
 from opensend_milter.config import Maildir
 from opensend_milter.core.errors import DeliveryDeferred, DeliveryRefused, DeliveryUncertain
-from opensend_milter.core.model import Carries, Parcel, Sent
+from opensend_milter.core.model import Parcel, Sent
 
-CARRIES = Carries(max_line_octets=None)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -22,10 +21,6 @@ class MaildirCourier:
 
     def __init__(self, maildir: Maildir) -> None:
         self._folder = maildir.folder
-
-    @property
-    def carries(self) -> Carries:
-        return CARRIES
 
     def send(self, parcel: Parcel) -> Sent:
         """Write the envelope as header fields, then the content; the file appears as a whole."""

@@ -30,9 +30,8 @@ from opensend_milter.core.errors import (
     OpensendError,
 )
 from opensend_milter.core.message import read
-from opensend_milter.core.model import Attachment, Carries, Limits, Parcel, Reading, Refuse, Sent
+from opensend_milter.core.model import Attachment, Limits, Parcel, Reading, Refuse, Sent
 
-CARRIES = Carries(max_line_octets=None, utf8_addresses=False)
 IDLE_S = 20.0
 MOST_FIELDS, LONGEST_FIELD = 50, 998
 _MOST_ANSWER_BYTES = 65_536
@@ -75,10 +74,6 @@ class PlunkCourier:
         )
         self._used_at = 0.0
         _key(api)
-
-    @property
-    def carries(self) -> Carries:
-        return CARRIES
 
     def send(self, parcel: Parcel) -> Sent:
         """Hand one message over."""

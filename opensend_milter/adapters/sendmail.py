@@ -15,9 +15,8 @@ from typing import IO
 from opensend_milter.config import Sendmail
 from opensend_milter.core.address import envelope_address
 from opensend_milter.core.errors import DeliveryDeferred, DeliveryRefused, DeliveryUncertain
-from opensend_milter.core.model import Address, Carries, Parcel, Sent
+from opensend_milter.core.model import Address, Parcel, Sent
 
-CARRIES = Carries()
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 _PIECE_BYTES = 65_536
 _REASON_BYTES = 1_000
@@ -34,10 +33,6 @@ class SendmailCourier:
         self._timeout_s = sendmail.timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
-
-    @property
-    def carries(self) -> Carries:
-        return CARRIES
 
     def send(self, parcel: Parcel) -> Sent:
         """Hand one message over."""

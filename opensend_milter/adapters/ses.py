@@ -16,15 +16,12 @@ from botocore.exceptions import ClientError
 from opensend_milter.config import Aws, Ses
 from opensend_milter.core.address import domain_of, envelope_address, normal_domain
 from opensend_milter.core.errors import DeliveryDeferred, DeliveryRefused, DeliveryUncertain, OpensendError
-from opensend_milter.core.model import Address, Carries, Parcel, Sent
+from opensend_milter.core.model import Address, Parcel, Sent
 
 if TYPE_CHECKING:
     from mypy_boto3_sesv2 import SESV2Client
     from mypy_boto3_sesv2.type_defs import SendEmailRequestTypeDef
 
-_TRACE_BYTES = 1_024
-"""What we prepend to a message counts too."""
-CARRIES = Carries(max_message_bytes=41_943_040 - _TRACE_BYTES, max_recipients=50, utf8_addresses=False)
 ENTITY_TAG = "X-Entity-ID"
 IDLE_S = 20.0
 _CONNECT_S = 10.0
@@ -49,10 +46,6 @@ class SesCourier:
         self._clients: dict[str, SESV2Client] = {}
         self._used_at = 0.0
         self._body = _Body(b"")
-
-    @property
-    def carries(self) -> Carries:
-        return CARRIES
 
     def send(self, parcel: Parcel) -> Sent:
         """Hand one message over."""

@@ -19,7 +19,7 @@ from opensend_milter.adapters.smtp_session import (
 )
 from opensend_milter.config import Relay
 from opensend_milter.core.errors import ConfigError, DeliveryDeferred, DeliveryRefused, DeliveryUncertain
-from opensend_milter.core.model import Address, Carries, Parcel, Sent
+from opensend_milter.core.model import Address, Parcel, Sent
 
 MESSAGES_PER_CONNECTION = 100
 IDLE_S = 30.0
@@ -51,10 +51,6 @@ class SmtpCourier:
         self._context = context_of(relay)
         if relay.username:
             password_of(relay)
-
-    @property
-    def carries(self) -> Carries:
-        return carries(self._relay)
 
     def send(self, parcel: Parcel) -> Sent:
         """Hand one message over."""
@@ -167,11 +163,6 @@ class SmtpCourier:
         if len(refused) + len(deferred) == len(recipients):
             raise _no("no recipient taken", next(iter((*deferred.values(), *refused.values())), _NO_RECIPIENTS))
         return _reasons(refused), _reasons(deferred)
-
-
-def carries(relay: Relay) -> Carries:
-    """Any line that SMTP allows."""
-    return Carries(eight_bit=relay.eight_bit)
 
 
 @contextmanager

@@ -6,17 +6,18 @@ import grp
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from opensend_milter.adapters import maildir, plunk, postgres, sendmail, ses, smtp
+from opensend_milter.adapters import postgres
 from opensend_milter.adapters.postgres_intake import Habits, PostgresIntakeStore
 from opensend_milter.config import Config, Milter as MilterSettings, load
+from opensend_milter.core.carrying import carried_by
 from opensend_milter.core.errors import ConfigError, OpensendError, StoreUnavailable
 from opensend_milter.core.intake import Gatherer, Intake
-from opensend_milter.core.model import Carries, CourierName, Limits, Message, Outcome
+from opensend_milter.core.model import Carries, Limits, Message, Outcome
 from opensend_milter.core.policy import Policy
 from opensend_milter.core.ports import IntakeStore
 from opensend_milter.servers.milter import Callbacks, Door, MilterProcess, OpenDoor, open_socket
@@ -32,21 +33,10 @@ BESIDE_OPENSEND = Carries(max_line_octets=None, eight_bit=True, utf8_addresses=F
 """Its ingester writes the message again: lines and 8-bit content are its business."""
 
 
-def carried_by(config: Config) -> Mapping[CourierName, Carries]:
-    """Return what each courier can carry."""
-    return {
-        "smtp": smtp.carries(config.relay),
-        "ses": ses.CARRIES,
-        "sendmail": sendmail.CARRIES,
-        "plunk": plunk.CARRIES,
-        "file": maildir.CARRIES,
-    }
-
-
 def policy_of(config: Config) -> Policy:
     """Return the rules that the configuration asks for."""
     size = config.size
-    couriers = carried_by(config) if config.profile == "standalone" else {}
+    couriers = carried_by(eight_bit_relay=config.relay.eight_bit) if config.profile == "standalone" else {}
     limits = Limits(
         max_message_bytes=size.max_message_bytes,
         max_attachment_bytes=size.max_attachment_bytes,

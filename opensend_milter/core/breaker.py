@@ -19,6 +19,8 @@ TRIAL_S = 5.0
 class _State:
     outages: int = 0
     until: float = 0.0
+    is_tried: bool = False
+    """A message is finding out whether it is back."""
 
 
 @dataclass(slots=True)
@@ -38,6 +40,7 @@ class Breaker:
             if self.clock() < state.until:
                 return False
             state.until = self.clock() + TRIAL_S
+            state.is_tried = True
             return True
 
     @property
@@ -55,6 +58,9 @@ class Breaker:
         """Note that it is not, or asked all of us to wait; return for how long the courier is left alone."""
         with self._lock:
             state = self._states.setdefault(courier, _State())
+            if self.clock() < state.until and not state.is_tried:
+                return 0.0  # somebody who began at the same time was faster to say so
+            state.is_tried = False
             state.outages += 1
             pause_s = min(asked_s, LONGEST_PAUSE_S) if asked_s else 0.0
             if state.outages >= OUTAGES:

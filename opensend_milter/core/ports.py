@@ -7,7 +7,6 @@ from typing import Protocol
 
 from opensend_milter.core.model import (
     Announcement,
-    Carries,
     EmailId,
     Facts,
     Job,
@@ -122,9 +121,6 @@ class JobQueue(Protocol):
 
 class Courier(Protocol):
     """How a message leaves, for one thread. Raises DeliveryDeferred, DeliveryRefused or DeliveryUncertain."""
-
-    @property
-    def carries(self) -> Carries: ...
 
     def send(self, parcel: Parcel) -> Sent:
         """Hand one message over; return when the next hop has answered for it."""

@@ -21,7 +21,6 @@ from opensend_milter.core.errors import (
 from opensend_milter.core.model import (
     Address,
     Announcement,
-    Carries,
     CourierName,
     EmailId,
     Job,
@@ -123,7 +122,6 @@ class FakeCourier:
 
     outcome: Callable[[], Sent]
     sent: int = 0
-    carries: Carries = field(default_factory=Carries)
 
     def send(self, parcel: Parcel) -> Sent:
         assert parcel.content
@@ -285,6 +283,15 @@ def test_a_next_hop_that_is_out_is_left_alone() -> None:
     bench.says(DeliveryRefused("550 no")).attempt(job())
     assert bench.breaker.allows(name), "it answers"
     assert not bench.breaker.is_open
+
+
+def test_those_who_began_together_count_once() -> None:
+    """Many threads find out at the same moment; the pause is not doubled for each."""
+    bench = Bench().says(DeliveryDeferred("connection refused", outage=True))
+    for _ in range(OUTAGES + 20):
+        bench.attempt(job())
+    bench.now_s = 5.0
+    assert bench.breaker.allows("file")
 
 
 def test_a_throttled_courier_waits_as_long_as_it_was_told() -> None:
