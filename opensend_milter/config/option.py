@@ -94,6 +94,13 @@ LISTEN_HOST: Check[str] = Check(
 HOST = _matches("a host name or an IP address", r"[\w.:-]+")
 HOSTNAME = _matches("a host name such as mail.example.org", r"([A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*)?")
 GROUP = _matches("the name of a group", r"[\w.-]+")
+
+
+def _are_networks(value: str) -> bool:
+    return all(ipaddress.ip_network(one) for one in value.split())
+
+
+NETWORKS: Check[str] = Check("networks such as 10.0.0.0/8 2001:db8::/32, separated by spaces", _are_networks)
 WORD = _matches("one word, such as events", r"[A-Za-z0-9_-]*")
 HOSTS_AND_PORTS = _matches("host:port, separated by spaces", r"([\w.-]+:[0-9]{1,5}( +[\w.-]+:[0-9]{1,5})*)?")
 ARNS = _matches("ARNs such as arn:aws:sns:us-east-1:123456789012:events", r"(arn:[\w:.-]+( +arn:[\w:.-]+)*)?")

@@ -18,6 +18,7 @@ from opensend_milter.config.option import (
     HOSTS_AND_PORTS,
     HTTP_URL,
     LISTEN_HOST,
+    NETWORKS,
     PORT,
     REGION,
     SOCKET,
@@ -291,6 +292,31 @@ class Http:
     host: str = option("127.0.0.1", "address to listen on", check=LISTEN_HOST)
     port: int = option(8025, "port", check=whole(1, 65535))
     public_url: str = option("", "how others reach it: the base of links in messages", check=HTTP_URL)
+    default_from: str = option("", "From of a request that has none; empty: such a request is refused", check=ADDRESS)
+    trusted_proxies: str = option(
+        "", "networks of proxies whose word on the client's address is believed, separated by spaces", check=NETWORKS
+    )
+    client_header: Literal["x-forwarded-for", "forwarded", "x-real-ip"] = option(
+        "x-forwarded-for", "the one field that trusted proxies write"
+    )
+    monitoring: str = option(
+        "127.0.0.0/8 ::1/128", "networks that may read /metrics, separated by spaces", check=NETWORKS
+    )
+    max_bulk_messages: int = option(100, "messages in one request", check=whole(1, 500))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """How much in a minute, over SMTP and HTTP together and on all hosts; 0: no limit. A burst is ten seconds of it."""
+
+    total_per_minute: int = option(0, "messages of all", check=whole(0, 10_000_000))
+    client_per_minute: int = option(
+        60_000, "messages of one client address (IPv6: of one /64)", check=whole(0, 10_000_000)
+    )
+    key_per_minute: int = option(
+        60_000, "messages of one key, where the key has no limit of its own", check=whole(0, 10_000_000)
+    )
+    failed_per_minute: int = option(60, "failed authentications of one client address", check=whole(0, 1_000_000))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,6 +346,15 @@ class Log:
     """What is written to standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = option("info", "least level written")
+    format: Literal["text", "json"] = option("text", "`json`: one object a line")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Prometheus, each process at a port of its own on 127.0.0.1; `http` answers at /metrics."""
+
+    serve_port: int = option(0, "port of `serve`; 0: off", check=PORT)
+    worker_port: int = option(0, "port of `worker`; 0: off", check=PORT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,6 +385,8 @@ class Config:
     api: Api = field(default_factory=Api)
     maildir: Maildir = field(default_factory=Maildir)
     http: Http = field(default_factory=Http)
+    limits: Rates = field(default_factory=Rates)
     feedback: Feedback = field(default_factory=Feedback)
     webhooks: Webhooks = field(default_factory=Webhooks)
     log: Log = field(default_factory=Log)
+    metrics: Metrics = field(default_factory=Metrics)

@@ -19,7 +19,7 @@ from opensend_milter.core.errors import ConfigError, UsageError
 from tests.integration.private_postgres import Cluster, Database, program, running_cluster
 
 _numbers = itertools.count(1)
-OURS = ["ours/0001_tables", "ours/0002_names", "ours/0003_delivery"]
+OURS = ["ours/0001_tables", "ours/0002_names", "ours/0003_delivery", "ours/0004_front_door"]
 ALL = ["opensend/0001_tables", "opensend/0002_deliveries", *OURS]
 OPENSEND = resources.files("opensend_milter.adapters").joinpath("schema/opensend/0001_tables.sql").read_text()
 

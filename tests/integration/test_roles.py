@@ -42,11 +42,20 @@ INTAKE_TABLES = {
     "opensend_milter.jobs": {"INSERT"},
     "opensend_milter.refusals": {"INSERT"},
     "opensend_milter.domain_settings": {"SELECT"},
+    "opensend_milter.rate_buckets": {"SELECT", "INSERT", "UPDATE"},
+    "opensend_milter.key_usage": {"SELECT", "INSERT", "UPDATE"},
 }
 MAY: dict[Role, dict[str, set[str]]] = {
     "opensend_dovecot_auth": {},
     "opensend_milter": INTAKE_TABLES,
-    "opensend_http": INTAKE_TABLES | {"opensend_milter.feedback": {"INSERT"}, "opensend_milter.secrets": {"SELECT"}},
+    "opensend_http": INTAKE_TABLES
+    | {
+        "public.email_events": {"SELECT", "INSERT"},
+        "opensend_milter.feedback": {"INSERT"},
+        "opensend_milter.secrets": {"SELECT"},
+        "opensend_milter.recipient_results": {"SELECT"},
+        "opensend_milter.jobs": {"SELECT", "INSERT"},
+    },
     "opensend_worker": {
         "public.emails": {"SELECT", "UPDATE"},
         "public.email_events": {"SELECT", "INSERT"},
@@ -61,6 +70,8 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.recipient_results": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         "opensend_milter.soft_bounces": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         "opensend_milter.feedback": {"SELECT", "INSERT", "DELETE"},
+        "opensend_milter.rate_buckets": {"SELECT", "DELETE"},
+        "opensend_milter.key_usage": {"SELECT", "DELETE"},
         "opensend_milter.secrets": {"SELECT"},
         "opensend_milter.jobs": {"SELECT", "UPDATE", "DELETE"},
         "opensend_milter.refusals": {"SELECT", "DELETE"},
@@ -126,7 +137,7 @@ INTAKE_NEVER = [
     "UPDATE public.emails SET status = 'sent'",
     "UPDATE public.api_keys SET domain = NULL",
     "UPDATE opensend_milter.key_settings SET on_suppressed = NULL",
-    "SELECT payload FROM public.email_events",
+    "SELECT user_id FROM public.email_events",
     "SELECT * FROM public.logs",
     "SELECT bytes FROM opensend_milter.raw_chunks",
     "SELECT * FROM opensend_milter.submissions",

@@ -21,6 +21,8 @@ REVOKE ALL ON SCHEMA opensend_milter
 -- The function runs as its owner, who may read three columns and cannot log in.
 GRANT USAGE ON SCHEMA public TO opensend_key_reader;
 GRANT SELECT (id, token_hash, user_id) ON public.api_keys TO opensend_key_reader;
+GRANT USAGE ON SCHEMA opensend_milter TO opensend_key_reader;
+GRANT SELECT (token_hash, key_id, expires_at) ON opensend_milter.key_secrets TO opensend_key_reader;
 DO $$
 BEGIN
     -- Whoever is no superuser must be a member of the new owner, and the new owner may CREATE for that moment.
@@ -64,6 +66,18 @@ BEGIN
 END $$;
 
 GRANT SELECT ON opensend_milter.domain_settings TO opensend_milter, opensend_http, opensend_worker;
+
+GRANT SELECT, INSERT, UPDATE ON opensend_milter.rate_buckets, opensend_milter.key_usage
+    TO opensend_milter, opensend_http;
+GRANT SELECT, DELETE ON opensend_milter.rate_buckets, opensend_milter.key_usage TO opensend_worker;
+-- A key may ask what became of its own messages.
+GRANT SELECT (id, name, created_at) ON public.api_keys TO opensend_http;
+GRANT SELECT (sent_at, scheduled_at, provider_last_error_message) ON public.emails TO opensend_http;
+GRANT SELECT (email_id, key_id, received_at, queue_id, message_id, recipients, front_door, provider_id, bulk_id)
+    ON opensend_milter.submissions TO opensend_http;
+GRANT SELECT ON opensend_milter.recipient_results TO opensend_http;
+GRANT SELECT (email_id, state, attempts, not_before) ON opensend_milter.jobs TO opensend_http;
+GRANT SELECT (id, email_id, type, payload, received_at) ON public.email_events TO opensend_http;
 
 GRANT INSERT ON opensend_milter.feedback TO opensend_http, opensend_worker;
 GRANT SELECT ON opensend_milter.secrets TO opensend_http, opensend_worker;
