@@ -22,18 +22,65 @@ SELECT k.id::text AS id, k.name, k.user_id, k.permission, k.token_preview AS pre
         (SELECT d.name FROM public.domains d WHERE d.user_id = k.user_id AND d.id::text = lower(btrim(k.domain))),
         CASE WHEN lower(btrim(k.domain)) !~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
             THEN nullif(lower(btrim(k.domain)), '') END) AS domain,
-    c.on_suppressed
+    c.on_suppressed, c.allowed_senders, c.allowed_recipients, c.networks, c.per_minute, c.per_day, c.expires_at,
+    coalesce(c.expires_at <= now(), false) AS expired, coalesce(c.may_attach, true) AS may_attach,
+    coalesce(c.may_html, true) AS may_html, coalesce(c.may_bulk, true) AS may_bulk
 FROM public.api_keys k LEFT JOIN opensend_milter.key_settings c ON c.key_id = k.id
 WHERE (%(user_id)s::text IS NULL OR k.user_id = %(user_id)s) AND starts_with(k.id::text, %(prefix)s)
 ORDER BY k.created_at, k.id;
 
 -- delete_key -- revoke: as in OpenSend, a key is good as long as its row is there
-WITH settings AS (DELETE FROM opensend_milter.key_settings WHERE key_id = %(id)s::uuid)
+WITH settings AS (DELETE FROM opensend_milter.key_settings WHERE key_id = %(id)s::uuid),
+    secrets AS (DELETE FROM opensend_milter.key_secrets WHERE key_id = %(id)s::uuid),
+    usage AS (DELETE FROM opensend_milter.key_usage WHERE key_id = %(id)s::uuid)
 DELETE FROM public.api_keys WHERE id = %(id)s::uuid;
 
--- set_key -- what holds for one key only
-INSERT INTO opensend_milter.key_settings (key_id, on_suppressed) VALUES (%(id)s::uuid, %(on_suppressed)s)
-ON CONFLICT (key_id) DO UPDATE SET on_suppressed = excluded.on_suppressed;
+-- set_key -- what holds for one key only; NULL leaves a thing as it is, what is empty takes it away
+INSERT INTO opensend_milter.key_settings AS c (key_id, on_suppressed, allowed_senders, allowed_recipients, networks,
+    per_minute, per_day, expires_at, may_attach, may_html, may_bulk)
+VALUES (%(id)s::uuid, nullif(%(on_suppressed)s::text, ''), nullif(%(allowed_senders)s::text[], '{}'),
+    nullif(%(allowed_recipients)s::text[], '{}'), nullif(%(networks)s::text[], '{}'),
+    nullif(%(per_minute)s::integer, 0), nullif(%(per_day)s::integer, 0),
+    nullif(%(expires_at)s::text, '')::timestamptz, coalesce(%(may_attach)s, true), coalesce(%(may_html)s, true),
+    coalesce(%(may_bulk)s, true))
+ON CONFLICT (key_id) DO UPDATE
+SET on_suppressed = CASE WHEN %(on_suppressed)s::text IS NULL THEN c.on_suppressed ELSE excluded.on_suppressed END,
+    allowed_senders = CASE WHEN %(allowed_senders)s::text[] IS NULL THEN c.allowed_senders
+        ELSE excluded.allowed_senders END,
+    allowed_recipients = CASE WHEN %(allowed_recipients)s::text[] IS NULL THEN c.allowed_recipients
+        ELSE excluded.allowed_recipients END,
+    networks = CASE WHEN %(networks)s::text[] IS NULL THEN c.networks ELSE excluded.networks END,
+    per_minute = CASE WHEN %(per_minute)s::integer IS NULL THEN c.per_minute ELSE excluded.per_minute END,
+    per_day = CASE WHEN %(per_day)s::integer IS NULL THEN c.per_day ELSE excluded.per_day END,
+    expires_at = CASE WHEN %(expires_at)s::text IS NULL THEN c.expires_at ELSE excluded.expires_at END,
+    may_attach = coalesce(%(may_attach)s, c.may_attach),
+    may_html = coalesce(%(may_html)s, c.may_html),
+    may_bulk = coalesce(%(may_bulk)s, c.may_bulk);
+
+-- sent_today -- messages of a key with a daily limit, this UTC day
+SELECT messages FROM opensend_milter.key_usage
+WHERE key_id = %(id)s::uuid AND day = (now() AT TIME ZONE 'UTC')::date;
+
+-- rotate_key -- a new secret; the old one stays good for a while, older ones no longer than that
+WITH old AS (
+    SELECT id, token_hash FROM public.api_keys WHERE id = %(id)s::uuid FOR UPDATE
+), older AS (
+    UPDATE opensend_milter.key_secrets SET expires_at = least(expires_at, now() + %(keep)s)
+    WHERE key_id = %(id)s::uuid
+), kept AS (
+    INSERT INTO opensend_milter.key_secrets (token_hash, key_id, expires_at)
+    SELECT token_hash, id, now() + %(keep)s FROM old WHERE %(keep)s > interval '0'
+)
+UPDATE public.api_keys k SET token_hash = %(token_hash)s, token_preview = %(preview)s FROM old WHERE k.id = old.id;
+
+-- list_secrets -- secrets that a key had before and that are still good, latest first
+SELECT left(token_hash, 12) AS hash, created_at AS replaced_at, expires_at
+FROM opensend_milter.key_secrets
+WHERE key_id = %(id)s::uuid AND (expires_at IS NULL OR expires_at > now())
+ORDER BY created_at DESC, token_hash;
+
+-- delete_secret -- end a secret before its time
+DELETE FROM opensend_milter.key_secrets WHERE key_id = %(id)s::uuid AND starts_with(token_hash, %(hash)s);
 
 -- add_domain -- a domain of a user
 INSERT INTO public.domains (name, status, user_id) VALUES (%(name)s, %(status)s, %(user_id)s)

@@ -42,6 +42,65 @@ class KeyRow:
     """None for a restricted key: its domain is gone, so it can send nothing."""
     on_suppressed: OnSuppressed | None
     """None: as the configuration says."""
+    allowed_senders: list[str] | None
+    """Addresses, or @domain; None: any."""
+    allowed_recipients: list[str] | None
+    networks: list[str] | None
+    """None: from anywhere."""
+    per_minute: int | None
+    per_day: int | None
+    expires_at: datetime | None
+    expired: bool
+    may_attach: bool
+    may_html: bool
+    may_bulk: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyChanges:
+    """What is to be different; None leaves a thing as it is; an empty text or list and 0 take it away."""
+
+    on_suppressed: OnSuppressed | Literal[""] | None = None
+    allowed_senders: list[str] | None = None
+    allowed_recipients: list[str] | None = None
+    networks: list[str] | None = None
+    per_minute: int | None = None
+    per_day: int | None = None
+    expires_at: datetime | Literal[""] | None = None
+    may_attach: bool | None = None
+    may_html: bool | None = None
+    may_bulk: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretRow:
+    """A secret that a key had before, and that is still good."""
+
+    hash: str
+    """The first characters of its SHA-256: all that is known of it."""
+    replaced_at: datetime
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSecret:
+    """A key's new secret: the only time that it is there."""
+
+    id: KeyId
+    token: str = field(repr=False)
+    preview: str
+    older: list[SecretRow]
+    """What is still good beside it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyDetail:
+    """All that is known of one key."""
+
+    key: KeyRow
+    sent_today: int | None
+    """None: not counted, since there is no daily limit."""
+    secrets: list[SecretRow]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,10 @@ WITH asked AS (
         WITH ORDINALITY AS a (key_id, ascii_domain, unicode_domain, idempotency_key, fingerprint, ordinal)
 ), keyed AS (
     SELECT a.*, k.id IS NOT NULL AS known, k.user_id, nullif(lower(btrim(k.domain)), '') AS restriction,
-        c.on_suppressed, coalesce(k.last_used_at < now() - interval '1 minute', true) AS unused_lately
+        c.on_suppressed, coalesce(k.last_used_at < now() - interval '1 minute', true) AS unused_lately,
+        c.allowed_senders, c.allowed_recipients, c.networks, coalesce(c.may_attach, true) AS may_attach,
+        coalesce(c.may_html, true) AS may_html, CASE WHEN c.expires_at <= now() THEN c.expires_at END AS expired_at,
+        c.per_day
     FROM asked a
         LEFT JOIN public.api_keys k ON k.id = a.key_id
         LEFT JOIN opensend_milter.key_settings c ON c.key_id = k.id
@@ -44,7 +47,16 @@ SELECT k.known,
     (SELECT s.content_digest FROM opensend_milter.submissions s WHERE s.email_id = r.email_id),
     (SELECT c.courier FROM public.domains d JOIN opensend_milter.domain_settings c ON c.domain_id = d.id
         WHERE d.user_id = k.user_id AND lower(d.name) IN (k.ascii_domain, k.unicode_domain)
-        ORDER BY d.status = 'verified' DESC LIMIT 1)
+        ORDER BY d.status = 'verified' DESC LIMIT 1),
+    k.allowed_senders,
+    k.allowed_recipients,
+    k.networks,
+    k.may_attach,
+    k.may_html,
+    k.expired_at,
+    k.per_day,
+    CASE WHEN k.per_day IS NOT NULL THEN (SELECT u.messages FROM opensend_milter.key_usage u
+        WHERE u.key_id = k.key_id AND u.day = (now() AT TIME ZONE 'UTC')::date) END
 FROM keyed k LEFT JOIN listed l USING (ordinal) LEFT JOIN earlier r USING (ordinal)
 ORDER BY k.ordinal;
 
@@ -84,18 +96,18 @@ WITH mail AS (
 ), submission AS (
     INSERT INTO opensend_milter.submissions (email_id, received_at, user_id, key_id, front_door, queue_id,
         client_address, tls, sender, from_address, recipients, message_id, size_bytes, sha256, content_digest,
-        dropped, left_out)
+        dropped, left_out, bulk_id)
     SELECT s.id, s.received_at, s.user_id, s.key_id, s.front_door, s.queue_id, s.client_address, s.tls, s.sender,
         s.from_address, (SELECT array_agg(value ORDER BY place)
             FROM jsonb_array_elements_text(s.recipients) WITH ORDINALITY AS r (value, place)),
-        s.message_id, s.size_bytes, s.sha256, s.content_digest, s.dropped, s.left_out
+        s.message_id, s.size_bytes, s.sha256, s.content_digest, s.dropped, s.left_out, s.bulk_id
     FROM unnest(%(ids)s::uuid[], %(received_ats)s::timestamptz[], %(user_ids)s::text[], %(key_ids)s::uuid[],
         %(front_doors)s::text[], %(queue_ids)s::text[], %(client_addresses)s::text[], %(tls)s::text[],
         %(envelope_senders)s::text[], %(from_addresses)s::text[], %(recipients)s::jsonb[], %(message_ids)s::text[],
         %(sizes)s::bigint[], %(digests)b::bytea[], %(content_digests)b::bytea[], %(dropped)s::jsonb[],
-        %(left_out)s::jsonb[])
+        %(left_out)s::jsonb[], %(bulk_ids)s::uuid[])
         AS s (id, received_at, user_id, key_id, front_door, queue_id, client_address, tls, sender, from_address,
-            recipients, message_id, size_bytes, sha256, content_digest, dropped, left_out)
+            recipients, message_id, size_bytes, sha256, content_digest, dropped, left_out, bulk_id)
 ), fingerprint AS (
     INSERT INTO opensend_milter.fingerprints (key_id, fingerprint, email_id, received_at)
     SELECT f.key_id, f.fingerprint, f.email_id, now()
@@ -133,6 +145,17 @@ FROM unnest(%(rules)s::text[], %(codes)s::integer[], %(enhanced)s::text[], %(tex
 UPDATE opensend_milter.submissions s SET repeats = s.repeats + r.times, repeated_at = now()
 FROM (SELECT id, count(*) AS times FROM unnest(%(ids)s::uuid[]) AS i (id) GROUP BY id) r
 WHERE s.email_id = r.id;
+
+-- count -- count messages of keys that have a daily limit; a key that would go beyond it is left out
+INSERT INTO opensend_milter.key_usage AS u (key_id, day, messages)
+SELECT c.key_id, (now() AT TIME ZONE 'UTC')::date, c.messages
+FROM unnest(%(ids)s::uuid[], %(counts)s::integer[], %(limits)s::integer[]) AS c (key_id, messages, per_day)
+WHERE c.messages <= c.per_day
+-- In one order everywhere: of two batches with the same keys one waits, and neither for ever.
+ORDER BY c.key_id
+ON CONFLICT (key_id, day) DO UPDATE SET messages = u.messages + excluded.messages
+WHERE u.messages + excluded.messages <= (SELECT c.per_day
+    FROM unnest(%(ids)s::uuid[], %(limits)s::integer[]) AS c (key_id, per_day) WHERE c.key_id = excluded.key_id);
 
 -- touch_keys -- note that keys are in use; whoever else does it just now does it for us too
 UPDATE public.api_keys SET last_used_at = now() WHERE id IN (

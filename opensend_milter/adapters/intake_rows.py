@@ -18,6 +18,13 @@ RECORDED_CHARACTERS = 1_000
 """Of each text in the record of a refusal: a stranger decides how long it is."""
 _HTTP_STATUS = {
     Rule.KEY_REVOKED: HTTPStatus.UNAUTHORIZED,
+    Rule.KEY_EXPIRED: HTTPStatus.UNAUTHORIZED,
+    Rule.NETWORK_NOT_ALLOWED: HTTPStatus.FORBIDDEN,
+    Rule.SENDER_NOT_ALLOWED: HTTPStatus.FORBIDDEN,
+    Rule.RECIPIENT_NOT_ALLOWED: HTTPStatus.FORBIDDEN,
+    Rule.ATTACHMENTS_NOT_ALLOWED: HTTPStatus.FORBIDDEN,
+    Rule.HTML_NOT_ALLOWED: HTTPStatus.FORBIDDEN,
+    Rule.DAILY_QUOTA: HTTPStatus.TOO_MANY_REQUESTS,
     Rule.FROM_RESTRICTED: HTTPStatus.FORBIDDEN,
     Rule.FROM_UNVERIFIED: HTTPStatus.FORBIDDEN,
     Rule.DUPLICATE_KEY: HTTPStatus.CONFLICT,
@@ -152,6 +159,7 @@ def record_values(message: Message, accept: Accept, fingerprint: bytes | None) -
         "key_ids": message.session.key_id,
         "front_doors": message.session.front_door,
         "queue_ids": message.queue_id,
+        "bulk_ids": message.bulk_id,
         "client_addresses": message.session.client_address,
         "tls": message.session.tls,
         "envelope_senders": clean(message.envelope.sender),

@@ -297,6 +297,19 @@ DELETE FROM opensend_milter.jobs WHERE email_id IN (
         SELECT FROM public.emails e WHERE e.id = j.email_id AND e.status IN ('queued', 'scheduled'))
     LIMIT %(limit)s);
 
+-- prune_key_usage -- a batch of counts of days long gone
+DELETE FROM opensend_milter.key_usage WHERE (key_id, day) IN (
+    SELECT key_id, day FROM opensend_milter.key_usage
+    WHERE day < (now() AT TIME ZONE 'UTC')::date - 40 LIMIT %(limit)s);
+
+-- prune_key_secrets -- secrets that have been no good for a month
+DELETE FROM opensend_milter.key_secrets WHERE expires_at < now() - interval '30 days';
+
+-- prune_rate_buckets -- those that have long been full
+DELETE FROM opensend_milter.rate_buckets WHERE name IN (
+    SELECT name FROM opensend_milter.rate_buckets
+    WHERE refilled_at < now() - interval '1 hour' ORDER BY refilled_at LIMIT %(limit)s);
+
 -- prune_fingerprints -- a batch of names whose time is over
 DELETE FROM opensend_milter.fingerprints WHERE (key_id, fingerprint) IN (
     SELECT key_id, fingerprint FROM opensend_milter.fingerprints

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 Connection = psycopg.Connection[TupleRow]
 Role = Literal["opensend_dovecot_auth", "opensend_milter", "opensend_worker", "opensend_http"]
+StatementFile = Literal[
+    "intake", "billing", "jobs", "admin", "delivery_admin", "feedback", "webhooks", "submissions", "rates"
+]
 CONNECT_TIMEOUT_S = 5
 """Also how long a host that does not answer may keep a message waiting."""
 
@@ -134,9 +137,7 @@ class _Cutter:
 
 
 @cache
-def statements(
-    name: Literal["intake", "billing", "jobs", "admin", "delivery_admin", "feedback", "webhooks"],
-) -> Mapping[str, LiteralString]:
+def statements(name: StatementFile) -> Mapping[str, LiteralString]:
     """Load NAME.sql: `-- name -- description`, then the statement, up to the next name."""
     text = resources.files(__package__).joinpath(f"{name}.sql").read_text(encoding="utf-8")
     found = re.findall(r"^-- (\w+) -- [^\n]+\n(.*?)(?=^-- \w+ -- |\Z)", text, re.MULTILINE | re.DOTALL)

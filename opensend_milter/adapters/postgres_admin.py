@@ -6,9 +6,9 @@ import dataclasses
 import hashlib
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import LiteralString, TypeVar
 
 from psycopg import errors
@@ -21,19 +21,24 @@ from opensend_milter.adapters.admin_rows import (
     EmailRow,
     EventRow,
     JobRow,
+    KeyChanges,
+    KeyDetail,
     KeyRow,
     NewKey,
+    NewSecret,
     Permission,
     Reason,
     RecipientRow,
     RefusalRow,
+    SecretRow,
     SubmissionRow,
     SuppressionRow,
 )
 from opensend_milter.adapters.postgres import Connection, statements, store_errors
 from opensend_milter.core.address import envelope_address, normal_domain
 from opensend_milter.core.errors import UsageError
-from opensend_milter.core.model import EmailId, KeyId, OnSuppressed, Rule, UserId
+from opensend_milter.core.model import EmailId, KeyId, Rule, UserId
+from opensend_milter.core.policy import network_of
 
 Row = TypeVar("Row")
 
@@ -73,12 +78,11 @@ class AdminStore:
             raise UsageError("full_access is not bound to a domain: a key for one domain needs sending_access")
         label = _name(name, "name of a key")
         bound = self.find_domain(domain, user_id) if domain is not None else None
-        token = f"os_{secrets.token_hex(16)}"
-        preview = f"{token[:6]}...{token[-4:]}"
+        token, token_hash, preview = _new_token()
         ((key_id,),) = self._values(
             "add_key",
             name=label,
-            token_hash=hashlib.sha256(token.encode()).hexdigest(),
+            token_hash=token_hash,
             preview=preview,
             permission=permission,
             domain=bound.id if bound else None,
@@ -110,15 +114,54 @@ class AdminStore:
             raise UsageError(f"{prefix!r} begins the ids of {len(found)} keys: {', '.join(key.id for key in found)}")
         return found[0]
 
-    def set_key(self, key: KeyRow, on_suppressed: OnSuppressed | None) -> KeyRow:
-        """Give a key its own rule for suppressed recipients; None: as the configuration says."""
-        self._execute("set_key", id=key.id, on_suppressed=on_suppressed)
-        return dataclasses.replace(key, on_suppressed=on_suppressed)
+    def show_key(self, prefix: str) -> KeyDetail:
+        """Return all that is known of the one key whose id begins like this."""
+        key = self.find_key(prefix)
+        sent = self._values("sent_today", id=key.id)
+        return KeyDetail(
+            key=key,
+            sent_today=None if key.per_day is None else int(str(sent[0][0])) if sent else 0,
+            secrets=self.list_secrets(key.id),
+        )
+
+    def set_key(self, key: KeyRow, changes: KeyChanges) -> KeyRow:
+        """Change what a key may do; it holds from the next message on."""
+        values = {name: getattr(changes, name) for name in KeyChanges.__slots__}
+        for name, normal in (
+            ("allowed_senders", _listed_address),
+            ("allowed_recipients", _listed_address),
+            ("networks", _network),
+        ):
+            values[name] = _normal(values[name], normal)
+        if isinstance(changes.expires_at, datetime):
+            values["expires_at"] = changes.expires_at.isoformat()
+        self._execute("set_key", id=key.id, **values)
+        return self.find_key(key.id)
 
     def revoke_key(self, key_id: KeyId) -> None:
         """Delete the key: as in OpenSend, it is good as long as its row is there."""
         if not self._execute("delete_key", id=key_id):
             raise UsageError(f"key {key_id} is already gone")
+
+    def rotate_key(self, key: KeyRow, keep: timedelta) -> NewSecret:
+        """Give a key a new secret; those before stay good for as long as `keep`."""
+        token, token_hash, preview = _new_token()
+        if not self._execute("rotate_key", id=key.id, keep=keep, token_hash=token_hash, preview=preview):
+            raise UsageError(f"key {key.id} is already gone")
+        return NewSecret(id=key.id, token=token, preview=preview, older=self.list_secrets(key.id))
+
+    def list_secrets(self, key_id: KeyId) -> list[SecretRow]:
+        """List which earlier secrets of a key are still good, latest first."""
+        return self._rows("list_secrets", SecretRow, id=key_id)
+
+    def revoke_secret(self, key_id: KeyId, prefix: str) -> SecretRow:
+        """End the one earlier secret whose hash begins like this."""
+        wanted = prefix.strip().lower()
+        found = [secret for secret in self.list_secrets(key_id) if wanted and secret.hash.startswith(wanted)]
+        if len(found) != 1:
+            raise UsageError(f"{len(found)} earlier secrets of key {key_id} have a hash that begins with {wanted!r}")
+        self._execute("delete_secret", id=key_id, hash=found[0].hash)
+        return found[0]
 
     def add_domain(self, user_id: UserId, name: str, *, verified: bool) -> DomainRow:
         """Add a domain to a user."""
@@ -259,6 +302,35 @@ def _suppressed_address(text: str) -> str:
     if address is None:
         raise UsageError(f"{text.strip()!r} is no address such as someone@example.org")
     return address.lower()
+
+
+def _normal(texts: list[str] | None, normal: Callable[[str], str]) -> list[str] | None:
+    return None if texts is None else list(dict.fromkeys(map(normal, texts)))
+
+
+def _listed_address(text: str) -> str:
+    """Return an address, or @domain, as a key's list has it."""
+    stripped = text.strip().removesuffix(".")
+    if stripped.startswith("@"):
+        return f"@{domain_name(stripped[1:])}"
+    address = envelope_address(stripped)
+    if address is None or address.startswith("*@"):
+        raise UsageError(f"{text.strip()!r} is neither an address such as someone@example.org nor @example.org")
+    local, _, domain = address.rpartition("@")
+    return f"{local}@{domain_name(domain)}"
+
+
+def _network(text: str) -> str:
+    network = network_of(text.strip())
+    if network is None:
+        raise UsageError(f"{text.strip()!r} is no network such as 192.0.2.0/24 (bits behind it must be zero)")
+    return str(network)
+
+
+def _new_token() -> tuple[str, str, str]:
+    """Make a secret; return it, its hash and what lists show of it."""
+    token = f"os_{secrets.token_hex(16)}"
+    return token, hashlib.sha256(token.encode()).hexdigest(), f"{token[:6]}...{token[-4:]}"
 
 
 def _name(text: str, what: str) -> str:

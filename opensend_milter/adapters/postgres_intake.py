@@ -24,6 +24,7 @@ from opensend_milter.core.model import (
     Facts,
     Identity,
     KeyFacts,
+    KeyScope,
     Message,
     Question,
     Refuse,
@@ -61,13 +62,23 @@ class PostgresIntakeStore:
 
     def facts_for(self, questions: Sequence[Question]) -> list[Facts]:
         """Answer for a batch in one round trip, or in two where there is billing."""
+        parameters = self._parameters(questions)
+        with self._link.lend() as connection:
+            rows = connection.execute(SQL["facts_for"], parameters).fetchall()
+            subscriptions: dict[str, Subscription] = {}
+            if self._habits.billing:
+                user_ids = sorted({row[1] for row in rows if row[1] is not None})
+                subscriptions = dict(connection.execute(SQL["subscriptions_of"], {"user_ids": user_ids}))
+        return [_facts(row, subscriptions.get(row[1], "fine")) for row in rows]
+
+    def _parameters(self, questions: Sequence[Question]) -> dict[str, Any]:
         spelled = [
             (ordinal, recipient, spelling)
             for ordinal, question in enumerate(questions, 1)
             for recipient in question.recipients
             for spelling in spellings(recipient)
         ]
-        parameters = {
+        return {
             "key_ids": [question.key_id for question in questions],
             "ascii_domains": [question.sender_domains[0] for question in questions],
             "unicode_domains": [question.sender_domains[1] for question in questions],
@@ -78,13 +89,6 @@ class PostgresIntakeStore:
             "recipients": [intake_rows.clean(recipient) for _, recipient, _ in spelled],
             "spellings": [intake_rows.clean(spelling) for _, _, spelling in spelled],
         }
-        with self._link.lend() as connection:
-            rows = connection.execute(SQL["facts_for"], parameters).fetchall()
-            subscriptions: dict[str, Subscription] = {}
-            if self._habits.billing:
-                user_ids = sorted({row[1] for row in rows if row[1] is not None})
-                subscriptions = dict(connection.execute(SQL["subscriptions_of"], {"user_ids": user_ids}))
-        return [_facts(row, subscriptions.get(row[1], "fine")) for row in rows]
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """Store a batch in one transaction; return after COMMIT."""
@@ -98,7 +102,10 @@ class PostgresIntakeStore:
                 return
             with connection.transaction():
                 for name, parameters in chain((first, second), steps):
-                    connection.execute(SQL[name], parameters)
+                    done = connection.execute(SQL[name], parameters)
+                    if name == "count" and done.rowcount < len(parameters["ids"]):
+                        # One by one, and asked anew, each gets its own answer.
+                        raise AlreadyStored("the daily limit of a key is reached in this batch")
 
     def _steps(self, settlements: Sequence[Settlement]) -> Iterator[Step]:
         """Yield the statements that a batch needs, lazily: pieces of a large message are made one by one."""
@@ -144,6 +151,14 @@ class PostgresIntakeStore:
             yield from intake_rows.later_chunks(message)
         if touched := {message.session.key_id for message, accept in accepted if accept.touches_key}:
             yield "touch_keys", {"ids": sorted(touched)}
+        limits = {message.session.key_id: accept.per_day for message, accept in accepted if accept.per_day is not None}
+        if limits:
+            # Last: all who send with such a key wait for its row until we commit.
+            counts = Counter(message.session.key_id for message, accept in accepted if accept.per_day is not None)
+            yield (
+                "count",
+                {"ids": list(limits), "counts": [counts[key] for key in limits], "limits": list(limits.values())},
+            )
 
     def _for_opensend(self, settlements: Sequence[Settlement]) -> Iterator[Step]:
         """Yield what OpenSend's own code would have written besides the row."""
@@ -180,13 +195,14 @@ def _names_taken() -> Iterator[None]:
 
 def _facts(found: tuple[Any, ...], subscription: Subscription) -> Facts:
     known, user_id, restricted, restricted_domain, verified, suppressed, on_suppressed, unused, *rest = found
-    email_id, expired, content_digest, courier = rest
+    email_id, expired, content_digest, courier, *scope = rest
     key = KeyFacts(
         user_id=None if user_id is None else UserId(user_id),
         restricted=restricted,
         restricted_domain=restricted_domain,
         on_suppressed=on_suppressed,
         unused_lately=unused,
+        scope=_scope(tuple(scope)),
     )
     return Facts(
         key=key if known else None,
@@ -196,4 +212,18 @@ def _facts(found: tuple[Any, ...], subscription: Subscription) -> Facts:
         earlier=Earlier(email_id=email_id, content_digest=content_digest, expired=expired) if email_id else None,
         courier=courier,
         subscription=subscription,
+    )
+
+
+def _scope(found: tuple[Any, ...]) -> KeyScope:
+    senders, recipients, networks, may_attach, may_html, expired_at, per_day, sent_today = found
+    return KeyScope(
+        allowed_senders=None if senders is None else tuple(senders),
+        allowed_recipients=None if recipients is None else tuple(recipients),
+        networks=None if networks is None else tuple(networks),
+        may_attach=may_attach,
+        may_html=may_html,
+        expired_at=expired_at,
+        per_day=per_day,
+        sent_today=sent_today or 0,
     )

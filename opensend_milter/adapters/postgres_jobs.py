@@ -231,6 +231,9 @@ class PostgresJobStore:
             ("refusals", "prune_old_refusals", {"age": REFUSALS_FOR}),
             ("refusals", "prune_surplus_refusals", {"keep": REFUSALS_KEPT}),
             ("names of messages", "prune_fingerprints", {"age": keeping.duplicate_window}),
+            ("daily counts", "prune_key_usage", {}),
+            ("old secrets", "prune_key_secrets", {}),
+            ("rate limits", "prune_rate_buckets", {}),
             ("messages", "drop_raw", {"age": keeping.raw} if keeping.raw else None),
             ("jobs", "prune_jobs", {} if self._hand_over else None),
         ):

@@ -78,10 +78,10 @@ class Lanes:
             store.close()
 
 
-def open_lanes(config: Config) -> Lanes:
+def open_lanes(config: Config, role: postgres.Role = "opensend_milter") -> Lanes:
     """Start the two threads that decide, each with a connection of its own."""
     settings = config.milter
-    info = postgres.conninfo_for(config.database.url, config.database.password_dir, "opensend_milter")
+    info = postgres.conninfo_for(config.database.url, config.database.password_dir, role)
     policy = policy_of(config)
     habits = Habits(
         duplicate_window=timedelta(seconds=config.policy.duplicate_window_s),

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
-import socket
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.table import Table
 
-from opensend_milter.adapters.admin_rows import KeyRow, NewKey, Permission
-from opensend_milter.adapters.postgres_admin import AdminStore
-from opensend_milter.cli import admin
+from opensend_milter.adapters.admin_rows import (
+    KeyChanges,
+    KeyDetail,
+    KeyRow,
+    NewSecret,
+    Permission,
+    SecretRow,
+)
+from opensend_milter.cli import admin, key_examples
 from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
-from opensend_milter.config import Config
+from opensend_milter.core.errors import UsageError
 
 app = typer.Typer(help="API keys: the passwords that applications log in with.", no_args_is_help=True)
-
-USERNAME = "apikey"
-PLACEHOLDER = "example.org"
 
 Name = Annotated[str, typer.Option("--name", help="What the key is for, as lists and OpenSend's dashboard show it.")]
 Domain = Annotated[
@@ -39,20 +43,45 @@ Authority = Annotated[
         "then verify against it.",
     ),
 ]
+AllowFrom = Annotated[
+    str | None,
+    typer.Option("--allow-from", metavar="LIST", help="Addresses, or @domain, that From may show; empty: any."),
+]
+AllowTo = Annotated[
+    str | None,
+    typer.Option("--allow-to", metavar="LIST", help="Addresses, or @domain, that it may send to; empty: any."),
+]
+Network = Annotated[
+    str | None,
+    typer.Option("--network", metavar="LIST", help="Networks from where it may be used; empty: from anywhere."),
+]
+PerMinute = Annotated[
+    str | None, typer.Option("--per-minute", metavar="N", help="Messages a minute; empty: as the configuration says.")
+]
+PerDay = Annotated[
+    str | None, typer.Option("--per-day", metavar="N", help="Messages a day, from midnight UTC; empty: any number.")
+]
+Expires = Annotated[
+    str | None,
+    typer.Option("--expires", metavar="WHEN", help="After 12h, 30d, 8w, or at a date or time (ISO 8601), or `never`."),
+]
+Attachments = Annotated[
+    bool | None, typer.Option("--attachments/--no-attachments", help="Let it send attachments, inline images included.")
+]
+Html = Annotated[bool | None, typer.Option("--html/--no-html", help="Let it send HTML.")]
+Bulk = Annotated[bool | None, typer.Option("--bulk/--no-bulk", help="Let it send several messages in one request.")]
+Suppressed = Annotated[
+    Literal["reject-message", "drop-recipient", "default"] | None,
+    typer.Option(
+        "--on-suppressed",
+        help="A suppressed recipient: refuse the message, or send it to the others; `default`: as the "
+        "configuration says.",
+    ),
+]
+Keep = Annotated[
+    str, typer.Option("--keep", metavar="AGE", help="How long the old secret stays good: 12h, 7d, or 0 for not at all.")
+]
 KeyIdPrefix = Annotated[str, typer.Argument(metavar="ID", help="Id of the key, or its first characters.")]
-
-
-@dataclass(frozen=True, slots=True)
-class _Example:
-    """How an application reaches us, told by the configuration."""
-
-    host: str
-    port: int
-    tls: str
-    """`starttls`, `tls` or `none`."""
-    domain: str | None
-    """A domain that the key may send from."""
-    ca_file: Path | None
 
 
 @app.command("create")
@@ -70,17 +99,17 @@ def create(
     with admin.opened(config) as (settings, store):
         user_id = store.ensure_user(user)
         key = store.create_key(name=name, user_id=user_id, permission=permission, domain=domain)
-        example = _example(settings, store, key, ca_file)
+        example = key_examples.example_of(settings, store, key, ca_file)
     show(
         {
             **dataclasses.asdict(key),
-            "username": USERNAME,
+            "username": key_examples.USERNAME,
             "host": example.host,
             "port": example.port,
             "tls": example.tls,
         },
         as_json=as_json,
-        table=lambda: _introduce(key, example),
+        table=lambda: key_examples.introduce(key, example),
     )
 
 
@@ -89,48 +118,90 @@ def list_(user: admin.OnlyOf = None, config: ConfigPath = None, as_json: AsJson 
     """List keys, oldest first; what is shown of a key is its first and last characters."""
     with admin.opened(config) as (_, store):
         keys = store.list_keys(user)
-    columns = ["ID", "NAME", "USER", "KEY", "PERMISSION", "DOMAIN", "ON SUPPRESSED", "CREATED", "LAST USED"]
-    show(
-        keys,
-        as_json=as_json,
-        table=lambda: table_of(
-            columns,
-            [
-                (
-                    key.id,
-                    key.name,
-                    key.user_id,
-                    key.preview,
-                    key.permission,
-                    _domain(key),
-                    key.on_suppressed,
-                    key.created_at,
-                    key.last_used_at,
-                )
-                for key in keys
-            ],
-        ),
-    )
+    columns = ["ID", "NAME", "USER", "KEY", "PERMISSION", "DOMAIN", "ON SUPPRESSED", "CREATED", "LAST USED", "EXPIRES"]
+    show(keys, as_json=as_json, table=lambda: table_of(columns, [_row(key) for key in keys]))
+
+
+def _row(key: KeyRow) -> tuple[object, ...]:
+    used = (key.created_at, key.last_used_at, _expiry_of(key))
+    return key.id, key.name, key.user_id, key.preview, key.permission, _domain(key), key.on_suppressed, *used
 
 
 @app.command("set")
 def set_(
+    *,
     key_id: KeyIdPrefix,
-    on_suppressed: Annotated[
-        Literal["reject-message", "drop-recipient", "default"],
-        typer.Option(
-            "--on-suppressed",
-            help="A suppressed recipient: refuse the message, or send it to the others; `default`: as the "
-            "configuration says.",
-        ),
-    ],
+    allow_from: AllowFrom = None,
+    allow_to: AllowTo = None,
+    network: Network = None,
+    per_minute: PerMinute = None,
+    per_day: PerDay = None,
+    expires: Expires = None,
+    attachments: Attachments = None,
+    html: Html = None,
+    bulk: Bulk = None,
+    on_suppressed: Suppressed = None,
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give a key its own rules; they hold from the next message on."""
+    """Give a key its own rules; they hold from the next message on. Each option replaces, empty takes away."""
     with admin.opened(config) as (_, store):
-        key = store.set_key(store.find_key(key_id), None if on_suppressed == "default" else on_suppressed)
-    show(key, as_json=as_json, table=lambda: f"key {key.id} ({plain(key.name)}): on suppressed {on_suppressed}")
+        changes = KeyChanges(
+            allowed_senders=_list(allow_from),
+            allowed_recipients=_list(allow_to),
+            networks=_list(network),
+            per_minute=_number(per_minute, "--per-minute"),
+            per_day=_number(per_day, "--per-day"),
+            expires_at=_expiry(expires),
+            may_attach=attachments,
+            may_html=html,
+            may_bulk=bulk,
+            on_suppressed="" if on_suppressed == "default" else on_suppressed,
+        )
+        if changes == KeyChanges():
+            raise UsageError("nothing to set: see `key set --help`; `key show` shows a key's rules")
+        key = store.set_key(store.find_key(key_id), changes)
+    show(key, as_json=as_json, table=lambda: "\n".join(_rules(key)))
+
+
+@app.command("show")
+def show_(key_id: KeyIdPrefix, config: ConfigPath = None, as_json: AsJson = False) -> None:
+    """Show what a key may do, how much of it is used today, and which of its secrets are good."""
+    with admin.opened(config) as (_, store):
+        detail = store.show_key(key_id)
+    show(detail, as_json=as_json, table=lambda: "\n".join(_described(detail)))
+
+
+@app.command("rotate")
+def rotate(key_id: KeyIdPrefix, keep: Keep = "7d", config: ConfigPath = None, as_json: AsJson = False) -> None:
+    """Give a key a new secret and show it, once; the old one stays good while clients change over."""
+    with admin.opened(config) as (_, store):
+        secret = store.rotate_key(store.find_key(key_id), _age(keep, "--keep"))
+    show(dataclasses.asdict(secret), as_json=as_json, table=lambda: _hand_over(secret))
+
+
+@app.command("secrets")
+def secrets(key_id: KeyIdPrefix, config: ConfigPath = None, as_json: AsJson = False) -> None:
+    """List earlier secrets of a key that are still good; of each, the first characters of its SHA-256 are known."""
+    with admin.opened(config) as (_, store):
+        found = store.list_secrets(store.find_key(key_id).id)
+    show(found, as_json=as_json, table=lambda: _secrets(found))
+
+
+@app.command("revoke-secret")
+def revoke_secret(
+    key_id: KeyIdPrefix,
+    secret_hash: Annotated[str, typer.Argument(metavar="HASH", help="Hash of the secret, or its first characters.")],
+    yes: admin.Yes = False,
+    config: ConfigPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """End an earlier secret of a key before its time."""
+    with admin.opened(config) as (_, store):
+        key = store.find_key(key_id)
+        admin.confirm(f"End the secret {secret_hash} of key {key.id} ({plain(key.name)})?", yes=yes)
+        gone = store.revoke_secret(key.id, secret_hash)
+    show({"revoked": gone}, as_json=as_json, table=lambda: f"revoked secret {gone.hash} of key {key.id}")
 
 
 @app.command("revoke")
@@ -148,86 +219,88 @@ def revoke(
     show({"revoked": key}, as_json=as_json, table=lambda: f"revoked {key.id} ({plain(key.name)})")
 
 
+def _list(text: str | None) -> list[str] | None:
+    """Split at commas, but not in a quoted local part."""
+    if text is None:
+        return None
+    return [word for found in re.findall(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+', text) if (word := found.strip())]
+
+
+def _number(text: str | None, option: str) -> int | None:
+    if text is None or not text.strip():
+        return None if text is None else 0
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text.strip(), re.ASCII):
+        raise UsageError(f"{option}: expected a number above 0, or nothing for no limit, got {text!r}")
+    return int(text)
+
+
+def _age(text: str, option: str) -> timedelta:
+    found = re.fullmatch(r"(\d{1,4})([mhdw])|0", text.strip(), re.ASCII)
+    if not found:
+        raise UsageError(f"{option}: expected a time such as 12h or 7d, got {text!r}")
+    return timedelta(**{admin.UNITS[found[2]]: int(found[1])}) if found[1] else timedelta()
+
+
+def _expiry(text: str | None) -> datetime | Literal[""] | None:
+    if text is None:
+        return None
+    if text.strip() in {"", "never"}:
+        return ""
+    now = datetime.now(UTC)
+    try:
+        at = datetime.fromisoformat(text.strip()).astimezone()
+    except (ValueError, OverflowError):
+        at = now + _age(text, "--expires")
+    if at <= now:
+        raise UsageError(f"--expires: {text!r} is in the past; `key revoke` ends a key now")
+    return at
+
+
+def _expiry_of(key: KeyRow) -> str:
+    return f"expired {plain(key.expires_at)}" if key.expired else plain(key.expires_at)
+
+
+def _rules(key: KeyRow) -> Iterator[str]:
+    yield f"key {key.id} ({plain(key.name)}, user {plain(key.user_id)})"
+    yield f"domain: {_domain(key)}"
+    for name, listed in (("from", key.allowed_senders), ("to", key.allowed_recipients), ("network", key.networks)):
+        yield f"{name}: {'any' if listed is None else plain(listed)}"
+    for name, number in (("per minute", key.per_minute), ("per day", key.per_day)):
+        yield f"{name}: {'not limited by the key' if number is None else number}"
+    yield f"expires: {_expiry_of(key) or 'never'}"
+    for name, may in (("attachments", key.may_attach), ("html", key.may_html), ("bulk", key.may_bulk)):
+        yield f"{name}: {'yes' if may else 'no'}"
+    yield f"on suppressed: {key.on_suppressed or 'as configured'}"
+
+
+def _described(detail: KeyDetail) -> Iterator[str]:
+    key = detail.key
+    yield from _rules(key)
+    if detail.sent_today is not None:
+        yield f"sent today (UTC): {detail.sent_today} of {key.per_day}"
+    yield f"created: {plain(key.created_at)}"
+    yield f"last used: {plain(key.last_used_at) or 'never'}"
+    yield f"secret: {plain(key.preview)}"
+    for secret in detail.secrets:
+        yield f"earlier secret: {_shown(secret)}"
+
+
+def _shown(secret: SecretRow) -> str:
+    return f"{secret.hash}, replaced {plain(secret.replaced_at)}, good until {plain(secret.expires_at) or 'revoked'}"
+
+
+def _secrets(found: list[SecretRow]) -> Table:
+    rows = [(secret.hash, secret.replaced_at, secret.expires_at) for secret in found]
+    return table_of(["HASH", "REPLACED", "GOOD UNTIL"], rows)
+
+
+def _hand_over(secret: NewSecret) -> str:
+    older = [f"Still good: {_shown(each)}" for each in secret.older] or ["No earlier secret is good any more."]
+    told = "Keep it now: it is not stored and cannot be shown again."
+    return "\n".join([f"new secret of key {secret.id}:", "", f"    {secret.token}", "", told, *older])
+
+
 def _domain(key: KeyRow) -> str:
     if not key.restricted:
         return "any"
     return key.domain or "gone: sends nothing"
-
-
-def _example(settings: Config, store: AdminStore, key: NewKey, ca_file: Path | None) -> _Example:
-    smtp = settings.smtp
-    verified = [domain.name for domain in store.list_domains(key.user_id) if domain.status == "verified"]
-    everywhere = smtp.host in {"0.0.0.0", "::"}  # noqa: S104  # what it means, not where we bind
-    certificate = settings.tls.certificate or settings.tls.folder or settings.tls.acme_json
-    port = smtp.submission_port or smtp.relay_port
-    tls = "starttls" if port else "tls"
-    if smtp.plaintext_auth and not certificate and port:
-        tls = "none"
-    return _Example(
-        host=smtp.hostname or (socket.getfqdn() if everywhere else smtp.host),
-        port=port or smtp.smtps_port,
-        tls=tls,
-        domain=key.domain or (verified[0] if verified else None),
-        ca_file=ca_file.resolve() if ca_file else None,
-    )
-
-
-def _introduce(key: NewKey, example: _Example) -> str:
-    scope = f"sends from {key.domain} only" if key.domain else "sends from any verified domain of its user"
-    lines = [
-        f"key {key.id} ({key.name}, user {key.user_id}): {scope}",
-        "",
-        f"    {key.token}",
-        "",
-        "Keep it now: it is not stored and cannot be shown again. The user name is always 'apikey'.",
-    ]
-    if example.domain is None:
-        lines += [
-            "",
-            f"No domain of user {key.user_id} is verified yet: `opensend-milter domain add DOMAIN --verified`;",
-            f"then put DOMAIN in place of {PLACEHOLDER} below.",
-        ]
-    if example.tls != "none" and not example.ca_file:
-        lines += [
-            "",
-            "Both examples verify our certificate. Where no public authority signed it, give them its file:",
-            "--tls-ca-path FILE to swaks, cafile=FILE to create_default_context().",
-        ]
-    return "\n".join(
-        [*lines, "", "With swaks:", "", _swaks(key, example), "", "With Python:", "", _python(key, example)]
-    )
-
-
-def _swaks(key: NewKey, example: _Example) -> str:
-    domain = example.domain or PLACEHOLDER
-    line = ["swaks", "--server", example.host, "--port", str(example.port)]
-    line += {"starttls": ["--tls"], "tls": ["--tls-on-connect"], "none": []}[example.tls]
-    if example.tls != "none":
-        line += ["--tls-verify", *(["--tls-ca-path", str(example.ca_file)] if example.ca_file else [])]
-    line += ["--auth", "PLAIN", "--auth-user", USERNAME, "--auth-hide-password"]
-    line += ["--from", f"hello@{domain}", "--to", f"postmaster@{domain}", "--h-Subject", "Hello"]
-    # A program's arguments are visible to every user of the machine, its environment is not.
-    return f"SWAKS_OPT_auth_password={key.token} {shlex.join(line)}"
-
-
-def _python(key: NewKey, example: _Example) -> str:
-    domain = example.domain or PLACEHOLDER
-    trust = f"cafile={str(example.ca_file)!r}" if example.ca_file else ""
-    context = f"context=ssl.create_default_context({trust})"
-    server = f"{example.host!r}, {example.port}"
-    opening = f"smtplib.SMTP_SSL({server}, {context})" if example.tls == "tls" else f"smtplib.SMTP({server})"
-    return "\n".join([
-        "import smtplib",
-        *(["import ssl"] if example.tls != "none" else []),
-        "from email.message import EmailMessage",
-        "",
-        "message = EmailMessage()",
-        f'message["From"] = "hello@{domain}"',
-        f'message["To"] = "postmaster@{domain}"',
-        'message["Subject"] = "Hello"',
-        'message.set_content("It works.")',
-        f"with {opening} as smtp:",
-        *([f"    smtp.starttls({context})"] if example.tls == "starttls" else []),
-        f'    smtp.login("{USERNAME}", "{key.token}")',
-        "    smtp.send_message(message)",
-    ])  # fmt: skip

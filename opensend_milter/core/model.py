@@ -57,6 +57,8 @@ class Message:
     sha256: bytes
     fault: Refuse | None = None
     """Why the front door already knows that it cannot be taken."""
+    bulk_id: str | None = None
+    """Of the request that brought several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,20 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyScope:
+    """What a key may do, where that is less than everything: addresses are such, or @domain; None is no bound."""
+
+    allowed_senders: tuple[str, ...] | None = None
+    allowed_recipients: tuple[str, ...] | None = None
+    networks: tuple[str, ...] | None = None
+    may_attach: bool = True
+    may_html: bool = True
+    expired_at: datetime | None = None
+    per_day: int | None = None
+    sent_today: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeyFacts:
     """What the database says of an API key now."""
 
@@ -134,6 +150,7 @@ class KeyFacts:
     """The key's own rule, where it has one."""
     unused_lately: bool = False
     """Its last use is to be noted."""
+    scope: KeyScope = field(default=KeyScope())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +185,13 @@ class Rule(Enum):
     UNAUTHENTICATED = "unauthenticated"
     NOT_A_KEY = "not-a-key"
     KEY_REVOKED = "key-revoked"
+    KEY_EXPIRED = "key-expired"
+    NETWORK_NOT_ALLOWED = "network-not-allowed"
+    SENDER_NOT_ALLOWED = "sender-not-allowed"
+    RECIPIENT_NOT_ALLOWED = "recipient-not-allowed"
+    ATTACHMENTS_NOT_ALLOWED = "attachments-not-allowed"
+    HTML_NOT_ALLOWED = "html-not-allowed"
+    DAILY_QUOTA = "daily-quota"
     FROM_MISSING = "from-missing"
     FROM_NOT_ONE = "from-not-one"
     FROM_MALFORMED = "from-malformed"
@@ -214,6 +238,8 @@ class Accept:
     frees: EmailId | None = None
     """An earlier message whose name is used again after its time."""
     touches_key: bool = False
+    per_day: int | None = None
+    """A limit against which it is to be counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

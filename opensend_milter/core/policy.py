@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Literal
 
-from opensend_milter.core.address import domain_of, normal_domain
+from opensend_milter.core.address import domain_of, envelope_address, normal_domain, same_recipient
 from opensend_milter.core.message import has_eight_bit, has_longer_line
 from opensend_milter.core.model import (
     Accept,
@@ -19,6 +20,7 @@ from opensend_milter.core.model import (
     Facts,
     Identity,
     KeyFacts,
+    KeyScope,
     Limits,
     Message,
     OnSuppressed,
@@ -48,7 +50,9 @@ LONGEST_DELAY = timedelta(days=30)
 _SANDBOX = re.compile(
     r"(?:(delivered|bounced|complained)(?:\+[^@]*)?|(suppressed))@resend\.dev", re.IGNORECASE | re.ASCII
 )
-_SHOWN_SUPPRESSED = 5
+_MAPPED = IPv6Network("::ffff:0:0/96")
+"""IPv4 as an IPv6 socket shows it (RFC 4291, 2.5.5.2)."""
+_SHOWN_ADDRESSES = 5
 """A reply line has room for so many; the record has them all."""
 
 
@@ -78,16 +82,21 @@ class Policy:
         key = facts.key
         if key is None or key.user_id is None:
             return _REVOKED
+        if refusal := _refuse_key(key.scope, message.session.client_address):
+            return refusal
         if facts.earlier is not None and not facts.earlier.expired:
             return _again(identity, facts.earlier)
         dropped = facts.suppressed if self._drops(message, key, facts) else ()
         scheduled_at = _moment(reading.wishes.send_at, message.received_at)
         refusal = (
             self._refuse_sender(key, reading, facts)
+            or _refuse_beyond_scope(key.scope, message, reading)
             or _refuse_subscription(facts.subscription)
             or self._refuse_recipients(message, facts, dropped)
             or self._refuse_content(message, reading, self._carries(facts), {address for address, _ in dropped})
             or _refuse_moment(scheduled_at, message.received_at)
+            # Last: whoever is told to come again tomorrow is not told then that it was in vain.
+            or _refuse_quota(key.scope)
         )
         if refusal:
             return refusal
@@ -102,6 +111,7 @@ class Policy:
             scheduled_at=scheduled_at,
             frees=facts.earlier.email_id if facts.earlier else None,
             touches_key=key.unused_lately,
+            per_day=key.scope.per_day,
         )
 
     def _drops(self, message: Message, key: KeyFacts, facts: Facts) -> bool:
@@ -139,10 +149,8 @@ class Policy:
             return _refuse(Rule.SANDBOX_MIXED, text)
         if not facts.suppressed or dropped:
             return None
-        named = ", ".join(f"{address} ({reason})" for address, reason in facts.suppressed[:_SHOWN_SUPPRESSED])
-        more = len(facts.suppressed) - _SHOWN_SUPPRESSED
-        also = f" and {more} more" if more > 0 else ""
-        text = f"nothing was sent: on the suppression list: {named}{also}; leave them out or remove them from the list"
+        named = _some([f"{address} ({reason})" for address, reason in facts.suppressed])
+        text = f"nothing was sent: on the suppression list: {named}; leave them out or remove them from the list"
         return _refuse(Rule.RECIPIENT_SUPPRESSED, text)
 
     def _carries(self, facts: Facts) -> Carries:
@@ -184,6 +192,87 @@ def _refuse_beyond(message: Message, reading: Reading, carries: Carries, dropped
 
 def _refuse(rule: Rule, text: str) -> Refuse:
     return Refuse(code=550, enhanced="5.7.1", text=text, rule=rule)
+
+
+def _some(named: list[str]) -> str:
+    more = len(named) - _SHOWN_ADDRESSES
+    return ", ".join(named[:_SHOWN_ADDRESSES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _refuse_key(scope: KeyScope, client_address: str) -> Refuse | None:
+    """Refuse a key that is no good any more, or not from there."""
+    if scope.expired_at is not None:
+        since = scope.expired_at.astimezone(UTC).isoformat(timespec="seconds")
+        return _refuse(Rule.KEY_EXPIRED, f"the API key expired at {since}; make a new key, or have this one extended")
+    if scope.networks is not None and not is_within(client_address, scope.networks):
+        text = f"the API key may not be used from {client_address or 'an unknown address'}; add its network to the key"
+        return _refuse(Rule.NETWORK_NOT_ALLOWED, text)
+    return None
+
+
+def _refuse_beyond_scope(scope: KeyScope, message: Message, reading: Reading) -> Refuse | None:
+    """Refuse what this key may not send, though another of its user may."""
+    shown = reading.sender.address
+    if scope.allowed_senders is not None and _not_listed([shown], scope.allowed_senders):
+        text = f"the API key may not send as {shown}; it may send as {_some(list(scope.allowed_senders)) or 'nobody'}"
+        return _refuse(Rule.SENDER_NOT_ALLOWED, text)
+    if scope.allowed_recipients is not None:
+        others = _not_listed(message.envelope.recipients, scope.allowed_recipients)
+        if others:
+            text = f"nothing was sent: the API key may not send to {_some(others)}; leave them out"
+            return _refuse(Rule.RECIPIENT_NOT_ALLOWED, text)
+    if not scope.may_attach and reading.attachments:
+        return _refuse(Rule.ATTACHMENTS_NOT_ALLOWED, "the API key may not send attachments, inline images included")
+    if not scope.may_html and _has_html(reading):
+        return _refuse(Rule.HTML_NOT_ALLOWED, "the API key may not send HTML; send plain text")
+    return None
+
+
+def _not_listed(addresses: Iterable[Address], listed: Iterable[str]) -> list[str]:
+    """Return which addresses are not on a list, and neither is their domain; a subdomain is another domain."""
+    known = {same_recipient(Address(entry)) for entry in listed}
+    found = []
+    for address in addresses:
+        # From may quote a local part without need, which an envelope never does.
+        local, domain = same_recipient(envelope_address(address) or address)
+        if not {(local, domain), ("", domain)} & known:
+            found.append(str(address))
+    return found
+
+
+def _has_html(reading: Reading) -> bool:
+    """Tell whether anything in it would be shown as HTML: mail programs show attached pages too."""
+    kinds = ("text/html", "application/xhtml")
+    return bool(reading.html) or any(one.content_type.startswith(kinds) for one in reading.attachments)
+
+
+def _refuse_quota(scope: KeyScope) -> Refuse | None:
+    if scope.per_day is None or scope.sent_today < scope.per_day:
+        return None
+    text = f"the API key has sent its {scope.per_day} messages of today; it may send again after midnight UTC"
+    return Refuse(code=452, enhanced="4.7.1", text=text, rule=Rule.DAILY_QUOTA)
+
+
+def is_within(client_address: str, networks: Iterable[str]) -> bool:
+    """Tell whether an address is in one of these networks; what is no address or no network is in none."""
+    try:
+        client: IPv4Address | IPv6Address = ip_address(client_address)
+    except ValueError:
+        return False
+    if isinstance(client, IPv6Address):
+        client = client.ipv4_mapped or client
+    return any(found is not None and client in found for found in map(network_of, networks))
+
+
+def network_of(text: str) -> IPv4Network | IPv6Network | None:
+    """Read a network or an address, or None where the text is neither; mapped IPv4 is IPv4."""
+    try:
+        network = ip_network(text)
+    except ValueError:
+        return None
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        return IPv4Network((int(network.network_address) & 0xFFFF_FFFF, network.prefixlen - _MAPPED.prefixlen))
+    return network
 
 
 def _beyond_ascii(message: Message, reading: Reading, dropped: set[Address]) -> Address | None:

@@ -1,4 +1,4 @@
-"""Where Amazon SNS tells us what came back, and where a monitor asks whether we live."""
+"""Where Amazon SNS tells us what came back, and where a monitor asks whether we live, and could do our work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.routing import Route
 from opensend_milter.core.feedback import ReportMalformed, ReportRefused
 
 SES_PATH = "/events/ses"
-HEALTH_PATH = "/healthz"
+HEALTH_PATH, READY_PATH = "/healthz", "/readyz"
 
 
 def routes(*, hear: Callable[[bytes], None] | None, check: Callable[[], None]) -> list[Route]:
@@ -35,8 +35,16 @@ def routes(*, hear: Callable[[bytes], None] | None, check: Callable[[], None]) -
         return JSONResponse({"status": "ok"})
 
     async def health(_: Request) -> Response:
-        await run_in_threadpool(check)
+        # Nothing is asked: who starts us anew because the database is out only makes it worse.
         return JSONResponse({"status": "ok"})
 
+    async def ready(_: Request) -> Response:
+        await run_in_threadpool(check)
+        return JSONResponse({"status": "ready"})
+
     listening = [Route(SES_PATH, events, methods=["POST"])] if hear else []
-    return [*listening, Route(HEALTH_PATH, health, methods=["GET"])]
+    return [
+        *listening,
+        Route(HEALTH_PATH, health, methods=["GET"]),
+        Route(READY_PATH, ready, methods=["GET"]),
+    ]

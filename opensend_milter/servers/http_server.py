@@ -6,12 +6,13 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -21,11 +22,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from opensend_milter.config import Http
 from opensend_milter.core.errors import ConfigError, OpensendError, PermanentError
+from opensend_milter.core.ids import new_email_id
+from opensend_milter.core.submission import request_id
 
 log = logging.getLogger(__name__)
 MOST_BODY_BYTES = 1_048_576
 BODY_S = 20.0
-"""A request that is not whole by then is given up."""
+SLOWEST_BYTES_PER_S = 65_536
+"""A request that is not whole after so long, and what its size takes at this rate, is given up."""
+LARGE_BYTES, LARGE_AT_ONCE = 1_048_576, 4
+"""Each of these is held as a whole while it becomes a message."""
 DRAIN_S = 20
 _MOST_REQUESTS = 200
 """At once; more are told 503."""
@@ -37,11 +43,14 @@ _CODES = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
-    408: "timeout",
-    413: "too_large",
+    408: "request_timeout",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
     422: "unprocessable",
     503: "unavailable",
 }
+RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
+_NOT_NOW = HTTPException(503, "not now, try again later", {"Retry-After": "5"})
 
 
 def run(
@@ -80,60 +89,126 @@ def application(routes: Sequence[BaseRoute], *, max_body_bytes: int = MOST_BODY_
     )
 
 
-def error(status: int, message: str) -> Response:
-    """Answer with an error, as every route does."""
-    code = _CODES.get(status, "error")
-    return JSONResponse({"status": "error", "code": code, "message": message}, status_code=status)
+class Refused(HTTPException):
+    """An answer that says no: with a code of its own, and every field that is wrong."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        errors: Sequence[Mapping[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.code = code
+        self.errors = errors
 
 
-async def _as_raised(_: Request, exception: Exception) -> Response:
+def error(request: Request, refused: HTTPException) -> Response:
+    """Answer with an error, in the one shape that all have: in http-smtp-rele's words and in Resend's."""
+    status = refused.status_code
+    code = refused.code if isinstance(refused, Refused) else _CODES.get(status, "error")
+    content: dict[str, object] = {
+        "status": "error",
+        "code": code,
+        "message": refused.detail,
+        "request_id": request.state.request_id,
+        "retryable": status in RETRYABLE,
+        "name": code,
+        "statusCode": status,
+    }
+    if isinstance(refused, Refused) and refused.errors:
+        content["errors"] = list(refused.errors)
+    headers = {**(refused.headers or {}), "X-Request-Id": request.state.request_id}
+    return JSONResponse(content, status_code=status, headers=headers)
+
+
+async def _as_raised(request: Request, exception: Exception) -> Response:
     assert isinstance(exception, HTTPException)  # noqa: S101  # Starlette says it less exactly
-    answer = error(exception.status_code, exception.detail)
-    answer.headers.update(exception.headers or {})
-    return answer
+    return error(request, exception)
 
 
 async def _of_ours(request: Request, exception: Exception) -> Response:
     if isinstance(exception, PermanentError):
-        return error(422, str(exception))
-    log.warning("%s %s: %s", request.method, request.url.path, exception)
-    return error(503, "not now, try again later")
+        return error(request, HTTPException(422, str(exception)))
+    log.warning("%s: %s: %s", request.state.request_id, request.url.path, exception)
+    return error(request, _NOT_NOW)
 
 
-async def _unexpected(_: Request, __: Exception) -> Response:
-    return error(503, "not now, try again later")
+async def _unexpected(request: Request, _: Exception) -> Response:
+    return error(request, _NOT_NOW)
 
 
 class _Bounded:
-    """Reads no more than it may, and not for ever."""
+    """Gives each request an id; reads no more than it may, not for ever, and few large ones at once."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        read_bytes = 0
-        is_whole = False
+        email_id = new_email_id()
+        state = scope.setdefault("state", {})
+        state["email_id"], state["request_id"] = email_id, request_id(email_id)
 
-        async def bounded() -> Message:
-            nonlocal read_bytes, is_whole
-            try:
-                async with asyncio.timeout_at(None if is_whole else deadline):
-                    message = await receive()
-            except TimeoutError:
-                raise HTTPException(408, "the request did not come to its end", {"Connection": "close"}) from None
-            if message["type"] == "http.request":
-                is_whole = not message.get("more_body", False)
-                read_bytes += len(message.get("body", b""))
-                if read_bytes > self._max_body_bytes:
-                    raise HTTPException(413, f"more than {self._max_body_bytes} octets", {"Connection": "close"})
-            return message
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = state["request_id"]
+            await send(message)
 
-        deadline = asyncio.get_running_loop().time() + BODY_S
-        await self._app(scope, bounded, send)
+        reader = _Reader(receive, self._max_body_bytes, self._large)
+        try:
+            await self._app(scope, reader.receive, named)
+        finally:
+            reader.release()
+
+
+class _Reader:
+    """Reads one request's body within bounds."""
+
+    def __init__(self, receive: Receive, max_body_bytes: int, large: asyncio.Semaphore) -> None:
+        self._receive = receive
+        self._max_body_bytes = max_body_bytes
+        self._large = large
+        self._is_large = False
+        self._is_whole = False
+        self._read_bytes = 0
+        self._begun_at = asyncio.get_running_loop().time()
+
+    async def receive(self) -> Message:
+        """Receive the next piece, or what comes after the body."""
+        # Who sends steadily may take his time; who lets a byte drip now and then may not.
+        deadline = self._begun_at + BODY_S + self._read_bytes / SLOWEST_BYTES_PER_S
+        try:
+            async with asyncio.timeout_at(None if self._is_whole else deadline):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, "the request did not come to its end", {"Connection": "close"}) from None
+        if message["type"] == "http.request":
+            self._is_whole = not message.get("more_body", False)
+            self._read_bytes += len(message.get("body", b""))
+            if self._read_bytes > self._max_body_bytes:
+                raise HTTPException(413, f"more than {self._max_body_bytes} octets", {"Connection": "close"})
+            if self._read_bytes > LARGE_BYTES and not self._is_large:
+                await self._wait_for_room()
+        return message
+
+    async def _wait_for_room(self) -> None:
+        waited_since = asyncio.get_running_loop().time()
+        await self._large.acquire()
+        self._is_large = True
+        self._begun_at += asyncio.get_running_loop().time() - waited_since
+
+    def release(self) -> None:
+        """Make room for the next large one."""
+        if self._is_large:
+            self._large.release()
 
 
 class _Server(uvicorn.Server):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -299,4 +301,27 @@ def test_a_revoked_key_is_refused_at_once(real: Real) -> None:
         with real.database.connect() as connection:
             AdminStore(connection, makes_users=True).revoke_key(real.key.id)
         assert client.plain(real.key.token) == client.refused
+        client.close()
+
+
+@needs_dovecot
+def test_both_secrets_of_a_rotated_key_are_good_until_the_old_one_expires(real: Real) -> None:
+    key, digest = real.key, hashlib.sha256(real.key.token.encode()).hexdigest()
+    with real.dovecot():
+        client = real.gate.client()
+        with real.database.connect() as connection:
+            store = AdminStore(connection, makes_users=True)
+            second = store.rotate_key(store.find_key(key.id), timedelta(days=7)).token
+            assert client.plain(key.token) == f"OK\t1\tuser={key.id}"
+            assert client.plain(second) == f"OK\t2\tuser={key.id}"
+            connection.execute(
+                "UPDATE opensend_milter.key_secrets SET expires_at = now() WHERE token_hash = %s", [digest]
+            )
+            assert client.plain(key.token) == client.refused
+            assert client.plain(second) == f"OK\t4\tuser={key.id}"
+            connection.execute("UPDATE opensend_milter.key_secrets SET expires_at = NULL")
+            assert client.plain(key.token) == f"OK\t5\tuser={key.id}"
+            connection.execute("DELETE FROM public.api_keys")
+        assert client.plain(key.token) == client.refused
+        assert client.plain(second) == client.refused
         client.close()

@@ -177,8 +177,9 @@ def test_what_sns_posts_is_put_down(database: Database, server: Serving) -> None
 def test_every_error_has_one_shape(server: Serving, method: str, path: str, status: int, code: str) -> None:
     answered, body = server.ask(method, path, b"{}" if method == "POST" else None)
     assert answered == status
-    assert body.keys() == {"status", "code", "message"}
-    assert (body["status"], body["code"]) == ("error", code)
+    assert body.keys() == {"status", "code", "message", "request_id", "retryable", "name", "statusCode"}
+    assert (body["status"], body["code"], body["statusCode"]) == ("error", code, status)
+    assert not body["retryable"]
 
 
 @pytest.mark.case(56)
@@ -187,7 +188,7 @@ def test_with_the_database_away_sns_is_asked_to_come_again(database: Database, s
     body = notification(at=now())
     assert server.post(body) == 200
     database.cluster.stop()
-    assert server.ask("GET", http_events.HEALTH_PATH)[0] == 503
+    assert server.ask("GET", http_events.READY_PATH)[0] == 503
     status, answer = server.ask("POST", http_events.SES_PATH, body)
     assert (status, answer["code"]) == (503, "unavailable")
     assert "postgres" not in json.dumps(answer).lower()

@@ -17,11 +17,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from opensend_milter.adapters.admin_rows import KeyChanges
 from opensend_milter.adapters.postgres import connect
 from opensend_milter.adapters.postgres_admin import AdminStore
-from opensend_milter.adapters.postgres_intake import Habits, PostgresIntakeStore
+from opensend_milter.adapters.postgres_intake import SQL, Habits, PostgresIntakeStore
 from opensend_milter.core.errors import AlreadyStored
-from opensend_milter.core.intake import Intake
+from opensend_milter.core.intake import Gatherer, Intake
 from opensend_milter.core.model import (
     Carries,
     Facts,
@@ -31,6 +32,8 @@ from opensend_milter.core.model import (
     OnSuppressed,
     Outcome,
     Question,
+    Refuse,
+    Rule,
     Settlement,
 )
 from opensend_milter.core.policy import Policy
@@ -738,7 +741,7 @@ def set_rule(account: Account, rule: OnSuppressed | None) -> None:
     """Do as `key set` does."""
     with connect(account.served.url, application_name="test") as connection:
         store = AdminStore(connection, makes_users=False)
-        store.set_key(store.find_key(account.key), rule)
+        store.set_key(store.find_key(account.key), KeyChanges(on_suppressed=rule or ""))
 
 
 def webhook(account: Account, types: Sequence[str], status: str = "active") -> object:
@@ -995,3 +998,240 @@ def test_addresses_of_the_sandbox_go_alone(
         assert_refused(answer, "550 5.7.1 ")
         assert refusal(neighbour) == ("sandbox-mixed", 550, neighbour.user_id)
     assert account.send(mail(), *recipients) == TAKEN, "without OpenSend they are addresses like any other"
+
+
+# ---------------------------------------------------------------------- what a key may do
+
+ATTACHED = mail("Content-Type: application/pdf", "Content-Disposition: attachment; filename=a.pdf")
+
+
+def change(account: Account, changes: KeyChanges) -> None:
+    """Do as `key set` does."""
+    with connect(account.served.url, application_name="test") as connection:
+        store = AdminStore(connection, makes_users=False)
+        store.set_key(store.find_key(account.key), changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "undone", "raw", "recipients", "rule"),
+    [
+        (
+            KeyChanges(allowed_senders=["other@example.org", "@bücher.example"]),
+            KeyChanges(allowed_senders=["@EXAMPLE.org."]),
+            mail(),
+            ["to@example.net"],
+            "sender-not-allowed",
+        ),
+        (
+            KeyChanges(allowed_recipients=["@example.net", "jane@bücher.example"]),
+            KeyChanges(allowed_recipients=[]),
+            mail(),
+            ["to@example.net", "jane@xn--bcher-kva.example", "other@bücher.example"],
+            "recipient-not-allowed",
+        ),
+        (
+            KeyChanges(networks=["10.0.0.0/8", "2001:db8::/32"]),
+            KeyChanges(networks=["10.0.0.0/8", "::ffff:192.0.2.0/120"]),
+            mail(),
+            ["to@example.net"],
+            "network-not-allowed",
+        ),
+        (
+            KeyChanges(may_attach=False),
+            KeyChanges(may_attach=True),
+            ATTACHED,
+            ["to@example.net"],
+            "attachments-not-allowed",
+        ),
+        (
+            KeyChanges(may_html=False),
+            KeyChanges(may_html=True),
+            mail("Content-Type: text/html"),
+            ["to@example.net"],
+            "html-not-allowed",
+        ),
+    ],
+)
+def test_a_key_is_held_to_its_own_rules(
+    *, account: Account, changes: KeyChanges, undone: KeyChanges, raw: bytes, recipients: list[str], rule: str
+) -> None:
+    """From the next message on, and no other key of the same user."""
+    other = add_key(account.served, account.user_id)
+    assert account.send(raw, *recipients) == TAKEN
+    change(account, changes)
+    assert_refused(account.send(raw, *recipients), "550 5.7.1 ")
+    assert refusal(account) == (rule, 550, account.user_id)
+    assert account.send(raw, *recipients, key=other) == TAKEN
+    change(account, undone)
+    assert account.send(raw, *recipients) == TAKEN
+
+
+def test_a_key_expires_at_its_time(account: Account) -> None:
+    change(account, KeyChanges(expires_at=datetime.now(UTC) + timedelta(hours=1)))
+    assert account.send(mail()) == TAKEN
+    account.served.rows("UPDATE opensend_milter.key_settings SET expires_at = now() WHERE key_id = %s", account.key)
+    assert_refused(account.send(mail()), "550 5.7.1 the API key expired at ")
+    assert refusal(account) == ("key-expired", 550, account.user_id)
+    change(account, KeyChanges(expires_at=""))
+    assert account.send(mail()) == TAKEN
+
+
+def test_a_list_that_nobody_can_read_lets_nobody_pass(account: Account) -> None:
+    """Somebody wrote it by hand: that is no reason to be out of order."""
+    for column, rule in [
+        ("networks", "network-not-allowed"),
+        ("allowed_senders", "sender-not-allowed"),
+        ("allowed_recipients", "recipient-not-allowed"),
+    ]:
+        query = "INSERT INTO opensend_milter.key_settings (key_id, {}) VALUES (%s, '{{nonsense,\"\",@,10.0.0.1/8}}')"
+        account.served.rows(query.format(column), account.key)
+        assert_refused(account.send(mail()), "550 5.7.1 ")
+        assert refusal(account)[0] == rule
+        account.served.rows("DELETE FROM opensend_milter.key_settings WHERE key_id = %s", account.key)
+
+
+def used(account: Account) -> list[object]:
+    """Return what is counted for this key, by day."""
+    query = "SELECT messages FROM opensend_milter.key_usage WHERE key_id = %s ORDER BY day"
+    return [count for (count,) in account.served.rows(query, account.key)]
+
+
+def test_a_day_has_so_many_messages(account: Account) -> None:
+    account.suppress("bad@example.net")
+    assert account.send(mail()) == TAKEN
+    assert used(account) == [], "nothing is counted without a limit"
+    change(account, KeyChanges(per_day=2, on_suppressed="drop-recipient"))
+    assert account.send(NAMED, "a@example.net", "b@example.net", "bad@example.net") == TAKEN
+    assert used(account) == [1], "a message is one, whatever the number of its recipients"
+    assert account.send(NAMED, "a@example.net", "b@example.net", "bad@example.net") == TAKEN
+    assert account.send(mail(sender="a@other.example")).code == 550
+    assert account.send(mail(), "bad@example.net").code == 550
+    assert used(account) == [1], "neither a repetition nor a refusal is counted"
+    assert account.send(KEYED) == TAKEN
+    assert_refused(account.send(mail()), "452 4.7.1 ")
+    assert refusal(account) == ("daily-quota", 452, account.user_id)
+    assert account.send(KEYED) == TAKEN, "a repetition is ours already"
+    assert account.send(mail(), key=add_key(account.served, account.user_id)) == TAKEN
+    assert used(account) == [2]
+    account.served.rows("UPDATE opensend_milter.key_usage SET day = day - 1 WHERE key_id = %s", account.key)
+    assert account.send(mail()) == TAKEN, "the next day"
+    assert used(account) == [2, 1]
+    change(account, KeyChanges(per_day=0))
+    for _ in range(2):
+        assert account.send(mail()) == TAKEN
+    assert used(account) == [2, 1]
+
+
+def limit(database: Database, **per_day: int) -> None:
+    """Give the n-th key a daily limit."""
+    with database.connect() as connection:
+        for number, limit_ in per_day.items():
+            connection.execute(
+                "INSERT INTO opensend_milter.key_settings (key_id, per_day) VALUES (%s, %s)",
+                [KEYS[int(number.removeprefix("key"))], limit_],
+            )
+
+
+def counted(database: Database) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
+    """Return what is counted by key, and what is stored."""
+    with database.connect() as connection:
+        return (
+            connection.execute("SELECT key_id::text, messages FROM opensend_milter.key_usage ORDER BY 1").fetchall(),
+            connection.execute(
+                "SELECT key_id::text, count(*) FROM opensend_milter.submissions GROUP BY 1 ORDER BY 1"
+            ).fetchall(),
+        )
+
+
+def gatherer(rival: Rival) -> Gatherer:
+    found = Gatherer(rival.intake, name="test", window_s=0.02, at_most=50, soft_s=20, hard_s=20)
+    found.start()
+    return found
+
+
+def test_a_limit_holds_within_a_batch(database: Database, rivals: tuple[Rival, Rival]) -> None:
+    limit(database, key0=3)
+    batch = [*(received(mail()) for _ in range(5)), received(mail(), KEYS[1])]
+    with pytest.raises(AlreadyStored):
+        rivals[0].intake.accept(batch)
+    assert counted(database) == ([], []), "nothing of the batch"
+    outcomes = [rivals[0].intake.accept([one])[0] for one in batch]
+    assert [isinstance(one, str) for one in outcomes] == [True] * 3 + [False] * 2 + [True]
+    assert {one.rule for one in outcomes if isinstance(one, Refuse)} == {Rule.DAILY_QUOTA}
+    assert counted(database) == ([(KEYS[0], 3)], [(KEYS[0], 3), (KEYS[1], 1)])
+
+
+def test_a_limit_that_somebody_else_reaches_meanwhile(database: Database, rivals: tuple[Rival, Rival]) -> None:
+    limit(database, key0=1)
+    late = received(mail())
+    with pytest.raises(AlreadyStored):
+        rivals[0].while_(lambda: rivals[1].intake.accept([received(mail())])).accept([late])
+    (outcome,) = rivals[0].intake.accept([late])
+    assert isinstance(outcome, Refuse)
+    assert (outcome.code, outcome.rule) == (452, Rule.DAILY_QUOTA)
+    assert counted(database) == ([(KEYS[0], 1)], [(KEYS[0], 1)])
+
+
+def test_processes_together_keep_to_a_limit(database: Database, rivals: tuple[Rival, Rival]) -> None:
+    """Two keys in one batch and in another order in the next: nobody waits for ever."""
+    limit(database, key0=17, key1=30)
+    gatherers = [gatherer(rival) for rival in rivals]
+    with ThreadPoolExecutor(SESSIONS * 2) as pool:
+        asked = [(gatherers[n % 2], received(mail(), KEYS[n // 2 % 3])) for n in range(120)]
+        outcomes = list(pool.map(lambda one: one[0].accept(one[1]), asked))
+    for each in gatherers:
+        each.stop()
+    refusals = {(one.code, one.rule) for one in outcomes if isinstance(one, Refuse)}
+    assert refusals <= {(452, Rule.DAILY_QUOTA), (451, Rule.OURS)}
+    assert sum(isinstance(one, str) for one in outcomes) == 17 + 30 + 40
+    assert counted(database) == (
+        [(KEYS[0], 17), (KEYS[1], 30)],
+        [(KEYS[0], 17), (KEYS[1], 30), (KEYS[2], 40)],
+    )
+
+
+def test_when_opensend_deletes_a_key_all_of_ours_ends(account: Account) -> None:
+    """Its dashboard knows nothing of our tables: what is left in them means nothing."""
+    change(account, KeyChanges(allowed_senders=["@example.org"], per_day=5))
+    second = "f" * 64
+    account.served.rows(
+        "INSERT INTO opensend_milter.key_secrets (token_hash, key_id) VALUES (%s, %s)", second, account.key
+    )
+    assert account.send(mail()) == TAKEN
+    assert account.served.rows("SELECT opensend_milter.key_id(%s)", second) == [(account.key,)]
+    account.rows("DELETE FROM api_keys WHERE user_id = %s")
+    assert account.served.rows("SELECT opensend_milter.key_id(%s)", second) == [(None,)]
+    assert_refused(account.send(mail()), "550 5.7.1 ")
+    assert refusal(account)[0] == "key-revoked"
+    assert used(account) == [1]
+
+
+def test_what_a_key_may_do_is_found_by_its_primary_key(database: Database, rivals: tuple[Rival, Rival]) -> None:
+    """However many keys have settings, a message asks for those of its own."""
+    with database.connect() as connection:
+        connection.execute(
+            "INSERT INTO opensend_milter.key_settings (key_id, per_day)"
+            " SELECT gen_random_uuid(), 9 FROM generate_series(1, 3000)"
+        )
+        connection.execute(
+            "INSERT INTO opensend_milter.key_usage SELECT key_id, current_date - day, 1"
+            " FROM opensend_milter.key_settings, generate_series(0, 9) AS d (day)"
+        )
+        connection.execute("INSERT INTO opensend_milter.key_settings (key_id, per_day) VALUES (%s, 9)", [KEYS[0]])
+        connection.execute("ANALYZE opensend_milter.key_settings, opensend_milter.key_usage")
+    asked: list[Question] = []
+
+    class Asking(PostgresIntakeStore):
+        def facts_for(self, questions: Sequence[Question]) -> list[Facts]:
+            asked.extend(questions)
+            return super().facts_for(questions)
+
+    store = Asking(rivals[0].store._link._info, rivals[0].store._habits, name="asking", timeout_s=20)
+    Intake(store, rivals[0].policy).accept([received(mail()), received(mail(), KEYS[1])])
+    with store._link.lend() as connection:
+        query = "EXPLAIN (ANALYZE, FORMAT TEXT) " + SQL["facts_for"].rstrip(";")
+        plan = "\n".join(line for (line,) in connection.execute(query.encode(), store._parameters(asked)))
+    store.close()
+    assert "Seq Scan on key_settings" not in plan
+    assert "Seq Scan on key_usage" not in plan
+    assert re.search(r"Index Scan using key_usage_pkey .*loops=1\)", plan), "not for the key without a limit"

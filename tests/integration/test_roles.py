@@ -55,6 +55,7 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.secrets": {"SELECT"},
         "opensend_milter.recipient_results": {"SELECT"},
         "opensend_milter.jobs": {"SELECT", "INSERT"},
+        "opensend_milter.refusals": {"SELECT", "INSERT"},
     },
     "opensend_worker": {
         "public.emails": {"SELECT", "UPDATE"},
@@ -70,6 +71,7 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.recipient_results": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         "opensend_milter.soft_bounces": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         "opensend_milter.feedback": {"SELECT", "INSERT", "DELETE"},
+        "opensend_milter.key_secrets": {"SELECT", "DELETE"},
         "opensend_milter.rate_buckets": {"SELECT", "DELETE"},
         "opensend_milter.key_usage": {"SELECT", "DELETE"},
         "opensend_milter.secrets": {"SELECT"},

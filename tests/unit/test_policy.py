@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from ipaddress import IPv4Address, IPv4Network
 from typing import get_args
 
 import pytest
@@ -19,6 +20,7 @@ from opensend_milter.core.model import (
     EmailId,
     Facts,
     KeyFacts,
+    KeyScope,
     Limits,
     OnSuppressed,
     Reading,
@@ -29,7 +31,7 @@ from opensend_milter.core.model import (
     UserId,
     Verdict,
 )
-from opensend_milter.core.policy import LONGEST_DELAY, Policy
+from opensend_milter.core.policy import LONGEST_DELAY, Policy, is_within, network_of
 from tests.unit.messages import PLAIN, message
 
 POLICY = Policy(limits=Limits(), carries=Carries(), sender_domains="verified")
@@ -391,3 +393,207 @@ def test_beside_opensend_a_mailbox_name_beyond_ascii_cannot_be_carried() -> None
     left_out = replace(FACTS, suppressed=((Address("jürgen@example.net"), "bounced"),))
     assert isinstance(judge(PLAIN, left_out, policy, "b@example.net", "jürgen@example.net"), Accept)
     assert isinstance(judge(PLAIN, FACTS, POLICY, "jürgen@example.net"), Accept)
+
+
+# ---------------------------------------------------------------------- what a key may do
+
+
+def scoped(scope: KeyScope, facts: Facts = FACTS) -> Facts:
+    return replace(facts, key=replace(FREE, scope=scope))
+
+
+def expect(verdict: Verdict, rule: Rule | None) -> None:
+    if rule is None:
+        assert isinstance(verdict, Accept)
+    else:
+        assert refused(verdict) == (550, "5.7.1", rule)
+
+
+@pytest.mark.parametrize(
+    ("shown", "allowed", "taken"),
+    [
+        ("a@example.org", None, True),
+        ("a@example.org", (), False),
+        ("a@example.org", ("a@example.org",), True),
+        ("a@EXAMPLE.org", ("a@example.ORG",), True),
+        ("A@example.org", ("a@example.org",), False),
+        ("a+b@example.org", ("a@example.org",), False),
+        ("b@example.org", ("a@example.org", "b@example.org"), True),
+        ("a@example.org", ("@example.org",), True),
+        ("A@example.org", ("@Example.org",), True),
+        ("a@sub.example.org", ("@example.org", "a@example.org"), False),
+        ("a@example.org", ("@sub.example.org",), False),
+        ("a@notexample.org", ("@example.org",), False),
+        ("a@example.org", ("@org", "@*.org", "*", "@", ""), False),
+        ("a@bücher.example", ("@xn--bcher-kva.example",), True),
+        ("a@xn--bcher-kva.example", ("a@BÜCHER.example",), True),
+        ('"a"@example.org', ("a@example.org",), True),
+        ('"a b"@example.org', ('"a b"@example.org',), True),
+        ('"a b"@example.org', ("b@example.org",), False),
+        ('"x@example.org"@other.example', ("@example.org",), False),
+    ],
+)
+def test_from_is_on_the_keys_list(shown: str, allowed: tuple[str, ...] | None, taken: bool) -> None:  # noqa: FBT001
+    facts = scoped(KeyScope(allowed_senders=allowed))
+    verdict = judge(f"From: {shown}\r\n\r\nhi".encode(), facts)
+    expect(verdict, None if taken else Rule.SENDER_NOT_ALLOWED)
+
+
+def test_who_may_not_send_is_told_who_may() -> None:
+    verdict = judge(facts=scoped(KeyScope(allowed_senders=("x@example.org", "@y.example"))))
+    assert isinstance(verdict, Refuse)
+    assert verdict.text.endswith("may not send as a@example.org; it may send as x@example.org, @y.example")
+
+
+@pytest.mark.parametrize(
+    ("recipients", "allowed", "others"),
+    [
+        (["b@example.net"], None, None),
+        (["b@example.net"], (), "b@example.net"),
+        (["b@example.net", "c@example.com"], ("@example.net", "c@example.com"), None),
+        (["b@example.net", "c@example.com", "d@x.example"], ("@example.net",), "c@example.com, d@x.example"),
+        (["b@EXAMPLE.net"], ("b@example.NET",), None),
+        (["B@example.net"], ("b@example.net",), "B@example.net"),
+        (["b@sub.example.net"], ("@example.net",), "b@sub.example.net"),
+        (["b@bücher.example"], ("b@xn--bcher-kva.example",), None),
+        (['"b@example.net"@other.example'], ("@example.net",), '"b@example.net"@other.example'),
+        ([f"r{n}@x.example" for n in range(5)], (), "r0@x.example, r1@x.example, r2@x.example, r3@x.example, "),
+        ([f"r{n}@x.example" for n in range(7)], (), "r4@x.example and 2 more; leave them out"),
+    ],
+)
+def test_each_recipient_is_on_the_keys_list(
+    recipients: list[str], allowed: tuple[str, ...] | None, others: str | None
+) -> None:
+    verdict = judge(PLAIN, scoped(KeyScope(allowed_recipients=allowed)), POLICY, *recipients)
+    expect(verdict, Rule.RECIPIENT_NOT_ALLOWED if others else None)
+    assert others is None or (isinstance(verdict, Refuse) and others in verdict.text)
+
+
+def test_only_the_envelope_counts() -> None:
+    """Whoever is only in To gets nothing; whoever is in neither To nor Cc does."""
+    facts = scoped(KeyScope(allowed_recipients=("b@example.net",)))
+    expect(judge(PLAIN.replace(b"b@example.net", b"x@other.example"), facts), None)
+    expect(judge(PLAIN, facts, POLICY, "b@example.net", "bcc@example.net"), Rule.RECIPIENT_NOT_ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("client", "networks", "within"),
+    [
+        ("192.0.2.7", ["192.0.2.0/24"], True),
+        ("192.0.2.0", ["192.0.2.0/24"], True),
+        ("192.0.2.255", ["192.0.2.0/24"], True),
+        ("192.0.3.0", ["192.0.2.0/24"], False),
+        ("192.0.1.255", ["192.0.2.0/24"], False),
+        ("192.0.2.7", ["10.0.0.0/8", "192.0.2.7"], True),
+        ("192.0.2.7", ["192.0.2.8/32"], False),
+        ("192.0.2.7", ["0.0.0.0/0"], True),
+        ("192.0.2.7", ["::/0"], False),
+        ("::ffff:192.0.2.7", ["192.0.2.0/24"], True),
+        ("::FFFF:c000:207", ["192.0.2.0/24"], True),
+        ("192.0.2.7", ["::ffff:192.0.2.0/120"], True),
+        ("192.0.3.7", ["::ffff:192.0.2.0/120"], False),
+        ("2001:db8::1", ["2001:db8::/32"], True),
+        ("2001:DB8:0::1", ["2001:db8::1"], True),
+        ("2001:db9::1", ["2001:db8::/32"], False),
+        ("fe80::1%eth0", ["fe80::/10"], True),
+        ("::1", ["127.0.0.0/8"], False),
+        ("192.0.2.7", [], False),
+        ("", ["0.0.0.0/0", "::/0"], False),
+        ("unknown", ["0.0.0.0/0", "::/0"], False),
+        ("IPv6:2001:db8::1", ["::/0"], False),
+        ("192.0.2.7 ", ["0.0.0.0/0"], False),
+        ("192.0.2.07", ["0.0.0.0/0"], False),
+        ("192.0.2.7", ["nonsense", "192.0.2.7/24", "192.0.2.7/33", ""], False),
+        ("192.0.2.7", ["nonsense", "192.0.2.0/24"], True),
+    ],
+)
+def test_networks(client: str, networks: list[str], within: bool) -> None:  # noqa: FBT001
+    assert is_within(client, networks) == within
+
+
+@given(st.text() | st.ip_addresses().map(str), st.text() | st.ip_addresses().map(str))
+def test_any_address_and_any_network_have_an_answer(client: str, network: str) -> None:
+    """No exception: that would be our fault, and 451 for ever."""
+    assert is_within(client, [network]) in {True, False}
+
+
+@given(st.ip_addresses(v=4), st.integers(0, 32))
+def test_an_address_is_within_its_own_network(client: IPv4Address, length: int) -> None:
+    network = str(IPv4Network((client, length), strict=False))
+    mapped = f"::ffff:{client}"
+    assert all(is_within(spelled, [network]) for spelled in (str(client), mapped))
+
+
+def test_a_mapped_network_is_an_ipv4_network() -> None:
+    assert str(network_of("::ffff:0:0/96")) == "0.0.0.0/0"
+    assert str(network_of("::ffff:10.0.0.0/104")) == "10.0.0.0/8"
+    assert str(network_of("::/0")) == "::/0"
+
+
+def test_a_key_of_another_network_is_refused_before_its_message_is_looked_at() -> None:
+    scope = KeyScope(networks=("10.0.0.0/8",))
+    expect(judge(facts=scoped(scope)), Rule.NETWORK_NOT_ALLOWED)
+    expect(judge(facts=scoped(scope, earlier(digest()))), Rule.NETWORK_NOT_ALLOWED)
+    expect(judge(facts=scoped(replace(scope, networks=("192.0.2.0/24",)))), None)
+    expect(judge(facts=scoped(replace(scope, networks=()))), Rule.NETWORK_NOT_ALLOWED)
+
+
+def test_an_expired_key_is_as_good_as_a_revoked_one() -> None:
+    since = datetime(2026, 1, 1, 13, 30, 0, 5, tzinfo=ASKED)
+    for facts in (FACTS, earlier(digest())):
+        verdict = judge(facts=scoped(KeyScope(expired_at=since), facts))
+        expect(verdict, Rule.KEY_EXPIRED)
+        assert isinstance(verdict, Refuse)
+        assert "expired at 2026-01-01T12:30:00+00:00" in verdict.text
+
+
+def mixed(kind: str, more: str = "") -> bytes:
+    text = "--b\r\n\r\nhello\r\n"
+    return (
+        "From: a@example.org\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
+        f"{text}--b\r\nContent-Type: {kind}\r\n{more}\r\n<p>hello\r\n--b--\r\n"
+    ).encode()
+
+
+PAGE = b"From: a@example.org\r\nContent-Type: text/html\r\n\r\n<p>hello"
+
+
+@pytest.mark.parametrize(
+    ("raw", "attaches", "html"),
+    [
+        (PLAIN, False, False),
+        (PAGE, False, True),
+        (PAGE.replace(b"text/html", b"Text/HTML; charset=utf-8"), False, True),
+        (mixed("text/html"), False, True),
+        (mixed("application/pdf", "Content-Disposition: attachment; filename=a.pdf\r\n"), True, False),
+        (mixed("image/png", "Content-ID: <logo>\r\n"), True, False),
+        (mixed("text/plain", "Content-Disposition: attachment\r\n"), True, False),
+        (mixed("text/html", "Content-Disposition: attachment; filename=a.html\r\n"), True, True),
+        (mixed("application/xhtml+xml"), True, True),
+        (mixed("message/rfc822"), True, False),
+    ],
+)
+def test_attachments_and_html(raw: bytes, attaches: bool, html: bool) -> None:  # noqa: FBT001
+    expect(judge(raw, scoped(KeyScope(may_attach=False))), Rule.ATTACHMENTS_NOT_ALLOWED if attaches else None)
+    expect(judge(raw, scoped(KeyScope(may_html=False))), Rule.HTML_NOT_ALLOWED if html else None)
+
+
+@pytest.mark.parametrize(
+    ("per_day", "sent", "taken"),
+    [(None, 0, True), (1, 0, True), (1, 1, False), (5, 4, True), (5, 5, False), (5, 9, False)],
+)
+def test_a_full_day_is_temporary(per_day: int | None, sent: int, taken: bool) -> None:  # noqa: FBT001
+    verdict = judge(facts=scoped(KeyScope(per_day=per_day, sent_today=sent)))
+    if taken:
+        assert isinstance(verdict, Accept)
+        assert verdict.per_day == per_day
+    else:
+        assert refused(verdict) == (452, "4.7.1", Rule.DAILY_QUOTA)
+
+
+def test_a_full_day_says_nothing_of_what_would_be_refused_tomorrow_too() -> None:
+    full = KeyScope(per_day=1, sent_today=1, may_html=False)
+    expect(judge(PAGE, scoped(full)), Rule.HTML_NOT_ALLOWED)
+    assert judge(facts=scoped(full, earlier(digest()))) == Repeat(email_id=FIRST), (
+        "what was counted is not counted anew"
+    )

@@ -23,6 +23,8 @@ GRANT USAGE ON SCHEMA public TO opensend_key_reader;
 GRANT SELECT (id, token_hash, user_id) ON public.api_keys TO opensend_key_reader;
 GRANT USAGE ON SCHEMA opensend_milter TO opensend_key_reader;
 GRANT SELECT (token_hash, key_id, expires_at) ON opensend_milter.key_secrets TO opensend_key_reader;
+GRANT SELECT (key_id, expires_at) ON opensend_milter.key_settings TO opensend_key_reader;
+GRANT SELECT (expires_at), DELETE ON opensend_milter.key_secrets TO opensend_worker;
 DO $$
 BEGIN
     -- Whoever is no superuser must be a member of the new owner, and the new owner may CREATE for that moment.
@@ -76,6 +78,8 @@ GRANT SELECT (sent_at, scheduled_at, provider_last_error_message) ON public.emai
 GRANT SELECT (email_id, key_id, received_at, queue_id, message_id, recipients, front_door, provider_id, bulk_id)
     ON opensend_milter.submissions TO opensend_http;
 GRANT SELECT ON opensend_milter.recipient_results TO opensend_http;
+GRANT SELECT (id, queue_id, key_id, rule, code, enhanced, text, refused_at, recipients)
+    ON opensend_milter.refusals TO opensend_http;
 GRANT SELECT (email_id, state, attempts, not_before) ON opensend_milter.jobs TO opensend_http;
 GRANT SELECT (id, email_id, type, payload, received_at) ON public.email_events TO opensend_http;
 

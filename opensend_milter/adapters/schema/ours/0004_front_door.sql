@@ -54,4 +54,5 @@ AS $$
         (SELECT a.id FROM public.api_keys a WHERE a.token_hash = key_id.token_hash),
         (SELECT s.key_id FROM opensend_milter.key_secrets s
             WHERE s.token_hash = key_id.token_hash AND (s.expires_at IS NULL OR s.expires_at > now())))
+        AND NOT EXISTS (SELECT FROM opensend_milter.key_settings c WHERE c.key_id = k.id AND c.expires_at <= now())
 $$;

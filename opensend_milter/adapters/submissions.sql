@@ -1,0 +1,40 @@
+-- key_id -- the key that a secret's hash belongs to
+SELECT opensend_milter.key_id(%(token_hash)s);
+
+-- key -- what a key may see of itself
+SELECT k.id::text, k.name, k.permission, nullif(btrim(k.domain), '') IS NOT NULL,
+    (SELECT lower(d.name) FROM public.domains d WHERE d.user_id = k.user_id AND d.id::text = lower(btrim(k.domain))),
+    k.created_at, k.last_used_at, to_jsonb(c) - 'key_id'
+FROM public.api_keys k LEFT JOIN opensend_milter.key_settings c ON c.key_id = k.id
+WHERE k.id = %(key_id)s::uuid AND k.user_id IS NOT NULL;
+
+-- submission -- one message of a key
+SELECT s.email_id::text, e.status, coalesce(j.attempts, 0), coalesce(j.state = 'uncertain', false), e.created_at,
+    coalesce(e.sent_at, r.at, e.created_at), e.scheduled_at, s.recipients, r.fared, s.message_id, s.queue_id,
+    s.provider_id, coalesce(v.payload ->> 'reply', v.payload ->> 'reason', '')
+FROM opensend_milter.submissions s JOIN public.emails e ON e.id = s.email_id
+    LEFT JOIN opensend_milter.jobs j ON j.email_id = s.email_id
+    LEFT JOIN LATERAL (
+        SELECT max(noted_at) AS at, jsonb_agg(jsonb_build_array(address, outcome, reason) ORDER BY address) AS fared
+        FROM opensend_milter.recipient_results WHERE email_id = s.email_id) r ON true
+    LEFT JOIN LATERAL (
+        SELECT payload FROM public.email_events
+        WHERE email_id = s.email_id AND type IN ('sent', 'failed', 'delayed')
+        ORDER BY received_at DESC, id LIMIT 1) v ON true
+WHERE s.key_id = %(key_id)s::uuid AND s.email_id = ANY (%(ids)s::uuid[]);
+
+-- page -- ids of a key's messages, latest first
+SELECT s.email_id::text FROM opensend_milter.submissions s JOIN public.emails e ON e.id = s.email_id
+WHERE s.key_id = %(key_id)s::uuid
+    AND (%(statuses)s::text[] IS NULL OR e.status = ANY (%(statuses)s::text[]))
+    AND (%(since)s::timestamptz IS NULL OR s.received_at >= %(since)s)
+    AND (%(bulk_id)s::uuid IS NULL OR s.bulk_id = %(bulk_id)s::uuid)
+    AND (%(before)s::uuid IS NULL OR s.email_id < %(before)s::uuid)
+ORDER BY s.email_id DESC LIMIT %(limit)s;
+
+-- rejection -- a message of a key that was not taken
+SELECT queue_id, rule, code, enhanced, text, refused_at, recipients FROM opensend_milter.refusals
+WHERE queue_id = %(request_id)s AND key_id = %(key_id)s ORDER BY id DESC LIMIT 1;
+
+-- ready -- the database answers, and its tables are there
+SELECT EXISTS (SELECT FROM opensend_milter.jobs LIMIT 1);

@@ -1,0 +1,115 @@
+"""What a key may learn of its own messages: states in http-smtp-rele's words, and what the next hop said."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from opensend_milter.core.model import EmailId
+
+State = Literal["received", "smtp_submission_started", "smtp_accepted", "smtp_failed", "rejected", "canceled"]
+FINAL: frozenset[State] = frozenset({"smtp_accepted", "smtp_failed", "rejected", "canceled"})
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_REQUEST_ID = re.compile(rf"req_([0-7][{_CROCKFORD}]{{25}})")
+_STATES: dict[str, State] = {
+    "queued": "received",
+    "scheduled": "received",
+    "processing": "smtp_submission_started",
+    "sent": "smtp_accepted",
+    "delivered": "smtp_accepted",
+    "bounced": "smtp_accepted",
+    "complained": "smtp_accepted",
+    "failed": "smtp_failed",
+    "suppressed": "rejected",
+    "canceled": "canceled",
+    "cancelled": "canceled",
+}
+_REPLY = re.compile(r"(?:^|: )([245]\d\d)[ -](?:([245]\.\d{1,3}\.\d{1,3})(?: |$))?")
+_QUEUED_AS = re.compile(r"queued (?:as|mail) ([A-Za-z0-9]{5,40})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipientState:
+    """One recipient that fared differently from the message."""
+
+    email: str
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One message of a key."""
+
+    email_id: EmailId
+    status: str
+    """Of the email, in OpenSend's words."""
+    attempts: int
+    is_uncertain: bool
+    created_at: datetime
+    updated_at: datetime
+    scheduled_at: datetime | None
+    recipients: tuple[str, ...]
+    fared: tuple[RecipientState, ...]
+    message_id: str | None
+    queue_id: str
+    provider_id: str | None
+    reply: str
+    """What the next hop said last, empty where it was not asked."""
+
+    @property
+    def state(self) -> State:
+        """Return the state in http-smtp-rele's words."""
+        state = _STATES.get(self.status, "received")
+        return "smtp_submission_started" if state == "received" and self.attempts else state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A message of a key that was not taken."""
+
+    request_id: str
+    rule: str
+    code: int
+    enhanced: str
+    text: str
+    refused_at: datetime
+    recipients: tuple[str, ...]
+
+
+def request_id(email_id: EmailId) -> str:
+    """Spell an email's id as a request's: `req_` and a ULID, which is the same 128 bits."""
+    number, letters = UUID(email_id).int, ""
+    for _ in range(26):
+        number, digit = divmod(number, 32)
+        letters = _CROCKFORD[digit] + letters
+    return f"req_{letters}"
+
+
+def email_of_request(text: str) -> EmailId | None:
+    """Return the email that a request's id, or its own, names; None where the text is neither."""
+    if match := _REQUEST_ID.fullmatch(text.strip()):
+        number = 0
+        for letter in match[1]:
+            number = number * 32 + _CROCKFORD.index(letter)
+        return EmailId(str(UUID(int=number)))
+    try:
+        return EmailId(str(UUID(text)))
+    except ValueError:
+        return None
+
+
+def reply_codes(reply: str) -> tuple[int | None, str | None, str | None]:
+    """Find code, enhanced code and the next hop's queue id in what it said."""
+    match, queued = _REPLY.search(reply), _QUEUED_AS.search(reply)
+    code, enhanced = (int(match[1]), match[2]) if match else (None, None)
+    return code, enhanced, queued[1] if queued else None
+
+
+def domains_of(recipients: Sequence[str]) -> list[str]:
+    """Return the domains of recipients, each once, in order."""
+    return list(dict.fromkeys(recipient.rpartition("@")[2].lower() for recipient in recipients))

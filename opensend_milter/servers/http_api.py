@@ -1,0 +1,364 @@
+"""The HTTP front door: a request as a Message; an Outcome, as a status and a JSON answer."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal, Protocol, TypeVar
+from uuid import uuid4
+
+from anyio import CapacityLimiter, create_task_group, sleep, to_thread
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from opensend_milter.core.address import normal_domain
+from opensend_milter.core.control import IDEMPOTENCY_KEY
+from opensend_milter.core.fields import FieldError, parse_json
+from opensend_milter.core.ids import new_email_id
+from opensend_milter.core.model import (
+    Address,
+    EmailId,
+    Envelope,
+    KeyId,
+    Mailbox,
+    Message,
+    Outcome,
+    Refuse,
+    Repeat,
+    Rule,
+    Session,
+)
+from opensend_milter.core.request import RequestLimits, SendRequest, read_send
+from opensend_milter.core.submission import FINAL, Submission, request_id
+from opensend_milter.core.writing import envelope, write
+from opensend_milter.servers.http_client import client_address, secret_of
+from opensend_milter.servers.http_records import Records, record
+from opensend_milter.servers.http_server import RETRYABLE, Refused
+
+AT_ONCE = 200
+"""Threads that wait for the gatherer; more requests wait for one of them."""
+LONGEST_WAIT_S = 30
+_LOOK_AGAIN_S = 0.25
+_LONGEST_KEY = 256
+_JSON = ("application/json", "text/json")
+_UNAVAILABLE = 503
+Dialect = Literal["rele", "resend"]
+T = TypeVar("T")
+_NOT_YET = Refused(503, "unavailable", "not now, try again later")
+
+_CODES: Mapping[Rule, tuple[int, str]] = {
+    Rule.OURS: (503, "unavailable"),
+    Rule.QUOTA: (402, "quota_exceeded"),
+    Rule.DUPLICATE_KEY: (409, "idempotency_conflict"),
+    Rule.TOO_LARGE: (413, "payload_too_large"),
+    Rule.ATTACHMENTS_TOO_LARGE: (413, "payload_too_large"),
+    Rule.KEY_REVOKED: (403, "forbidden"),
+    Rule.NOT_A_KEY: (403, "forbidden"),
+    Rule.KEY_EXPIRED: (403, "forbidden"),
+    Rule.NETWORK_NOT_ALLOWED: (403, "forbidden"),
+    Rule.SENDER_NOT_ALLOWED: (403, "forbidden"),
+    Rule.RECIPIENT_NOT_ALLOWED: (403, "forbidden"),
+    Rule.ATTACHMENTS_NOT_ALLOWED: (403, "forbidden"),
+    Rule.HTML_NOT_ALLOWED: (403, "forbidden"),
+    Rule.DAILY_QUOTA: (429, "quota_exceeded"),
+}
+"""Any other rule: what the request asks for is not allowed, or cannot be done."""
+_FIELDS: Mapping[Rule, str] = {
+    Rule.FROM_MISSING: "from",
+    Rule.FROM_NOT_ONE: "from",
+    Rule.FROM_MALFORMED: "from",
+    Rule.FROM_RESTRICTED: "from",
+    Rule.FROM_UNVERIFIED: "from",
+    Rule.RECIPIENT_MALFORMED: "to",
+    Rule.RECIPIENT_SUPPRESSED: "to",
+    Rule.TOO_MANY_RECIPIENTS: "to",
+    Rule.CONTROL_FIELD: "send_at",
+    Rule.SENDER_NOT_ALLOWED: "from",
+    Rule.RECIPIENT_NOT_ALLOWED: "to",
+    Rule.ATTACHMENTS_NOT_ALLOWED: "attachments",
+    Rule.HTML_NOT_ALLOWED: "html",
+}
+
+
+class Desk(Protocol):
+    """What the front door asks of the database. Raises StoreUnavailable."""
+
+    def key_of(self, secret: str) -> KeyId | None: ...
+
+    def about(self, key_id: KeyId) -> dict[str, object] | None: ...
+
+    def submissions(self, key_id: KeyId, ids: Sequence[EmailId]) -> list[Submission]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """What every request of this process shares."""
+
+    accept: Callable[[Message], Outcome]
+    """Wait for the outcome of one message; in a thread."""
+    desk: Desk
+    records: Records
+    limits: RequestLimits
+    default_from: str
+    proxies: tuple[str, ...]
+    client_header: str
+    max_bulk_messages: int
+    threads: CapacityLimiter
+
+    # ------------------------------------------------------------------ routes
+
+    def routes(self) -> list[Route]:
+        """Return the routes of both dialects."""
+        return [
+            Route("/v1/send", self._send, methods=["POST"]),
+            Route("/v1/send-bulk", self._send_bulk, methods=["POST"]),
+            Route("/v1/keys/self", self._key, methods=["GET"]),
+            Route("/emails", self._send_resend, methods=["POST"]),
+            Route("/emails/batch", self._batch_resend, methods=["POST"]),
+            *self.records.routes(self.authenticated),
+        ]
+
+    async def _send(self, request: Request) -> Response:
+        wait_s = _wait_s(request)
+        asked = await self._asked(request)
+        outcome = await self._take(asked, parse_json(await request.body()), "rele", request.state.email_id)
+        email_id = _taken(outcome)
+        found: dict[str, object] = {"status": "accepted", "request_id": request_id(email_id), "id": email_id}
+        if wait_s:
+            found |= {"submission": await self._await_final(asked.key_id, email_id, wait_s)}
+        return JSONResponse(found, 202)
+
+    async def _send_resend(self, request: Request) -> Response:
+        asked = await self._asked(request)
+        outcome = await self._take(asked, parse_json(await request.body()), "resend", request.state.email_id)
+        return JSONResponse({"id": _taken(outcome)}, 200)
+
+    async def _send_bulk(self, request: Request) -> Response:
+        asked = await self._asked(request)
+        payload = parse_json(await request.body())
+        if isinstance(payload, FieldError):
+            raise Refused(400, "bad_request", payload.message, errors=[_told(payload)])
+        if not isinstance(payload, dict) or payload.keys() != {"messages"}:
+            raise Refused(400, "bad_request", "expected an object with the one field messages")
+        bulk_id = str(uuid4())
+        items = await self._take_all(asked, payload["messages"], "rele", bulk_id)
+        results = [
+            {"index": index, "request_id": request_id(email_id), **_result(outcome)}
+            for index, (email_id, outcome) in enumerate(items)
+        ]
+        accepted = sum(result["status"] == "accepted" for result in results)
+        found = {"bulk_request_id": f"bulk_{bulk_id}", "total": len(results), "accepted": accepted}
+        return JSONResponse({**found, "rejected": len(results) - accepted, "results": results}, 202)
+
+    async def _batch_resend(self, request: Request) -> Response:
+        asked = await self._asked(request)
+        items = await self._take_all(asked, parse_json(await request.body()), "resend", str(uuid4()))
+        good = [{"id": _taken(outcome)} for _, outcome in items if not isinstance(outcome, Refused)]
+        bad = [
+            {"index": index, "message": outcome.detail}
+            for index, (_, outcome) in enumerate(items)
+            if isinstance(outcome, Refused)
+        ]
+        return JSONResponse({"data": good, **({"errors": bad} if bad else {})}, 200)
+
+    async def _key(self, request: Request) -> Response:
+        key_id = await self.authenticated(request)
+        found = await self._in_thread(lambda: self.desk.about(key_id))
+        if found is None:
+            raise _forbidden()
+        return JSONResponse(
+            {name: value.isoformat() if isinstance(value, datetime) else value for name, value in found.items()}
+        )
+
+    # ------------------------------------------------------------------ who asks
+
+    async def authenticated(self, request: Request) -> KeyId:
+        """Return whose request it is; raise Refused where nobody's."""
+        secret = secret_of(request.headers)
+        if secret is None:
+            raise Refused(
+                401,
+                "unauthorized",
+                "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        key_id = await self._in_thread(lambda: self.desk.key_of(secret))
+        if key_id is None:
+            raise _forbidden()
+        return key_id
+
+    async def _asked(self, request: Request) -> _Asked:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        key_id = await self.authenticated(request)
+        if kind not in _JSON:
+            raise Refused(415, "unsupported_media_type", "expected Content-Type: application/json")
+        return _Asked(
+            key_id=key_id,
+            client_address=client_address(request, self.proxies, self.client_header),
+            is_tls=request.url.scheme == "https",
+            idempotency_key=_idempotency_key(request.headers),
+        )
+
+    # ------------------------------------------------------------------ what is asked
+
+    async def _take_all(
+        self, asked: _Asked, items: object, dialect: Dialect, bulk_id: str
+    ) -> list[tuple[EmailId, Outcome | Refused]]:
+        if not isinstance(items, list) or not items:
+            raise Refused(400, "bad_request", "expected a list of one message or more")
+        if len(items) > self.max_bulk_messages:
+            raise Refused(
+                413, "payload_too_large", f"{len(items)} messages are over the limit of {self.max_bulk_messages}"
+            )
+        found: list[tuple[EmailId, Outcome | Refused]] = [(new_email_id(), _NOT_YET) for _ in items]
+
+        async def take(index: int) -> None:
+            email_id = found[index][0]
+            try:
+                outcome: Outcome | Refused = await self._take(
+                    asked.item(index, bulk_id), items[index], dialect, email_id
+                )
+            except Refused as refused:
+                outcome = refused
+            found[index] = email_id, _refused(outcome) if isinstance(outcome, Refuse) else outcome
+
+        async with create_task_group() as group:
+            for index in range(len(items)):
+                group.start_soon(take, index)
+        return found
+
+    async def _take(self, asked: _Asked, payload: object, dialect: Dialect, email_id: EmailId) -> Outcome:
+        if isinstance(payload, FieldError):
+            raise Refused(400, "bad_request", payload.message, errors=[_told(payload)])
+        read = read_send(payload, dialect, self.limits)
+        if not isinstance(read, SendRequest):
+            errors = [_told(error) for error in read]
+            raise Refused(
+                400, "validation_failed", f"{len(errors)} fields are wrong: {errors[0]['message']}", errors=errors
+            )
+        sender = read.sender or (Mailbox(read.from_name, Address(self.default_from)) if self.default_from else None)
+        if sender and read.from_name:
+            sender = Mailbox(read.from_name, sender.address)
+        if sender is None:
+            missing = {"field": "from", "code": "required", "message": "from is missing, and there is no default"}
+            raise Refused(400, "validation_failed", missing["message"], errors=[missing])
+        # Neither the client that goes away nor another request that fails must end what is under way.
+        return await self._in_thread(lambda: self.accept(_message(asked, read, sender, email_id)))
+
+    async def _await_final(self, key_id: KeyId, email_id: EmailId, wait_s: float) -> dict[str, object]:
+        ends_at = time.monotonic() + wait_s
+        while True:
+            (found,) = await self._in_thread(lambda: self.desk.submissions(key_id, [email_id]))
+            if found.state in FINAL or time.monotonic() > ends_at:
+                return record(found)
+            await sleep(_LOOK_AGAIN_S)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await to_thread.run_sync(call, limiter=self.threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What a request says besides its body."""
+
+    key_id: KeyId
+    client_address: str
+    is_tls: bool
+    idempotency_key: str | None
+    bulk_id: str | None = None
+
+    def item(self, index: int, bulk_id: str) -> _Asked:
+        """Return it for one message of a bulk: each has a name of its own under the request's."""
+        key = f"{self.idempotency_key}#{index}" if self.idempotency_key else None
+        return replace(self, idempotency_key=key, bulk_id=bulk_id)
+
+
+def _message(asked: _Asked, read: SendRequest, sender: Mailbox, email_id: EmailId) -> Message:
+    received_at = datetime.now(UTC)
+    domain = sender.address.rpartition("@")[2]
+    named = replace(read, idempotency_key=asked.idempotency_key) if asked.idempotency_key else read
+    raw = write(named, sender=sender, message_id=f"<{email_id}@{normal_domain(domain) or domain}>", date=received_at)
+    return Message(
+        id=email_id,
+        session=Session(
+            key_id=asked.key_id,
+            front_door="http",
+            client_address=asked.client_address,
+            tls="HTTPS" if asked.is_tls else "",
+        ),
+        envelope=Envelope(sender=sender.address, recipients=envelope(read)),
+        queue_id=request_id(email_id),
+        bulk_id=asked.bulk_id,
+        received_at=received_at,
+        raw=raw,
+        size=len(raw),
+        sha256=hashlib.sha256(raw).digest(),
+    )
+
+
+def _taken(outcome: Outcome) -> EmailId:
+    if isinstance(outcome, Refuse):
+        raise _refused(outcome)
+    return outcome.email_id if isinstance(outcome, Repeat) else outcome
+
+
+def _refused(refusal: Refuse) -> Refused:
+    status, code = _CODES.get(refusal.rule, (400, "validation_failed"))
+    errors = [{"field": _FIELDS.get(refusal.rule, ""), "code": refusal.rule.value, "message": refusal.text}]
+    headers = {}
+    if status == _UNAVAILABLE:
+        headers["Retry-After"] = "5"
+    elif refusal.rule is Rule.DAILY_QUOTA:
+        headers["Retry-After"] = str(_seconds_to_midnight(datetime.now(UTC)))
+    return Refused(status, code, refusal.text, errors=errors, headers=headers)
+
+
+def _seconds_to_midnight(now: datetime) -> int:
+    return 86_400 - (now.hour * 60 + now.minute) * 60 - now.second
+
+
+def _result(outcome: Outcome | Refused) -> dict[str, object]:
+    """Show one message of a bulk."""
+    if isinstance(outcome, Refused):
+        return {
+            "status": "rejected",
+            "code": outcome.code,
+            "message": outcome.detail,
+            "retryable": outcome.status_code in RETRYABLE,
+            "errors": list(outcome.errors),
+        }
+    return {"status": "accepted", "id": _taken(outcome)}
+
+
+def _told(error: FieldError) -> dict[str, str]:
+    return {"field": error.field, "code": error.code, "message": error.message}
+
+
+def _forbidden() -> Refused:
+    return Refused(403, "forbidden", "this API key is not known, or may not be used")
+
+
+def _idempotency_key(headers: Headers) -> str | None:
+    found = {value.strip() for name in IDEMPOTENCY_KEY for value in headers.getlist(name)}
+    if not found:
+        return None
+    key = found.pop()
+    if found or not key or len(key) > _LONGEST_KEY or not key.isascii() or not key.isprintable():
+        raise Refused(
+            400,
+            "invalid_idempotency_key",
+            f"Idempotency-Key: expected one, of 1 to {_LONGEST_KEY} printable characters",
+        )
+    return key
+
+
+def _wait_s(request: Request) -> int:
+    text = request.query_params.get("wait", "0")
+    if not text.isascii() or not text.isdecimal() or len(text) > 2 or int(text) > LONGEST_WAIT_S:  # noqa: PLR2004
+        raise Refused(400, "validation_failed", f"wait: expected seconds from 0 to {LONGEST_WAIT_S}")
+    return int(text)
