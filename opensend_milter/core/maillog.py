@@ -1,4 +1,4 @@
-"""The mail log's vocabulary: one function per event, one key=value line each, queue id first.
+"""The mail log's vocabulary: one function per event, one key=value line each, queue id first; each event is counted.
 
 Addresses never appear: the domain of a sender says enough to follow a message, ids lead to the rest.
 """
@@ -7,116 +7,136 @@ from __future__ import annotations
 
 import logging
 
-from opensend_milter.core.model import EmailId, Job, Message, Refuse, Sent
+from opensend_milter.core import counting
+from opensend_milter.core.logline import Pairs, Plain, Said
+from opensend_milter.core.model import CourierName, EmailId, Job, Message, Refuse, Sent
 
 log = logging.getLogger("opensend_milter.mail")
 
 
 def accepted(message: Message, email_id: EmailId, waited_ms: float) -> None:
     """Note that the row is committed and the client is told 250."""
-    log.info(
-        "%s: email=%s key=%s client=%s size=%d nrcpt=%d status=accepted delay_ms=%.1f",
-        message.queue_id,
-        email_id,
-        message.session.key_id,
-        message.session.client_address,
-        message.size,
-        len(message.envelope.recipients),
-        waited_ms,
-    )
+    _taken("accepted", message, email_id, waited_ms)
+    counting.accepted(message.session.front_door, message.size, waited_ms / 1000)
 
 
 def repeated(message: Message, email_id: EmailId, waited_ms: float) -> None:
     """Note that the client is told 250 for what it had sent before."""
-    log.info(
-        "%s: email=%s key=%s client=%s size=%d nrcpt=%d status=repeated delay_ms=%.1f",
+    _taken("repeated", message, email_id, waited_ms)
+    counting.repeated(waited_ms / 1000)
+
+
+def _taken(status: str, message: Message, email_id: EmailId, waited_ms: float) -> None:
+    _note(
+        logging.INFO,
         message.queue_id,
-        email_id,
-        message.session.key_id,
-        message.session.client_address,
-        message.size,
-        len(message.envelope.recipients),
-        waited_ms,
+        email=email_id,
+        key=message.session.key_id,
+        client=message.session.client_address,
+        size=message.size,
+        nrcpt=len(message.envelope.recipients),
+        status=status,
+        delay_ms=round(float(waited_ms), 1),
     )
 
 
 def refused(message: Message, refusal: Refuse, waited_ms: float) -> None:
     """Note that the client is told why not."""
-    log.info(
-        "%s: key=%s client=%s size=%d nrcpt=%d status=refused code=%d dsn=%s rule=%s delay_ms=%.1f",
+    _note(
+        logging.INFO,
         message.queue_id,
-        message.session.key_id,
-        message.session.client_address,
-        message.size,
-        len(message.envelope.recipients),
-        refusal.code,
-        refusal.enhanced,
-        refusal.rule.value,
-        waited_ms,
+        key=message.session.key_id,
+        client=message.session.client_address,
+        size=message.size,
+        nrcpt=len(message.envelope.recipients),
+        status="refused",
+        code=refusal.code,
+        dsn=refusal.enhanced,
+        rule=refusal.rule.value,
+        delay_ms=round(float(waited_ms), 1),
     )
+    counting.refused(message.session.front_door, refusal.rule, waited_ms / 1000)
 
 
 def sent(job: Job, outcome: Sent) -> None:
     """Note that the next hop has the message."""
-    log.info(
-        "%s: email=%s nrcpt=%d refused=%d attempt=%d status=sent",
+    _note(
+        logging.INFO,
         job.queue_id,
-        job.email_id,
-        len(job.recipients),
-        len(outcome.refused),
-        job.attempts + 1,
+        email=job.email_id,
+        nrcpt=len(job.recipients),
+        refused=len(outcome.refused),
+        attempt=job.attempts + 1,
+        status="sent",
     )
+    counting.attempt(outcome.courier, "sent")
 
 
 def partly(job: Job, outcome: Sent, wait_s: float) -> None:
     """Note that the next hop has the message for some, and will be asked again for others."""
-    log.warning(
-        "%s: email=%s nrcpt=%d refused=%d deferred=%d attempt=%d status=partly wait_s=%.0f",
+    _note(
+        logging.WARNING,
         job.queue_id,
-        job.email_id,
-        len(job.recipients),
-        len(outcome.refused),
-        len(outcome.deferred),
-        job.attempts + 1,
-        wait_s,
+        email=job.email_id,
+        nrcpt=len(job.recipients),
+        refused=len(outcome.refused),
+        deferred=len(outcome.deferred),
+        attempt=job.attempts + 1,
+        status="partly",
+        wait_s=round(wait_s),
     )
+    counting.attempt(outcome.courier, "partly")
 
 
-def deferred(job: Job, reason: str, wait_s: float) -> None:
+def deferred(job: Job, reason: str, wait_s: float, courier: CourierName | None = None) -> None:
     """Note that it will be tried again."""
-    log.warning(
-        "%s: email=%s attempt=%d status=deferred wait_s=%.0f reason=%s",
+    _note(
+        logging.WARNING,
         job.queue_id,
-        job.email_id,
-        job.attempts + 1,
-        wait_s,
-        quoted(reason),
+        email=job.email_id,
+        attempt=job.attempts + 1,
+        status="deferred",
+        wait_s=round(wait_s),
+        reason=_said(reason),
     )
+    counting.attempt(courier or job.route.courier, "deferred")
 
 
-def failed(job: Job, reason: str) -> None:
+def failed(job: Job, reason: str, courier: CourierName | None = None) -> None:
     """Note that it was given up."""
-    log.error(
-        "%s: email=%s attempt=%d status=failed reason=%s",
+    _note(
+        logging.ERROR,
         job.queue_id,
-        job.email_id,
-        job.attempts + 1,
-        quoted(reason),
+        email=job.email_id,
+        attempt=job.attempts + 1,
+        status="failed",
+        reason=_said(reason),
     )
+    counting.attempt(courier or job.route.courier, "failed")
 
 
-def uncertain(job: Job, reason: str) -> None:
+def uncertain(job: Job, reason: str, courier: CourierName | None = None) -> None:
     """Note that it may be out: nobody sends it again without being asked."""
-    log.error(
-        "%s: email=%s attempt=%d status=uncertain reason=%s",
+    _note(
+        logging.ERROR,
         job.queue_id,
-        job.email_id,
-        job.attempts + 1,
-        quoted(reason),
+        email=job.email_id,
+        attempt=job.attempts + 1,
+        status="uncertain",
+        reason=_said(reason),
     )
+    counting.attempt(courier or job.route.courier, "uncertain")
 
 
 def quoted(text: str) -> str:
     """Make a foreign text one quoted word without line ends or addresses."""
+    return f'"{_said(text)}"'
+
+
+def _said(text: str) -> Said:
     words = ("<address>" if "@" in word else word for word in text.split())
-    return '"' + " ".join(words).replace('"', "'")[:300] + '"'
+    return Said(" ".join(words).replace('"', "'")[:300])
+
+
+def _note(level: int, queue_id: str, **values: Plain) -> None:
+    log.log(level, "%s", Pairs(values, queue_id=queue_id))

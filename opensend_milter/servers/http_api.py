@@ -275,6 +275,8 @@ class _Asked:
     def item(self, index: int, bulk_id: str) -> _Asked:
         """Return it for one message of a bulk: each has a name of its own under the request's."""
         key = f"{self.idempotency_key}#{index}" if self.idempotency_key else None
+        if key and len(key) > _LONGEST_KEY:
+            raise _bad_key(_LONGEST_KEY - len(f"#{index}"))
         return replace(self, idempotency_key=key, bulk_id=bulk_id)
 
 
@@ -349,12 +351,13 @@ def _idempotency_key(headers: Headers) -> str | None:
         return None
     key = found.pop()
     if found or not key or len(key) > _LONGEST_KEY or not key.isascii() or not key.isprintable():
-        raise Refused(
-            400,
-            "invalid_idempotency_key",
-            f"Idempotency-Key: expected one, of 1 to {_LONGEST_KEY} printable characters",
-        )
+        raise _bad_key(_LONGEST_KEY)
     return key
+
+
+def _bad_key(longest: int) -> Refused:
+    text = f"Idempotency-Key: expected one, of 1 to {longest} printable characters"
+    return Refused(400, "invalid_idempotency_key", text)
 
 
 def _wait_s(request: Request) -> int:
