@@ -308,7 +308,9 @@ DELETE FROM opensend_milter.key_secrets WHERE expires_at < now() - interval '30 
 -- prune_rate_buckets -- those that have long been full
 DELETE FROM opensend_milter.rate_buckets WHERE name IN (
     SELECT name FROM opensend_milter.rate_buckets
-    WHERE refilled_at < now() - interval '1 hour' ORDER BY refilled_at LIMIT %(limit)s);
+    WHERE refilled_at < now() - interval '1 hour' ORDER BY refilled_at LIMIT %(limit)s)
+    -- One that was leased meanwhile is in use again.
+    AND refilled_at < now() - interval '1 hour';
 
 -- prune_fingerprints -- a batch of names whose time is over
 DELETE FROM opensend_milter.fingerprints WHERE (key_id, fingerprint) IN (

@@ -19,6 +19,7 @@ import psycopg
 from psycopg import conninfo
 from psycopg.rows import TupleRow
 
+from opensend_milter.core import counting
 from opensend_milter.core.errors import ConfigError, RowRefused, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def store_errors() -> Iterator[None]:
         # Its traceback would quote the row.
         raise RowRefused(f"{type(error).__name__}: {error.diag.message_primary or ''}") from None
     except psycopg.Error as error:
+        counting.store_unavailable()
         # Not the whole error: its DETAIL may quote a row, and with it an address.
         raise StoreUnavailable(f"{type(error).__name__}: {error.diag.message_primary or error}") from error
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from opensend_milter.adapters.postgres import Connection, Link, statements, store_errors
+from opensend_milter.core import counting
 from opensend_milter.core.errors import RowRefused, StoreUnavailable
 from opensend_milter.core.feedback import (
     Affected,
@@ -163,6 +164,8 @@ class PostgresFeedbackBook:
             log.error("email=%s feedback=%s dropped: %s", email_id, found.kind, error)  # noqa: TRY400
             return
         log.info("email=%s feedback=%s source=%s new=%s", email_id, found.kind, found.source_id, is_new)
+        if is_new:
+            counting.feedback(found.kind)
         if is_new and asked.closes_job:
             deliveries.pop(email_id)
 

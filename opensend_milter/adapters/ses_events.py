@@ -12,6 +12,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from opensend_milter.core import counting
 from opensend_milter.core.errors import QueueUnavailable
 from opensend_milter.core.feedback import Heard, Report, ReportMalformed, text_of
 from opensend_milter.core.ses_report import GREETING, parsed, ses_report
@@ -68,6 +69,7 @@ class SesEventQueue:
             report = _report(message["Body"])
         except ReportMalformed as error:
             self.malformed += 1
+            counting.queue_malformed()
             log.warning("message=%s is no SES event: left (%s)", message.get("MessageId"), error)
             return None
         return Heard(receipt=message["ReceiptHandle"], report=report)

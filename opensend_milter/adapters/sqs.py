@@ -16,6 +16,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from opensend_milter.core import counting
 from opensend_milter.core.errors import QueueUnavailable
 from opensend_milter.core.model import Announcement, EmailId, Notice
 
@@ -161,6 +162,7 @@ class SqsQueue:
                 raise ValueError("emailId is no UUID")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self.malformed += 1
+            counting.queue_malformed()
             log.warning("message=%s is no job: left (%s)", message.get("MessageId"), type(error).__name__)
             return None
         return Notice(receipt=message["ReceiptHandle"], email_id=EmailId(email_id.lower()))

@@ -6,20 +6,26 @@ import grp
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from opensend_milter.adapters import postgres
 from opensend_milter.adapters.postgres_intake import Habits, PostgresIntakeStore
+from opensend_milter.adapters.prometheus import Together
+from opensend_milter.app.limiting import limited, open_throttle
 from opensend_milter.config import Config, Milter as MilterSettings, load
+from opensend_milter.core import counting
 from opensend_milter.core.carrying import carried_by
 from opensend_milter.core.errors import ConfigError, OpensendError, StoreUnavailable
 from opensend_milter.core.intake import Gatherer, Intake
 from opensend_milter.core.model import Carries, Limits, Message, Outcome
 from opensend_milter.core.policy import Policy
 from opensend_milter.core.ports import IntakeStore
+from opensend_milter.servers import metrics_page
 from opensend_milter.servers.milter import Callbacks, Door, MilterProcess, OpenDoor, open_socket
 from opensend_milter.servers.supervisor import Line, Supervisor
 
@@ -132,6 +138,13 @@ def serve(path: Path | None) -> None:
     settings = config.milter
     group = _group(settings.socket_group)
     settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Before the socket is opened: the page's process must not hold it.
+    with _counted(config) as join:
+        _serve(path, config, group, join)
+
+
+def _serve(path: Path | None, config: Config, group: int | None, join: Callable[[], None]) -> None:
+    settings = config.milter
     _await_database(config)
     callbacks = Callbacks()
     callbacks.register("opensend-milter")
@@ -139,6 +152,7 @@ def serve(path: Path | None) -> None:
     inode = settings.socket.stat().st_ino
 
     def child(line: Line) -> None:
+        join()
         MilterProcess(callbacks, descriptor, lambda: _open_door(load(path)), settings.drain_s).run(line)
 
     supervisor = Supervisor(
@@ -154,15 +168,32 @@ def serve(path: Path | None) -> None:
         settings.socket.unlink()
 
 
+@contextmanager
+def _counted(config: Config) -> Iterator[Callable[[], None]]:
+    """Show what all processes count; yield what each child calls first."""
+    if not config.metrics.serve_port:
+        yield lambda: None
+        return
+    counts = Together(counting.AT_THE_DOOR, config.milter.spool_dir / "metrics")
+    with metrics_page.shown_beside(config.metrics.serve_port, counts.page, key="metrics.serve_port"):
+        yield counts.join
+
+
 def _open_door(config: Config) -> OpenDoor:
     lanes = open_lanes(config)
+    throttle = open_throttle(config, "opensend_milter")
+
+    def close() -> None:
+        lanes.close()
+        throttle.stop()
+
     door = Door(
-        accept=lanes.accept,
+        accept=partial(limited, throttle, lanes.accept),
         spool_dir=config.milter.spool_dir,
         spool_above_bytes=config.milter.spool_above_bytes,
         max_message_bytes=config.size.max_message_bytes,
     )
-    return OpenDoor(door=door, longest_wait_s=config.milter.hard_timeout_s * 2, close=lanes.close)
+    return OpenDoor(door=door, longest_wait_s=config.milter.hard_timeout_s * 2, close=close)
 
 
 def _good(check: Callable[[], object]) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import random
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from pathlib import Path
 
-from opensend_milter.adapters import postgres
+from opensend_milter.adapters import postgres, prometheus
 from opensend_milter.adapters.maildir import MaildirCourier
 from opensend_milter.adapters.plunk import PlunkCourier
+from opensend_milter.adapters.postgres_backlog import PostgresBacklog
 from opensend_milter.adapters.postgres_feedback import PostgresFeedbackBook, PostgresFeedbackBox
 from opensend_milter.adapters.postgres_jobs import Keeping, PostgresJobStore
 from opensend_milter.adapters.postgres_webhooks import PostgresWebhooks, lease_of
@@ -23,6 +25,7 @@ from opensend_milter.adapters.smtp import SmtpCourier
 from opensend_milter.adapters.sqs import SqsQueue
 from opensend_milter.adapters.webhooks import HttpMessenger
 from opensend_milter.config import Config, load
+from opensend_milter.core import counting
 from opensend_milter.core.dsn import return_path
 from opensend_milter.core.links import Links
 from opensend_milter.core.model import Address, CourierName, Job, Parcel
@@ -30,7 +33,7 @@ from opensend_milter.core.outgoing import parcel
 from opensend_milter.core.ports import Courier, JobQueue
 from opensend_milter.core.signing import derived
 from opensend_milter.core.tracking import dress
-from opensend_milter.servers import worker
+from opensend_milter.servers import metrics_page, worker
 from opensend_milter.servers.delivering import Settings
 from opensend_milter.servers.feedback import Applying, Listening
 from opensend_milter.servers.webhook_dispatch import Dispatching, Habits
@@ -58,23 +61,37 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
         # What is wrong with a courier's settings is to be known now.
         for courier in couriers().values():
             courier.close()
-    worker.run(
-        worker.Parts(
-            store=partial(job_store, config),
-            couriers=couriers if delivers else None,
-            default=delivery.courier,
-            compose=composer(config),
-            queue=queue,
-            steps=further_steps(config) if delivers else {},
-        ),
-        Settings(
-            concurrency=delivery.concurrency,
-            poll_interval_s=delivery.poll_interval_s,
-            max_attempts=delivery.max_attempts,
-            lease_s=delivery.lease_s,
-        ),
-        ready=ready,
-    )
+    with _counted(config) as steps:
+        worker.run(
+            worker.Parts(
+                store=partial(job_store, config),
+                couriers=couriers if delivers else None,
+                default=delivery.courier,
+                compose=composer(config),
+                queue=queue,
+                steps={**(further_steps(config) if delivers else {}), **steps},
+            ),
+            Settings(
+                concurrency=delivery.concurrency,
+                poll_interval_s=delivery.poll_interval_s,
+                max_attempts=delivery.max_attempts,
+                lease_s=delivery.lease_s,
+            ),
+            ready=ready,
+        )
+
+
+@contextmanager
+def _counted(config: Config) -> Iterator[Mapping[str, Step]]:
+    """Show what is counted; yield the thread that looks at what waits."""
+    if not config.metrics.worker_port:
+        yield {}
+        return
+    backlog = PostgresBacklog(_info(config), name="opensend-backlog", timeout_s=STORE_TIMEOUT_S)
+    with metrics_page.shown(
+        config.metrics.worker_port, prometheus.alone(counting.IN_DELIVERY), key="metrics.worker_port"
+    ):
+        yield {"opensend-backlog": backlog}
 
 
 def job_store(config: Config, name: str) -> PostgresJobStore:

@@ -43,7 +43,7 @@ def auth_gate(config: ConfigPath = None) -> None:
     with exits():
         settings = load(config)
         _log(settings.log)
-        gate.run(settings.auth, ready=_ready)
+        gate.run(settings.auth, ready=_ready, failed_per_minute=settings.limits.failed_per_minute)
 
 
 _ready = partial(notify, "READY=1")

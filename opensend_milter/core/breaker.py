@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from opensend_milter.core import counting
 from opensend_milter.core.model import CourierName
 
 OUTAGES = 3
@@ -52,7 +53,8 @@ class Breaker:
     def note_answer(self, courier: CourierName) -> None:
         """Note that the next hop is there, whatever it said of this message."""
         with self._lock:
-            self._states.pop(courier, None)
+            if self._states.pop(courier, None):
+                counting.courier_paused(courier, is_paused=False)
 
     def note_outage(self, courier: CourierName, asked_s: float | None = None) -> float:
         """Note that it is not, or asked all of us to wait; return for how long the courier is left alone."""
@@ -67,4 +69,5 @@ class Breaker:
                 doublings = min(state.outages - OUTAGES, 10)
                 pause_s = max(pause_s, min(FIRST_PAUSE_S * 2**doublings, LONGEST_PAUSE_S))
             state.until = self.clock() + pause_s if pause_s else 0.0
+            counting.courier_paused(courier, is_paused=bool(pause_s))
             return pause_s

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from opensend_milter.core import maillog
+from opensend_milter.core import counting, maillog
 from opensend_milter.core.backoff import PATIENCE, pause_s
 from opensend_milter.core.breaker import Breaker
 from opensend_milter.core.errors import (
@@ -60,9 +60,10 @@ class Delivery:
             courier = self.couriers.get(name)
             if courier is None:
                 raise DeliveryDeferred(f"courier {name} is not set up here", outage=True)
-            sent = courier.send(self.compose(job))
+            with counting.timed_attempt(name):
+                sent = courier.send(self.compose(job))
         except DeliveryUncertain as error:
-            return self._uncertain(job, str(error))
+            return self._uncertain(job, name, str(error))
         except PermanentError as error:
             self.breaker.note_answer(name)
             return self._failed(job, name, str(error))
@@ -96,15 +97,15 @@ class Delivery:
         maillog.sent(job, whole)
         return lambda: self.store.record_sent(job, whole)
 
-    def _uncertain(self, job: Job, reason: str) -> _Write:
-        maillog.uncertain(job, reason)
+    def _uncertain(self, job: Job, name: CourierName, reason: str) -> _Write:
+        maillog.uncertain(job, reason, name)
         return lambda: self.store.record_uncertain(job, reason)
 
     def _failed(self, job: Job, name: CourierName, reason: str) -> _Write:
         if job.some_have_it:
             rest = tuple((address, reason) for address in job.recipients)
             return self._sent(job, Sent(courier=name, reply=reason, refused=job.refused + rest))
-        maillog.failed(job, reason)
+        maillog.failed(job, reason, name)
         return lambda: self.store.record_failed(job, reason)
 
     def _deferred(self, job: Job, name: CourierName, reason: str, asked_s: float | None = None) -> _Write:
@@ -112,7 +113,7 @@ class Delivery:
         if attempts >= self.max_attempts:
             return self._failed(job, name, f"given up after {attempts} attempts: {reason}")
         wait_s = pause_s(attempts, self.jitter(), PATIENCE[name], asked_s)
-        maillog.deferred(job, reason, wait_s)
+        maillog.deferred(job, reason, wait_s, name)
         return lambda: self.store.record_deferred(job, reason, wait_s)
 
     def _persist(self, job: Job, write: _Write) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from opensend_milter.core import maillog
+from opensend_milter.core import counting, maillog
 from opensend_milter.core.address import domain_of, normal_domain, unicode_domain
 from opensend_milter.core.errors import AlreadyStored, TemporaryError
 from opensend_milter.core.identity import identify
@@ -183,6 +183,7 @@ class Gatherer:
             batch = [waiting for waiting in batch if not waiting.withdrawn]
             for waiting in batch:
                 waiting.taken = True
+        counting.batch(len(batch))
         for waiting, outcome in zip(batch, self._outcomes([w.message for w in batch]), strict=True):
             waiting.outcome = outcome
             waiting.done.set()

@@ -17,7 +17,7 @@ from opensend_milter.core.address import (
     parse_addresses,
     parse_some_addresses,
 )
-from opensend_milter.core.control import ControlFieldError, Wishes, wishes
+from opensend_milter.core.control import METADATA, ControlFieldError, Wishes, wishes
 from opensend_milter.core.mime import PartHeader, part_header
 from opensend_milter.core.model import Attachment, Limits, Mailbox, Reading, Refuse, Rule
 from opensend_milter.core.transfer import Base64, Buffer, decoded
@@ -132,7 +132,7 @@ def _only_sender(fields: tuple[tuple[str, str], ...], limits: Limits) -> Mailbox
 
 def _wishes(fields: tuple[tuple[str, str], ...]) -> Wishes:
     try:
-        return wishes(fields)
+        return wishes((name, decode_words(value) if name.startswith(METADATA) else value) for name, value in fields)
     except ControlFieldError as error:
         raise _RefusedError(Refuse(code=554, enhanced="5.6.0", text=str(error), rule=Rule.CONTROL_FIELD)) from None
 

@@ -205,6 +205,7 @@ class Rule(Enum):
     CONTROL_FIELD = "control-field"
     QUOTA = "quota"
     DUPLICATE_KEY = "duplicate-key"
+    RATE_LIMITED = "rate-limited"
     SANDBOX_MIXED = "sandbox-mixed"
     BEYOND_LIMITS = "beyond-limits"
     CANNOT_CARRY = "cannot-carry"

@@ -167,6 +167,7 @@ def _write_files(layout: Layout, state: SandboxState) -> None:
         "maildir": {"folder": str(layout.inbox)},
         "http": {"host": "127.0.0.1", "port": ports["http"], "public_url": state_file.http_url(state)},
         "webhooks": {"allow_private": True},
+        "limits": {"client_per_minute": 0, "key_per_minute": 0, "failed_per_minute": 0},
     }
     if state.queue == "sqs":
         content["queue"] = {"url": state_file.queue_url(state)}

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from opensend_milter.config import Auth
 from opensend_milter.core.errors import ConfigError
+from opensend_milter.core.rates import FailedLogins
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,10 @@ class HangUp(Exception):  # noqa: N818  # it is what happens, not an error of so
     """Close the client's connection: Postfix answers 454."""
 
 
+class Throttled(HangUp):
+    """Too many logins of this client have failed."""
+
+
 class PutOff(HangUp):
     """Dovecot says that it may know more in a moment."""
 
@@ -63,6 +68,10 @@ class Dialogue:
     mechanism: str
     parameters: tuple[str, ...]
     user_known: bool
+
+    @property
+    def client_address(self) -> str:
+        return next((one.removeprefix("rip=") for one in self.parameters if one.startswith("rip=")), "")
 
 
 @dataclass(slots=True)
@@ -81,13 +90,13 @@ class OutageLog:
             self.said_at, self.count = self.now(), 0
 
 
-def run(settings: Auth, ready: Callable[[], None]) -> None:
+def run(settings: Auth, ready: Callable[[], None], *, failed_per_minute: int) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is called once Postfix may connect."""
     group = _group(settings.socket_group)
     listener = open_socket(settings.socket, group)
     inode = settings.socket.stat().st_ino
     try:
-        asyncio.run(_serve(listener, settings, ready))
+        asyncio.run(_serve(listener, settings, ready, failed_per_minute))
     finally:
         with contextlib.suppress(FileNotFoundError):
             if settings.socket.stat().st_ino == inode:
@@ -95,12 +104,12 @@ def run(settings: Auth, ready: Callable[[], None]) -> None:
         log.info("stopped")
 
 
-async def _serve(listener: socket.socket, settings: Auth, ready: Callable[[], None]) -> None:
+async def _serve(listener: socket.socket, settings: Auth, ready: Callable[[], None], failed_per_minute: int) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    gate = Gate(settings.dovecot_socket, settings.timeout_s)
+    gate = Gate(settings.dovecot_socket, settings.timeout_s, failed_per_minute)
     server = await asyncio.start_unix_server(gate.attend, sock=listener, limit=MAX_LINE_BYTES, backlog=BACKLOG)
     log.info("listening on %s, asking %s", settings.socket, settings.dovecot_socket)
     ready()
@@ -113,8 +122,9 @@ async def _serve(listener: socket.socket, settings: Auth, ready: Callable[[], No
 class Gate:
     """All connections of one listening socket."""
 
-    def __init__(self, dovecot_socket: Path, timeout_s: float) -> None:
+    def __init__(self, dovecot_socket: Path, timeout_s: float, failed_per_minute: int) -> None:
         self._dovecot = Dovecot(dovecot_socket, timeout_s)
+        self._failed = FailedLogins(failed_per_minute, time.monotonic)
         self._outages = OutageLog()
         self._attending: set[asyncio.Task[None]] = set()
         self._connections = itertools.count(1)
@@ -126,7 +136,9 @@ class Gate:
             self._attending.add(task)
         try:
             writer.write(_greeting(next(self._connections)))
-            await Client(self._dovecot).answer(reader, writer)
+            await Client(self._dovecot, self._failed).answer(reader, writer)
+        except Throttled:
+            log.debug("a login was put off: too many have failed")
         except HangUp as error:
             self._outages.add(str(error))
         except (ConnectionError, ValueError):
@@ -163,6 +175,7 @@ class Client:
     """One connection of Postfix: a line in, at most one line out."""
 
     dovecot: Dovecot
+    failed: FailedLogins
     pending: Dialogue | None = None
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -196,23 +209,26 @@ class Client:
             case (("PLAIN" | "LOGIN"), str(text)):
                 return await self._go_on(self.pending, text)
             case _:
-                return self._refuse(request)
+                return self._refuse(self.pending)
 
     async def _go_on(self, dialogue: Dialogue, response: str) -> str:
         if dialogue.mechanism == "LOGIN" and not dialogue.user_known:
             # Whatever name it is: not even decoded, because the key says who it is.
             dialogue.user_known = True
             return _question(dialogue.request, _ASK_PASSWORD)
+        if self.failed.wait_s(dialogue.client_address):
+            raise Throttled
         key = key_in(response, plain=dialogue.mechanism == "PLAIN")
         if key is None:
-            return self._refuse(dialogue.request)
+            return self._refuse(dialogue)
         self.pending = None
         user = await self.dovecot.ask(key, dialogue.parameters)
-        return f"OK\t{dialogue.request}\tuser={user}" if user else self._refuse(dialogue.request)
+        return f"OK\t{dialogue.request}\tuser={user}" if user else self._refuse(dialogue)
 
-    def _refuse(self, request: str) -> str:
+    def _refuse(self, dialogue: Dialogue) -> str:
         self.pending = None
-        return f"FAIL\t{request}\t{_REFUSED}"
+        self.failed.note(dialogue.client_address)
+        return f"FAIL\t{dialogue.request}\t{_REFUSED}"
 
 
 def _question(request: str, text: bytes) -> str:

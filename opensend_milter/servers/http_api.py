@@ -39,6 +39,7 @@ from opensend_milter.core.writing import envelope, write
 from opensend_milter.servers.http_client import client_address, secret_of
 from opensend_milter.servers.http_records import Records, record
 from opensend_milter.servers.http_server import RETRYABLE, Refused
+from opensend_milter.servers.throttle import Throttle, fields
 
 AT_ONCE = 200
 """Threads that wait for the gatherer; more requests wait for one of them."""
@@ -54,6 +55,7 @@ _NOT_YET = Refused(503, "unavailable", "not now, try again later")
 _CODES: Mapping[Rule, tuple[int, str]] = {
     Rule.OURS: (503, "unavailable"),
     Rule.QUOTA: (402, "quota_exceeded"),
+    Rule.RATE_LIMITED: (429, "rate_limited"),
     Rule.DUPLICATE_KEY: (409, "idempotency_conflict"),
     Rule.TOO_LARGE: (413, "payload_too_large"),
     Rule.ATTACHMENTS_TOO_LARGE: (413, "payload_too_large"),
@@ -103,6 +105,7 @@ class Api:
     """Wait for the outcome of one message; in a thread."""
     desk: Desk
     records: Records
+    throttle: Throttle
     limits: RequestLimits
     default_from: str
     proxies: tuple[str, ...]
@@ -187,19 +190,35 @@ class Api:
                 "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        address = self._client(request)
+        if refusal := self.throttle.failing(address):
+            raise Refused(429, "rate_limited", "too many failed authentications", headers=fields(refusal))
         key_id = await self._in_thread(lambda: self.desk.key_of(secret))
         if key_id is None:
+            await self._in_thread(lambda: self.throttle.note_failure(address))
             raise _forbidden()
         return key_id
+
+    def _client(self, request: Request) -> str:
+        return client_address(request, self.proxies, self.client_header)
+
+    async def _within_limits(self, address: str, key_id: KeyId, count: int = 1) -> None:
+        decision = self.throttle.check_at_once(address, key_id, count)
+        if decision is None:
+            decision = await self._in_thread(lambda: self.throttle.check(address, key_id, count))
+        if not decision.allowed:
+            raise Refused(429, "rate_limited", "too many messages, try again later", headers=fields(decision))
 
     async def _asked(self, request: Request) -> _Asked:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         key_id = await self.authenticated(request)
         if kind not in _JSON:
             raise Refused(415, "unsupported_media_type", "expected Content-Type: application/json")
+        address = self._client(request)
+        await self._within_limits(address, key_id)
         return _Asked(
             key_id=key_id,
-            client_address=client_address(request, self.proxies, self.client_header),
+            client_address=address,
             is_tls=request.url.scheme == "https",
             idempotency_key=_idempotency_key(request.headers),
         )
@@ -215,6 +234,8 @@ class Api:
             raise Refused(
                 413, "payload_too_large", f"{len(items)} messages are over the limit of {self.max_bulk_messages}"
             )
+        if len(items) > 1:
+            await self._within_limits(asked.client_address, asked.key_id, len(items) - 1)
         found: list[tuple[EmailId, Outcome | Refused]] = [(new_email_id(), _NOT_YET) for _ in items]
 
         async def take(index: int) -> None:

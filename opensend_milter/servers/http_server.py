@@ -24,6 +24,7 @@ from opensend_milter.config import Http
 from opensend_milter.core.errors import ConfigError, OpensendError, PermanentError
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.submission import request_id
+from opensend_milter.servers.metrics_page import CountedRequests
 
 log = logging.getLogger(__name__)
 MOST_BODY_BYTES = 1_048_576
@@ -68,6 +69,8 @@ def run(
                 access_log=False,
                 log_config=None,
                 server_header=False,
+                # It would believe X-Forwarded-For of whoever is on this host.
+                proxy_headers=False,
                 lifespan="off",
                 ws="none",
                 limit_concurrency=_MOST_REQUESTS,
@@ -84,7 +87,7 @@ def application(routes: Sequence[BaseRoute], *, max_body_bytes: int = MOST_BODY_
     """Make the application: an error of ours is 503, so that whoever asked comes again."""
     return Starlette(
         routes=list(routes),
-        middleware=[Middleware(_Bounded, max_body_bytes=max_body_bytes)],
+        middleware=[Middleware(CountedRequests), Middleware(_Bounded, max_body_bytes=max_body_bytes)],
         exception_handlers={HTTPException: _as_raised, OpensendError: _of_ours, Exception: _unexpected},
     )
 

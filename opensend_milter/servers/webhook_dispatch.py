@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from opensend_milter.core import counting
 from opensend_milter.core.errors import RowRefused, StoreUnavailable
 from opensend_milter.core.maillog import quoted
 from opensend_milter.core.webhook import (
@@ -160,6 +161,7 @@ class Dispatching:
 
 def _note(delivery: WebhookDelivery, answer: Answer, fate: Fate, *, recorded: bool) -> None:
     """Log without the receiver's words, and without its URL: either may hold what is nobody's business."""
+    counting.webhook(fate.status if recorded else "superseded")
     level = logging.INFO if fate.status == "success" else logging.WARNING
     log.log(
         level,

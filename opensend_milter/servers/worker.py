@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from opensend_milter.core import counting
 from opensend_milter.core.errors import TemporaryError
 from opensend_milter.core.model import CourierName, EmailId, Job, Parcel
 from opensend_milter.core.ports import Courier, JobQueue, JobStore
@@ -186,6 +187,7 @@ class Announcing:
                 taken += self.queue.announce(due[first : first + _ANNOUNCED_AT_ONCE])
         finally:
             if taken:
+                counting.announced(len(taken))
                 self.store.announced(taken)
         return 0.0 if len(due) == _DUE_AT_ONCE else self.settings.poll_interval_s
 

@@ -105,7 +105,7 @@ def test_a_message_arrives_as_it_was_asked_for(sandbox: Sandbox) -> None:
     assert html
     assert body.get_content().strip() == "text ä"
     assert "cid:logo" in html.get_content()
-    names = [part.get_filename() for part in message.walk() if part.get_filename()]
+    names = [name for part in message.walk() if (name := part.get_filename())]
     assert sorted(names) == ["logo.png", "löschen.pdf"]
 
 
@@ -264,11 +264,12 @@ def test_no_header_can_be_smuggled_in(sandbox: Sandbox, field: str) -> None:
     """Refused, or spelled so that it stays a value."""
     evil = "x\r\nBcc: victim@example.net"
     file = {"filename": "a.txt", "content_type": "text/plain", "data": "eA=="}
-    changes: dict[str, object] = {
+    special: dict[str, dict[str, object]] = {
         "headers": {"headers": {"X-A": evil}},
         "filename": {"attachments": [file | {"filename": evil}]},
         "content_type": {"attachments": [file | {"content_type": "text/plain" + evil}]},
-    }.get(field, {field: evil})
+    }
+    changes = special.get(field, {field: evil})
     answer = ask(sandbox, "POST", "/v1/send", mail(**changes))
     assert answer.status == 400, answer.body
     assert any(error["field"].startswith((field, "attachments")) for error in answer.body["errors"])

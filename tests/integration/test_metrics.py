@@ -31,13 +31,11 @@ from opensend_milter.core import counting
 from opensend_milter.core.errors import ConfigError, StoreUnavailable
 from opensend_milter.core.model import Rule
 from opensend_milter.servers import http_server, metrics_page
-from tests.integration import serving as how_to_serve
 from tests.integration.outbox import add_emails, rows
 from tests.integration.private_postgres import Database
 from tests.integration.serving import Serving, serving
 
 RAW = b"From: app@example.org\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
-ROOT = Path(__file__).parents[2]
 NOTHING: Mapping[str, str] = MappingProxyType({})
 Samples = dict[tuple[str, ...], float]
 
@@ -70,18 +68,8 @@ def scrape(port: int) -> Samples:
 
 
 @contextmanager
-def metered(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Serving, int]]:
+def metered(database: Database) -> Iterator[tuple[Serving, int]]:
     """Run two children that answer, and a page."""
-
-    def start(directory: Path, url: str) -> subprocess.Popen[bytes]:
-        environ = {**os.environ, "DATABASE_URL": url, "NOTIFY_SOCKET": str(directory / "notify")}
-        with (directory / "serve.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "tests.integration.metered", str(directory / "config.yaml")],
-                env=environ, stderr=log, cwd=ROOT,
-            )  # fmt: skip
-
-    monkeypatch.setattr(how_to_serve, "start", start)
     port = free_port()
     with serving(database.url, database.password_dir, metrics={"serve_port": port}) as served:
         yield served, port
@@ -121,11 +109,9 @@ def milters(served: Serving) -> list[int]:
     return [pid for pid in served.children() if pid != beside]
 
 
-def test_children_count_together_exactly_what_they_answered(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_children_count_together_exactly_what_they_answered(database: Database) -> None:
     """Also what a child counted that was killed meanwhile, and what the one in its place counts."""
-    with metered(database, monkeypatch) as (served, port):
+    with metered(database) as (served, port):
         first = scrape(port)
         assert first["opensend_messages_accepted_total", "smtp"] == 0
         assert first["opensend_messages_refused_total", "smtp", "recipient-suppressed"] == 0
@@ -161,9 +147,9 @@ def test_children_count_together_exactly_what_they_answered(
             scrape(port)
 
 
-def test_page_ends_with_a_parent_that_is_killed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_ends_with_a_parent_that_is_killed(database: Database) -> None:
     """Whoever starts it again finds the port free."""
-    with metered(database, monkeypatch) as (served, port):
+    with metered(database) as (served, port):
         scrape(port)
         served.process.kill()
         served.process.wait(10)
