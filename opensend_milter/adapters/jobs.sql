@@ -305,12 +305,12 @@ DELETE FROM opensend_milter.key_usage WHERE (key_id, day) IN (
 -- prune_key_secrets -- secrets that have been no good for a month
 DELETE FROM opensend_milter.key_secrets WHERE expires_at < now() - interval '30 days';
 
--- prune_rate_buckets -- those that have long been full
-DELETE FROM opensend_milter.rate_buckets WHERE name IN (
-    SELECT name FROM opensend_milter.rate_buckets
-    WHERE refilled_at < now() - interval '1 hour' ORDER BY refilled_at LIMIT %(limit)s)
-    -- One that was leased meanwhile is in use again.
-    AND refilled_at < now() - interval '1 hour';
+-- prune_rate_buckets -- a batch of buckets that are full by now, unless one was just used; in the order of leasing
+DELETE FROM opensend_milter.rate_buckets
+WHERE name = ANY (ARRAY(
+        SELECT name FROM opensend_milter.rate_buckets WHERE refilled_at < now() - interval '10 minutes'
+        ORDER BY refilled_at LIMIT %(limit)s))
+    AND refilled_at < now() - interval '10 minutes';
 
 -- prune_fingerprints -- a batch of names whose time is over
 DELETE FROM opensend_milter.fingerprints WHERE (key_id, fingerprint) IN (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import socket
 import threading
 import time
@@ -91,6 +92,8 @@ class Link:
     @contextmanager
     def lend(self) -> Iterator[Connection]:
         """Lend the connection for as long as `timeout_s`, and drop it when it fails."""
+        if self._connection is not None and _was_ended(self._connection):
+            self._connection.close()
         if self._connection is None or self._connection.closed:
             self._connection = connect(self._info, application_name=self._name)
         connection = self._connection
@@ -102,6 +105,18 @@ class Link:
             with suppress(Exception):  # it is lost already; closing only frees the descriptor
                 connection.close()
             raise
+
+
+def _was_ended(connection: Connection) -> bool:
+    """Tell whether the server said something unasked, as it does last when it is stopped.
+
+    One message less that pays for a restart in which nobody had asked anything.
+    """
+    if connection.closed:
+        return False
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 class _Cutter:

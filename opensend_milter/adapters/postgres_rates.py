@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 
 from opensend_milter.adapters.postgres import Link, statements
 from opensend_milter.core.errors import StoreUnavailable
-from opensend_milter.core.rates import BURST_S, IDLE_S, SMALL_BURST, Ask, Grant
+from opensend_milter.core.rates import BURST_S, SMALL_BURST, Ask, Grant
 
 SQL = statements("rates")
-FULL_AFTER = timedelta(seconds=10 * IDLE_S)
-PRUNED_AT_ONCE = 1_000
-PRUNE_ROUNDS = 50
 _ROUNDS = 5
 
 
 class PostgresLeases:
-    """Leases for one thread; for the worker, what prunes them."""
+    """Leases for one thread."""
 
     def __init__(self, info: str, *, name: str, timeout_s: float) -> None:
         self._link = Link(info, name=name, timeout_s=timeout_s)
@@ -39,17 +35,6 @@ class PostgresLeases:
                     return [grants[ask.bucket.name] for ask in asks]
                 connection.execute(SQL["create"], {"names": new})
         raise StoreUnavailable("buckets come and go")
-
-    def prune(self) -> int:
-        """Delete what is full, which is what a bucket without a row is. Return how many."""
-        pruned = 0
-        for _ in range(PRUNE_ROUNDS):
-            with self._link.lend() as connection:
-                batch = connection.execute(SQL["prune"], {"age": FULL_AFTER, "limit": PRUNED_AT_ONCE}).rowcount
-            pruned += batch
-            if batch < PRUNED_AT_ONCE:
-                break
-        return pruned
 
 
 def _values(asks: Sequence[Ask]) -> Mapping[str, object]:

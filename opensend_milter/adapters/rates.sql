@@ -37,10 +37,3 @@ WHERE a.per_minute = 0 OR t.name IS NOT NULL;
 INSERT INTO opensend_milter.rate_buckets (name, tokens)
 SELECT n.name, 'infinity' FROM unnest(%(names)s::text[]) AS n (name) ORDER BY n.name
 ON CONFLICT (name) DO NOTHING;
-
--- prune -- a batch of buckets that are full by now, unless one was just used; in the order in which they are leased
-DELETE FROM opensend_milter.rate_buckets
-WHERE name = ANY (ARRAY(
-        SELECT name FROM opensend_milter.rate_buckets WHERE refilled_at < now() - %(age)s::interval
-        ORDER BY refilled_at LIMIT %(limit)s))
-    AND refilled_at < now() - %(age)s::interval;

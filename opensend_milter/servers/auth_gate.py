@@ -90,9 +90,14 @@ class OutageLog:
             self.said_at, self.count = self.now(), 0
 
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
 def run(settings: Auth, ready: Callable[[], None], *, failed_per_minute: int) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is called once Postfix may connect."""
     group = _group(settings.socket_group)
+    # From here on the socket is to be seen: whoever ends us now must find it taken away.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     listener = open_socket(settings.socket, group)
     inode = settings.socket.stat().st_ino
     try:
@@ -107,8 +112,9 @@ def run(settings: Auth, ready: Callable[[], None], *, failed_per_minute: int) ->
 async def _serve(listener: socket.socket, settings: Auth, ready: Callable[[], None], failed_per_minute: int) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     gate = Gate(settings.dovecot_socket, settings.timeout_s, failed_per_minute)
     server = await asyncio.start_unix_server(gate.attend, sock=listener, limit=MAX_LINE_BYTES, backlog=BACKLOG)
     log.info("listening on %s, asking %s", settings.socket, settings.dovecot_socket)

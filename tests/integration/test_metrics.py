@@ -307,7 +307,7 @@ def test_requests_are_counted_by_the_route_that_answered() -> None:
         Route("/broken", broken),
     ]
     page = prometheus.alone(counting.OVER_HTTP)
-    app = metrics_page.CountedRequests(http_server.application(routes))
+    app = http_server.application(routes)
     for path in ("/v1/things/1", "/v1/things/2", "/nothing/a", "/nothing/b", "/broken"):
         ask(app, path)
     for method in ("POST", "BREW"):

@@ -19,6 +19,7 @@ from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import KeyId
 from opensend_milter.core.rates import UNLIMITED, Ask, Bucket, Decision, Grant, RateLimits, burst_of
 from opensend_milter.servers.throttle import Throttle, fields
+from tests.integration.outbox import job_store
 from tests.integration.private_postgres import Database
 
 KEY = KeyId("0198c5a2-7f00-7abc-8def-0123456789ab")
@@ -340,10 +341,10 @@ def test_prune(database: Database) -> None:
             "INSERT INTO opensend_milter.rate_buckets"
             " SELECT 'client:' || n, 1, now() - interval '11 minutes' FROM generate_series(1, 2500) n"
         )
-        leases = PostgresLeases(database.url_for("opensend_worker"), name="test-rates", timeout_s=5)
-        assert leases.prune() == 2_500
-        assert leases.prune() == 0
-        leases.close()
+        store = job_store(database)
+        assert store.prune() == 2_500
+        assert store.prune() == 0
+        store.close()
         left = connection.execute("SELECT name FROM opensend_milter.rate_buckets").fetchall()
     assert left == [("client:192.0.2.7",)]
 
@@ -354,13 +355,13 @@ def test_prune_leaves_what_is_just_used(database: Database) -> None:
         connection.execute(
             "INSERT INTO opensend_milter.rate_buckets VALUES ('total', 1, now() - interval '11 minutes')"
         )
-        leases = PostgresLeases(database.url_for("opensend_worker"), name="test-rates", timeout_s=5)
+        store = job_store(database)
         with connection.transaction():
             connection.execute("UPDATE opensend_milter.rate_buckets SET tokens = 0, refilled_at = now()")
-            waiting = pool.submit(leases.prune)
+            waiting = pool.submit(store.prune)
             _await_a_waiting_lease(database)
         assert waiting.result() == 0
-        leases.close()
+        store.close()
 
 
 def test_fields() -> None:
