@@ -12,7 +12,7 @@ from typing import Any
 from opensend_milter.adapters.postgres import Link, statements
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import EmailId, KeyId
-from opensend_milter.core.submission import RecipientState, Rejection, Submission
+from opensend_milter.core.submission import Caller, RecipientState, Rejection, Submission
 
 SQL = statements("submissions")
 
@@ -31,11 +31,13 @@ class PostgresSubmissions:
         while not self._links.empty():
             self._links.get_nowait().close()
 
-    def key_of(self, secret: str) -> KeyId | None:
+    def caller(self, secret: str) -> Caller | None:
         """Return the key that this is a secret of."""
         digest = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
-        ((key_id,),) = self._all("key_id", token_hash=digest)
-        return KeyId(key_id) if key_id else None
+        ((key_id, networks, may_bulk),) = self._all("caller", token_hash=digest)
+        if key_id is None:
+            return None
+        return Caller(key_id=KeyId(key_id), networks=None if networks is None else tuple(networks), may_bulk=may_bulk)
 
     def about(self, key_id: KeyId) -> dict[str, object] | None:
         """Return what a key may see of itself."""

@@ -1,5 +1,7 @@
--- key_id -- the key that a secret's hash belongs to
-SELECT opensend_milter.key_id(%(token_hash)s);
+-- caller -- the key that a secret's hash belongs to, and what is asked of it before any message
+SELECT k.id, c.networks, coalesce(c.may_bulk, true)
+FROM (SELECT opensend_milter.key_id(%(token_hash)s) AS id) k
+    LEFT JOIN opensend_milter.key_settings c ON c.key_id = k.id::uuid;
 
 -- key -- what a key may see of itself
 SELECT k.id::text, k.name, k.permission, nullif(btrim(k.domain), '') IS NOT NULL,

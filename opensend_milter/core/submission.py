@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from opensend_milter.core.model import EmailId
+from opensend_milter.core.model import EmailId, KeyId
 
 State = Literal["received", "smtp_submission_started", "smtp_accepted", "smtp_failed", "rejected", "canceled"]
 FINAL: frozenset[State] = frozenset({"smtp_accepted", "smtp_failed", "rejected", "canceled"})
@@ -30,6 +30,16 @@ _STATES: dict[str, State] = {
 }
 _REPLY = re.compile(r"(?:^|: )([245]\d\d)[ -](?:([245]\.\d{1,3}\.\d{1,3})(?: |$))?")
 _QUEUED_AS = re.compile(r"queued (?:as|mail) ([A-Za-z0-9]{5,40})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Whose request it is, and what is asked before any message."""
+
+    key_id: KeyId
+    networks: tuple[str, ...] | None
+    """From where the key may be used; None: from anywhere."""
+    may_bulk: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

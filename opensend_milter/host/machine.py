@@ -10,6 +10,7 @@ import random
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _MORE_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _KEPT = ("HOME", "LANG", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "TZ", "VIRTUAL_ENV", "SSL_CERT_FILE")
 _GROUP_OR_OTHERS_WRITE = 0o022
 _TRIES = 50
+_LOOKED_AT_S = 1.0
 
 
 class Lacking(OpensendError):  # noqa: N818  # the tree reads as mail says it
@@ -147,7 +149,21 @@ def held(ports: Mapping[str, int]) -> Iterator[None]:
             endpoint = endpoints.enter_context(socket.socket())
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                endpoint.bind(("127.0.0.1", port))
+                _bind(endpoint, port)
             except OSError as error:
                 raise Lacking(f"port {port}, this sandbox's for {name}, is in use: {error.strerror}") from error
         yield
+
+
+def _bind(endpoint: socket.socket, port: int) -> None:
+    """Bind; for a moment the port may be in the hands of somebody who looks for a free one."""
+    deadline = time.monotonic() + _LOOKED_AT_S
+    while True:
+        try:
+            endpoint.bind(("127.0.0.1", port))
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return

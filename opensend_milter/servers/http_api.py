@@ -33,8 +33,9 @@ from opensend_milter.core.model import (
     Rule,
     Session,
 )
+from opensend_milter.core.policy import is_within
 from opensend_milter.core.request import RequestLimits, SendRequest, read_send
-from opensend_milter.core.submission import FINAL, Submission, request_id
+from opensend_milter.core.submission import FINAL, Caller, Submission, request_id
 from opensend_milter.core.writing import envelope, write
 from opensend_milter.servers.http_client import client_address, secret_of
 from opensend_milter.servers.http_records import Records, record
@@ -90,7 +91,7 @@ _FIELDS: Mapping[Rule, str] = {
 class Desk(Protocol):
     """What the front door asks of the database. Raises StoreUnavailable."""
 
-    def key_of(self, secret: str) -> KeyId | None: ...
+    def caller(self, secret: str) -> Caller | None: ...
 
     def about(self, key_id: KeyId) -> dict[str, object] | None: ...
 
@@ -142,7 +143,7 @@ class Api:
         return JSONResponse({"id": _taken(outcome)}, 200)
 
     async def _send_bulk(self, request: Request) -> Response:
-        asked = await self._asked(request)
+        asked = await self._asked(request, several=True)
         payload = parse_json(await request.body())
         if isinstance(payload, FieldError):
             raise Refused(400, "bad_request", payload.message, errors=[_told(payload)])
@@ -159,7 +160,7 @@ class Api:
         return JSONResponse({**found, "rejected": len(results) - accepted, "results": results}, 202)
 
     async def _batch_resend(self, request: Request) -> Response:
-        asked = await self._asked(request)
+        asked = await self._asked(request, several=True)
         items = await self._take_all(asked, parse_json(await request.body()), "resend", str(uuid4()))
         good = [{"id": _taken(outcome)} for _, outcome in items if not isinstance(outcome, Refused)]
         bad = [
@@ -182,6 +183,9 @@ class Api:
 
     async def authenticated(self, request: Request) -> KeyId:
         """Return whose request it is; raise Refused where nobody's."""
+        return (await self._caller(request)).key_id
+
+    async def _caller(self, request: Request) -> Caller:
         secret = secret_of(request.headers)
         if secret is None:
             raise Refused(
@@ -193,11 +197,13 @@ class Api:
         address = self._client(request)
         if refusal := self.throttle.failing(address):
             raise Refused(429, "rate_limited", "too many failed authentications", headers=fields(refusal))
-        key_id = await self._in_thread(lambda: self.desk.key_of(secret))
-        if key_id is None:
+        caller = await self._in_thread(lambda: self.desk.caller(secret))
+        if caller is None:
             await self._in_thread(lambda: self.throttle.note_failure(address))
             raise _forbidden()
-        return key_id
+        if caller.networks is not None and not is_within(address, caller.networks):
+            raise _forbidden()
+        return caller
 
     def _client(self, request: Request) -> str:
         return client_address(request, self.proxies, self.client_header)
@@ -209,9 +215,12 @@ class Api:
         if not decision.allowed:
             raise Refused(429, "rate_limited", "too many messages, try again later", headers=fields(decision))
 
-    async def _asked(self, request: Request) -> _Asked:
+    async def _asked(self, request: Request, *, several: bool = False) -> _Asked:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        key_id = await self.authenticated(request)
+        caller = await self._caller(request)
+        key_id = caller.key_id
+        if several and not caller.may_bulk:
+            raise Refused(403, "forbidden", "this API key may not send several messages in one request")
         if kind not in _JSON:
             raise Refused(415, "unsupported_media_type", "expected Content-Type: application/json")
         address = self._client(request)

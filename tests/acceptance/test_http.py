@@ -250,6 +250,30 @@ def test_a_key_may_see_what_it_is(sandbox: Sandbox) -> None:
     assert sandbox["SANDBOX_RESTRICTED_API_KEY"] not in json.dumps(shown)
 
 
+def test_a_key_is_held_to_its_networks_and_its_switches(sandbox: Sandbox) -> None:
+    """Also where nothing is sent."""
+    account = Account.make(sandbox)
+    key = account.key()
+    settings = (
+        "INSERT INTO opensend_milter.key_settings (key_id, networks, may_bulk)"
+        " SELECT id, %s, false FROM api_keys WHERE user_id = %s"
+    )
+    rows(sandbox, settings, ["127.0.0.0/8"], account.user_id)
+    assert ask(sandbox, "GET", "/v1/keys/self", key=key).body["may_bulk"] is False
+    mine = mail(**{"from": f"a@{account.domain}"})
+    assert ask(sandbox, "POST", "/v1/send", mine, key).status == 202
+    refused = ask(sandbox, "POST", "/v1/send-bulk", {"messages": [mine]}, key)
+    assert (refused.status, refused.body["code"]) == (403, "forbidden")
+    rows(
+        sandbox,
+        "UPDATE opensend_milter.key_settings SET networks = '{192.0.2.0/24}'"
+        " WHERE key_id IN (SELECT id FROM api_keys WHERE user_id = %s)",
+        account.user_id,
+    )
+    for method, path in (("GET", "/v1/keys/self"), ("GET", "/v1/submissions"), ("POST", "/v1/send")):
+        assert ask(sandbox, method, path, mine if method == "POST" else None, key).status == 403
+
+
 def test_a_revoked_key_is_refused_at_once(sandbox: Sandbox) -> None:
     account = Account.make(sandbox)
     key = account.key()
@@ -297,7 +321,7 @@ def test_a_client_that_goes_away_has_sent_once_or_not_at_all(sandbox: Sandbox) -
 def test_every_202_has_its_row_while_postgres_restarts(make_sandbox: MakeSandbox) -> None:
     """Every other answer is 503, and says that it may be tried again."""
     sandbox = make_sandbox()
-    ends_at = time.monotonic() + 12
+    ends_at = time.monotonic() + 8
 
     def client(number: int) -> list[tuple[int, Any]]:
         found = []
@@ -308,10 +332,8 @@ def test_every_202_has_its_row_while_postgres_restarts(make_sandbox: MakeSandbox
 
     with ThreadPoolExecutor(50) as pool:
         clients = [pool.submit(client, number) for number in range(50)]
-        for _ in range(2):
-            time.sleep(2)
-            rows(sandbox, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'opensend_%%'")
-            restart_postgres(sandbox)
+        time.sleep(2)
+        restart_postgres(sandbox)
         answers = [answer for one in clients for answer in one.result()]
     statuses = {status for status, _ in answers}
     assert statuses <= {202, 503}, statuses

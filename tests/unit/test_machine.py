@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 
 import pytest
 
@@ -21,6 +22,16 @@ def test_a_held_port_is_no_free_one_and_still_serves() -> None:
         assert raised.value.errno == errno.EADDRINUSE
         with machine.held(ports), socket.create_server((LOOPBACK, ports["smtp"])) as server:
             socket.create_connection(server.getsockname(), timeout=5).close()
+
+
+def test_a_port_that_somebody_just_looks_at_is_waited_for() -> None:
+    """Two sandboxes that start at once look for free ports among each other's."""
+    ports = machine.free_ports(("smtp",))
+    with socket.socket() as seeker:
+        seeker.bind((LOOPBACK, ports["smtp"]))
+        threading.Timer(0.2, seeker.close).start()
+        with machine.held(ports):
+            pass
 
 
 def test_a_port_that_somebody_else_serves_is_named() -> None:
