@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from starlette.routing import Route
 
 from opensend_milter.core.address import normal_domain
 from opensend_milter.core.control import IDEMPOTENCY_KEY
+from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.fields import FieldError, parse_json
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.model import (
@@ -42,6 +44,7 @@ from opensend_milter.servers.http_records import Records, record
 from opensend_milter.servers.http_server import RETRYABLE, Refused
 from opensend_milter.servers.throttle import Throttle, fields
 
+log = logging.getLogger(__name__)
 AT_ONCE = 200
 """Threads that wait for the gatherer; more requests wait for one of them."""
 LONGEST_WAIT_S = 30
@@ -134,7 +137,7 @@ class Api:
         email_id = _taken(outcome)
         found: dict[str, object] = {"status": "accepted", "request_id": request_id(email_id), "id": email_id}
         if wait_s:
-            found |= {"submission": await self._await_final(asked.key_id, email_id, wait_s)}
+            found["submission"] = await self._await_final(asked.key_id, email_id, wait_s)
         return JSONResponse(found, 202)
 
     async def _send_resend(self, request: Request) -> Response:
@@ -151,10 +154,7 @@ class Api:
             raise Refused(400, "bad_request", "expected an object with the one field messages")
         bulk_id = str(uuid4())
         items = await self._take_all(asked, payload["messages"], "rele", bulk_id)
-        results = [
-            {"index": index, "request_id": request_id(email_id), **_result(outcome)}
-            for index, (email_id, outcome) in enumerate(items)
-        ]
+        results = [{"index": index, **_result(email_id, outcome)} for index, (email_id, outcome) in enumerate(items)]
         accepted = sum(result["status"] == "accepted" for result in results)
         found = {"bulk_request_id": f"bulk_{bulk_id}", "total": len(results), "accepted": accepted}
         return JSONResponse({**found, "rejected": len(results) - accepted, "results": results}, 202)
@@ -255,6 +255,10 @@ class Api:
                 )
             except Refused as refused:
                 outcome = refused
+            except Exception:
+                # Others of the same request may be stored by now: their ids must be told.
+                log.exception("%s: not taken", request_id(email_id))
+                outcome = _NOT_YET
             found[index] = email_id, _refused(outcome) if isinstance(outcome, Refuse) else outcome
 
         async with create_task_group() as group:
@@ -280,12 +284,17 @@ class Api:
         # Neither the client that goes away nor another request that fails must end what is under way.
         return await self._in_thread(lambda: self.accept(_message(asked, read, sender, email_id)))
 
-    async def _await_final(self, key_id: KeyId, email_id: EmailId, wait_s: float) -> dict[str, object]:
+    async def _await_final(self, key_id: KeyId, email_id: EmailId, wait_s: float) -> dict[str, object] | None:
+        """Wait for the outcome; None where it cannot be looked up: the message is committed whatever happens here."""
         ends_at = time.monotonic() + wait_s
+        found: list[Submission] = []
         while True:
-            (found,) = await self._in_thread(lambda: self.desk.submissions(key_id, [email_id]))
-            if found.state in FINAL or time.monotonic() > ends_at:
-                return record(found)
+            try:
+                found = await self._in_thread(lambda: self.desk.submissions(key_id, [email_id]))
+            except StoreUnavailable as error:
+                log.warning("%s: outcome not looked up: %s", request_id(email_id), error)
+            if (found and found[0].state in FINAL) or time.monotonic() > ends_at:
+                return record(found[0]) if found else None
             await sleep(_LOOK_AGAIN_S)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
@@ -354,17 +363,19 @@ def _seconds_to_midnight(now: datetime) -> int:
     return 86_400 - (now.hour * 60 + now.minute) * 60 - now.second
 
 
-def _result(outcome: Outcome | Refused) -> dict[str, object]:
-    """Show one message of a bulk."""
+def _result(email_id: EmailId, outcome: Outcome | Refused) -> dict[str, object]:
+    """Show one message of a bulk; one that was sent again is called as it was the first time."""
     if isinstance(outcome, Refused):
         return {
+            "request_id": request_id(email_id),
             "status": "rejected",
             "code": outcome.code,
             "message": outcome.detail,
             "retryable": outcome.status_code in RETRYABLE,
             "errors": list(outcome.errors),
         }
-    return {"status": "accepted", "id": _taken(outcome)}
+    taken = _taken(outcome)
+    return {"request_id": request_id(taken), "status": "accepted", "id": taken}
 
 
 def _told(error: FieldError) -> dict[str, str]:

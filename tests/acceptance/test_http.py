@@ -225,6 +225,16 @@ def test_a_bulk_is_taken_item_by_item(sandbox: Sandbox) -> None:
     assert ask(sandbox, "POST", "/v1/send-bulk", {"messages": [mail()] * 101}).status == 413
 
 
+def test_a_bulk_that_is_sent_again_has_its_first_ids(sandbox: Sandbox) -> None:
+    """And is stored once."""
+    name, bulk = unique("bulk"), {"messages": [mail(subject=f"again {n}") for n in range(3)]}
+    first, again = (ask(sandbox, "POST", "/v1/send-bulk", bulk, Idempotency_Key=name) for _ in range(2))
+    ids = [one["request_id"] for one in first.body["results"]]
+    assert [one["request_id"] for one in again.body["results"]] == ids
+    assert len(set(ids)) == 3
+    assert all(ask(sandbox, "GET", f"/v1/submissions/{one}").status == 200 for one in ids)
+
+
 def test_resends_clients_work(sandbox: Sandbox) -> None:
     """Their field names, their answer."""
     answer = ask(
