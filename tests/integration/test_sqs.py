@@ -127,6 +127,17 @@ def test_a_notice_that_is_not_done_comes_again(url: str) -> None:
     assert len(queue.receive(5)) == 1
 
 
+def test_a_notice_in_hand_is_kept(url: str) -> None:
+    """For as long as it is put off, however many there are."""
+    queue, long = queue_at(url, lease_s=1), queue_at(url, lease_s=60)
+    for _ in range(2):
+        queue.announce([announcement() for _ in range(10)])
+    notices = [*queue.receive(0), *queue.receive(0)]
+    long.extend(notices)
+    assert len(notices) > 10, "more than one request's worth"
+    assert queue.receive(3) == []
+
+
 @pytest.mark.parametrize(
     ("body", "malformed"),
     [
