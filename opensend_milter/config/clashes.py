@@ -36,8 +36,10 @@ def clashes(config: Config) -> Iterator[Clash]:
             "milter.socket": config.milter.socket,
             "auth.socket": config.auth.socket,
             "auth.dovecot_socket": config.auth.dovecot_socket,
+            **({"http.socket": config.http.socket} if config.http.socket else {}),
         },
     )
+    yield from _https(config)
     if config.billing == "stripe" and config.profile != "opensend":
         yield Clash(("billing", "profile"), "none, because only OpenSend has billing", shown(config.billing))
     if config.milter.soft_timeout_s >= config.milter.hard_timeout_s:
@@ -103,6 +105,19 @@ def _certificate(tls: Tls) -> Iterator[Clash]:
         yield Clash(("tls.key", "tls.certificate"), "a file, because tls.certificate is set", NOTHING)
     if tls.key and not tls.certificate:
         yield Clash(("tls.certificate", "tls.key"), "a file, because tls.key is set", NOTHING)
+
+
+def _https(config: Config) -> Iterator[Clash]:
+    if not config.http.tls:
+        return
+    if config.http.socket:
+        yield Clash(("http.tls", "http.socket"), "false, because a unix socket needs no TLS", shown("true"))
+    elif not (config.tls.certificate or config.tls.folder or config.tls.acme_json):
+        yield Clash(
+            ("http.tls", "tls.certificate", "tls.folder", "tls.acme_json"),
+            "false, because the section tls names no certificate",
+            shown("true"),
+        )
 
 
 def _queue(queue: Queue) -> Iterator[Clash]:

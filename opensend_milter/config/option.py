@@ -81,8 +81,8 @@ def _is_absolute(value: Path | None) -> bool:
     return value is None or (value.is_absolute() and not set(str(value)) & set(" $,;#{}\"'\\"))
 
 
-def _is_socket(value: Path) -> bool:
-    return _is_absolute(value) and len(bytes(value)) <= MAX_SOCKET_PATH_BYTES
+def _is_socket(value: Path | None) -> bool:
+    return value is None or (_is_absolute(value) and len(bytes(value)) <= MAX_SOCKET_PATH_BYTES)
 
 
 PORT: Check[int] = Check("a port from 1 to 65535, or 0 for off", lambda value: 0 <= value <= 65535)  # noqa: PLR2004

@@ -291,6 +291,9 @@ class Http:
 
     host: str = option("127.0.0.1", "address to listen on", check=LISTEN_HOST)
     port: int = option(8025, "port", check=whole(1, 65535))
+    socket: Path | None = option(None, "unix socket to listen on instead of host and port", check=SOCKET)
+    socket_group: str = option("www-data", "group that may connect to the socket", check=GROUP)
+    tls: bool = option(default=False, text="speak TLS, with the certificate of the section tls")
     public_url: str = option("", "how others reach it: the base of links in messages", check=HTTP_URL)
     default_from: str = option("", "From of a request that has none; empty: such a request is refused", check=ADDRESS)
     trusted_proxies: str = option(
@@ -353,6 +356,7 @@ class Log:
 class Metrics:
     """Prometheus, each process at a port of its own on 127.0.0.1; `http` answers at /metrics."""
 
+    auth_port: int = option(0, "port of `auth-gate`; 0: off", check=PORT)
     serve_port: int = option(0, "port of `serve`; 0: off", check=PORT)
     worker_port: int = option(0, "port of `worker`; 0: off", check=PORT)
 
