@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup sandbox test lint check bench lock clean
 BIN := .venv/bin
+# Compiled once, not by each of the many processes that a test starts.
+unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 
 help: ## List the targets

@@ -1,4 +1,4 @@
-"""A small service manager: starts programs in order, starts again what dies, takes all down with itself."""
+"""A small service manager: starts programs, starts again what dies, takes all down with itself."""
 
 from __future__ import annotations
 
@@ -64,6 +64,8 @@ class Program:
     start_s: float = 60.0
     own_session: bool = True
     """False: it makes its own session, and fails where it has one."""
+    alone: bool = False
+    """At the first start it waits for those before it, and those after it wait for it; others start side by side."""
 
 
 @dataclass(slots=True)
@@ -77,10 +79,14 @@ class Child:
     restarts: int = 0
     started_at: float = 0.0
     start_again_at: float = 0.0
+    asked_at: float = 0.0
+    """When it was told to stop."""
     pause_s: float = SHORTEST_PAUSE_S
     ended_with: int | None = None
     """Exit code, or minus the signal."""
     told: bool = False
+    welcomed: bool = False
+    """It has answered once."""
     group: int = 0
     """Of processes: what a dead program left behind is found by it."""
     clock: int = 0
@@ -105,16 +111,14 @@ class Keeper:
         self.children = [Child(program, self._listen(program.name)) for program in self.programs]
         try:
             self._hire()
-            for child in self.children:
-                self._bring_up(child)
+            self._bring_up()
             self.report("ready")
             while True:
                 self._wait()
         except _Stopped:
             log.info("asked to stop")
         finally:
-            for child in reversed(self.children):
-                self._stop(child)
+            self._take_down()
             self._record()
             self._dismiss()
 
@@ -151,16 +155,33 @@ class Keeper:
             with suppress(BrokenPipeError):  # it died just now: the next one is told of everybody
                 self.undertaker.stdin.write(f"{child.process.pid} {child.clock} {int(child.program.stop_signal)}\n")
 
-    def _bring_up(self, child: Child) -> None:
-        name, begun = child.program.name, time.monotonic()
-        self.report(f"starting {name}")
-        self._start(child)
-        while child.state != "running":
-            if child.state != "starting" or time.monotonic() - begun > child.program.start_s:
-                how = f"ended ({child.ended_with})" if child.state == "waiting" else "does not answer"
-                raise NotStarted(f"{name} {how}; its log says:\n{tail(self.log_dir / f'{name}.log')}")
-            self._wait()
-        self.report(f"started {name} ({time.monotonic() - begun:.1f} s)")
+    def _bring_up(self) -> None:
+        started: list[Child] = []
+        for child in self.children:
+            if child.program.alone:
+                self._await(started)
+            self.report(f"starting {child.program.name}")
+            self._start(child)
+            started.append(child)
+            if child.program.alone:
+                self._await(started)
+        self._await(started)
+
+    def _await(self, children: Sequence[Child]) -> None:
+        """Wait until all of them answer; raise NotStarted for the first that does not."""
+        waiting = [child for child in children if not child.welcomed]
+        while waiting:
+            for child in list(waiting):
+                name, took_s = child.program.name, time.monotonic() - child.started_at
+                if child.state == "running":
+                    child.welcomed = True
+                    waiting.remove(child)
+                    self.report(f"started {name} ({took_s:.1f} s)")
+                elif child.state != "starting" or took_s > child.program.start_s:
+                    how = f"ended ({child.ended_with})" if child.state == "waiting" else "does not answer"
+                    raise NotStarted(f"{name} {how}; its log says:\n{tail(self.log_dir / f'{name}.log')}")
+            if waiting:
+                self._wait()
 
     def _wait(self) -> None:
         """Let a moment pass and see to everybody."""
@@ -184,7 +205,8 @@ class Keeper:
         elif child.state == "starting" and now - child.started_at > child.program.start_s:
             log.error("%s does not answer: killed", child.program.name)
             _kill_group(child, signal.SIGKILL)
-        elif child.state == "waiting" and now >= child.start_again_at and self._all_started():
+        # What ends before it ever answered is not started again: the first start is to fail and say so.
+        elif child.state == "waiting" and child.welcomed and now >= child.start_again_at:
             _kill_group(child, signal.SIGKILL)
             child.restarts += 1
             self._start(child)
@@ -197,10 +219,6 @@ class Keeper:
             return  # asked again until its time is over
         child.state = "running"
         self._record()
-
-    def _all_started(self) -> bool:
-        """Nothing is started again while the first start is under way: it is to fail and say so."""
-        return all(child.state != "stopped" for child in self.children)
 
     def _bury(self, child: Child, process: subprocess.Popen[bytes]) -> None:
         now = time.monotonic()
@@ -258,22 +276,42 @@ class Keeper:
     def _answers(self, child: Child) -> bool:
         return child.program.answers() if child.program.answers else child.told
 
-    def _stop(self, child: Child) -> None:
-        process = child.process
-        if process and process.poll() is None:
+    def _take_down(self) -> None:
+        """Stop side by side what was started so."""
+        asked: list[Child] = []
+        for child in reversed(self.children):
+            if child.program.alone:
+                self._await_end(asked)
+            self._ask_to_stop(child)
+            asked.append(child)
+            if child.program.alone:
+                self._await_end(asked)
+        self._await_end(asked)
+
+    def _ask_to_stop(self, child: Child) -> None:
+        if child.process and child.process.poll() is None:
             self.report(f"stopping {child.program.name}")
-            process.send_signal(child.program.stop_signal)
-            deadline = time.monotonic() + child.program.stop_s
-            while process.poll() is None and time.monotonic() < deadline:
+            child.process.send_signal(child.program.stop_signal)
+            child.asked_at = time.monotonic()
+
+    def _await_end(self, children: list[Child]) -> None:
+        """Wait until all have ended, kill who takes too long, and empty the list."""
+        while children:
+            for child in list(children):
                 self._hear(child)
+                process = child.process
+                if process and process.poll() is None:
+                    if time.monotonic() < child.asked_at + child.program.stop_s:
+                        continue
+                    log.error("%s did not end in time: killed", child.program.name)
+                if process:
+                    _kill_group(child, signal.SIGKILL)
+                    process.wait()
+                child.process, child.state = None, "stopped"
+                child.notify.close()
+                children.remove(child)
+            if children:
                 signal.sigtimedwait({signal.SIGCHLD}, TICK_S)
-            if process.poll() is None:
-                log.error("%s did not end in time: killed", child.program.name)
-        if process:
-            _kill_group(child, signal.SIGKILL)
-            process.wait()
-        child.process, child.state = None, "stopped"
-        child.notify.close()
 
     def _record(self) -> None:
         rows = [

@@ -1,4 +1,4 @@
-"""The programs of a sandbox in the order they start, each with how it is asked whether it answers."""
+"""The programs of a sandbox in the order they are started, each with how it is asked whether it answers."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from opensend_milter.host.sandbox_state import DATABASE, QUEUE_NAME, SUPERUSER, 
 
 PROBE_S = 5.0
 PROGRAM_S = 60.0
+WRITTEN_AT = 0
 _AWS = {"AWS_ACCESS_KEY_ID": "sandbox", "AWS_SECRET_ACCESS_KEY": "sandbox", "AWS_EC2_METADATA_DISABLED": "true"}
 _FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 
@@ -73,6 +74,7 @@ class Programs:
             user="postgres",
             before=self._make_cluster,
             after=self.prepare,
+            alone=True,
             stop_signal=SIGINT,
             stop_s=30.0,
         )
@@ -139,7 +141,7 @@ class Programs:
         port = str(self.state.ports["sqs"])
         command = [sys.executable, "-P", "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
         # Its queues are gone when it dies.
-        return self._program("sqs", lambda: command, self._sqs_answers, after=self._make_queue)
+        return self._program("sqs", lambda: command, self._sqs_answers, after=self._make_queue, alone=True)
 
     def _sqs_answers(self) -> bool:
         try:
@@ -210,7 +212,13 @@ class Programs:
             return [f"{place}/master", "-c", str(folder), "-s"]
 
         return self._program(
-            "postfix", command, self._postfix_answers, before=partial(self._write_postfix, folder), own_session=False
+            "postfix",
+            command,
+            self._postfix_answers,
+            before=partial(self._write_postfix, folder),
+            own_session=False,
+            # An smtpd that finds no auth socket ends, and master makes no other for a while.
+            alone=True,
         )
 
     def _write_postfix(self, folder: Path) -> None:
@@ -230,6 +238,8 @@ class Programs:
         os.chown(cache, pwd.getpwnam("postfix").pw_uid, -1)
         for name, content in render_postfix(config, site).items():
             (folder / name).write_text(content)
+            # What was written within the last second Postfix takes for half written: each of its programs would wait.
+            os.utime(folder / name, (WRITTEN_AT, WRITTEN_AT))
         self._run([self._which("postfix"), "-c", str(folder), "check"], "postfix")
 
     def _postfix_answers(self) -> bool:
