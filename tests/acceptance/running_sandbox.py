@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import smtplib
 import ssl
 import subprocess
@@ -10,10 +11,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psycopg
+
+from opensend_milter.host import sandbox as host, sandbox_state
+from tests.log_scan import Finding, Forbidden, body_starts, look_through
+
+OF_OTHERS = {"postfix.log", "postgres.log", "dovecot.log"}
+"""They show addresses as they always do; ours mask them."""
+HEAD_BYTES = 65_536
 MakeSandbox = Callable[..., "Sandbox"]
 
 
@@ -55,7 +64,7 @@ class Sandbox:
     def up(self, *options: str) -> Sandbox:
         """Start it, or start it again."""
         self.run("up", "--fast", *options)
-        self.values = json.loads(self.run("env", "--json").stdout)
+        self.values = sandbox_state.variables(self.directory, sandbox_state.load(self.directory))
         return self
 
     def run(self, subcommand: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -64,8 +73,8 @@ class Sandbox:
 
     def pids(self) -> dict[str, int]:
         """Return the process id of each program, and of the keeper."""
-        found = json.loads(self.run("status", "--json", check=False).stdout)
-        return {"keeper": found["keeper_pid"], **{one["name"]: one["pid"] for one in found["programs"]}}
+        found = host.status(self.directory)
+        return {"keeper": found.keeper_pid or 0, **{one.name: one.pid or 0 for one in found.programs}}
 
     def pid(self, name: str) -> int:
         """Return the process id of one program, without asking it whether it answers."""
@@ -75,8 +84,9 @@ class Sandbox:
     def await_good(self, timeout_s: float = 60.0) -> None:
         """Wait until all runs and answers."""
         deadline = time.monotonic() + timeout_s
-        while (status := self.run("status", check=False)).returncode != 0:
-            assert time.monotonic() < deadline, status.stdout
+        while not (status := host.status(self.directory)).good:
+            assert time.monotonic() < deadline, status
+            time.sleep(0.1)
 
     def connect(self, port: str = "SANDBOX_SMTP_PORT") -> smtplib.SMTP:
         """Open a connection with TLS and without AUTH."""
@@ -104,6 +114,42 @@ class Sandbox:
     def log(self, name: str) -> str:
         """Read the log of a program."""
         return (self.directory / "log" / f"{name}.log").read_text(errors="replace")
+
+    def take_down(self) -> list[Finding]:
+        """End it and leave nothing; return what its logs hold and must not."""
+        found: list[Finding] = []
+        if (self.directory / "sandbox.json").exists():
+            forbidden = Forbidden(secrets=self._secrets(), body_starts=self._body_starts())
+            self.run("down", check=False)
+            logs = sorted((self.directory / "log").glob("*.log"))
+            ours = [log for log in logs if log.name not in OF_OTHERS]
+            found = look_through(set(logs) - set(ours), forbidden)
+            found += look_through(ours, replace(forbidden, addresses=True))
+        shutil.rmtree(self.directory, ignore_errors=True)
+        return found
+
+    def _secrets(self) -> frozenset[bytes]:
+        state = json.loads((self.directory / "sandbox.json").read_text())
+        passwords = [path.read_bytes().strip() for path in (self.directory / "passwords").glob("*")]
+        return frozenset({state["superuser_password"].encode(), *passwords} - {b""})
+
+    def _body_starts(self) -> frozenset[bytes]:
+        """Know the bodies of all that was taken, as they came and as they read, and of all that was delivered."""
+        found = set[bytes]()
+        for path in (self.directory / "inbox").glob("*/*"):
+            with path.open("rb") as file:
+                found |= body_starts(file.read(HEAD_BYTES))
+        with suppress(psycopg.Error, KeyError), psycopg.connect(self["SANDBOX_DATABASE_URL"]) as connection:
+            for (raw,) in connection.execute(
+                "SELECT substring(bytes FOR %s) FROM opensend_milter.raw_chunks WHERE chunk_no = 0", [HEAD_BYTES]
+            ):
+                found |= body_starts(raw)
+            for text, html in connection.execute(
+                'SELECT coalesce(left("text", %(most)s), %(no)s), coalesce(left(html, %(most)s), %(no)s) FROM emails',
+                {"most": HEAD_BYTES, "no": ""},
+            ):
+                found |= body_starts(text.encode(), is_body=True) | body_starts(html.encode(), is_body=True)
+        return frozenset(found)
 
 
 def new_directory() -> Path:
