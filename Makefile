@@ -15,7 +15,8 @@ setup: ## Install what is missing: Debian packages (as root) and .venv
 sandbox: setup ## Start the whole product privately and send a first message (root)
 	@$(BIN)/opensend-milter sandbox demo
 
-test: setup ## Run all tests; pass pytest's arguments as ARGS="..."
+test: ## Run all tests; pass pytest's arguments as ARGS="..."
+	@tools/setup tests
 	@$(BIN)/pytest -n 4 --dist loadgroup $(ARGS)
 
 lint: setup ## Check format, lint, types and layers
