@@ -1,13 +1,13 @@
 # `make` lists the targets. All of them run what tools/setup put into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox test lint check bench lock clean
+.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-http bench-delivery lock clean
 BIN := .venv/bin
 # Compiled once, not by each of the many processes that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: ## Install what is missing: Debian packages (as root) and .venv
 	@tools/setup
@@ -28,9 +28,20 @@ lint: setup ## Check format, lint, types and layers
 check: lint ## The quick round: lint, then the unit tests
 	@$(BIN)/pytest -n 2 tests/unit $(ARGS)
 
-bench: setup ## Measure: memory with large messages, announcing and delivering (root)
-	@$(BIN)/python bench/memory.py
-	@$(BIN)/python -m bench.delivery
+bench: setup ## Measure: ours beside an empty milter, a quarter of an hour (root); see docs/performance.md
+	@$(BIN)/python -m bench.compare $(ARGS)
+
+bench-quick: setup ## The same in two minutes: what matters most
+	@$(BIN)/python -m bench.compare --quick $(ARGS)
+
+bench-growth: setup ## What a message costs beside a million rows; ARGS="--rows 10000000" for ten
+	@$(BIN)/python -m bench.growth $(ARGS)
+
+bench-http: setup ## POST /v1/send beside SMTP, with rate limits and without
+	@$(BIN)/python -m bench.front_doors $(ARGS)
+
+bench-delivery: setup ## What announcing and delivering cost the worker
+	@$(BIN)/python -m bench.delivery $(ARGS)
 
 lock: ## Write requirements.lock anew from pyproject.toml; ARGS="--upgrade" for newer versions
 	@tools/lock $(ARGS)
