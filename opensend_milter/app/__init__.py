@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from opensend_milter.app.answering import http
+    from opensend_milter.app.gating import logins_shown
     from opensend_milter.app.serving import serve
     from opensend_milter.app.trying import find_email, prepare_sandbox
     from opensend_milter.app.working import job_store, work
 
-__all__ = ["find_email", "http", "job_store", "prepare_sandbox", "serve", "work"]
+__all__ = ["find_email", "http", "job_store", "logins_shown", "prepare_sandbox", "serve", "work"]
 
 _HOMES = {
     "find_email": "trying",
     "http": "answering",
     "job_store": "working",
+    "logins_shown": "gating",
     "prepare_sandbox": "trying",
     "serve": "serving",
     "work": "working",

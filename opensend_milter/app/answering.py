@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from ssl import SSLContext
 
 from anyio import CapacityLimiter
+from starlette.routing import Route
 
 from opensend_milter.adapters import prometheus, sns
 from opensend_milter.adapters.postgres import conninfo_for
@@ -17,28 +22,123 @@ from opensend_milter.adapters.sns import SnsTopics
 from opensend_milter.app.limiting import open_throttle
 from opensend_milter.app.serving import Lanes, open_lanes
 from opensend_milter.config import Config, load
+from opensend_milter.config.changes import Reads
 from opensend_milter.core import counting
+from opensend_milter.core.errors import ConfigError
 from opensend_milter.core.feedback import of_link
 from opensend_milter.core.links import Link, Links
 from opensend_milter.core.model import EmailId
+from opensend_milter.core.rates import RateLimits
 from opensend_milter.core.request import RequestLimits
 from opensend_milter.core.signing import derived
+from opensend_milter.host.certificates import find_certificate
 from opensend_milter.servers import http_events, http_links, http_openapi, http_server, metrics_page
 from opensend_milter.servers.http_api import AT_ONCE, Api
 from opensend_milter.servers.http_records import Records
+from opensend_milter.servers.http_server import Site, show_certificate, tls_context
+from opensend_milter.servers.reloading import Reloading
 from opensend_milter.servers.throttle import Throttle
 
+log = logging.getLogger(__name__)
 CONNECTIONS = 8
 """For what is no message: keys and submissions."""
 TIMEOUT_S = 5.0
 """A call to the database: whoever asked is waiting."""
 
 
+READS = Reads(
+    live=frozenset(
+        {
+            *("profile", "billing", "size", "policy", "limits", "relay.eight_bit", "delivery.courier"),
+            *("http.default_from", "http.trusted_proxies", "http.client_header"),
+            *("http.monitoring", "http.max_bulk_messages"),
+        }
+    ),
+    at_start=frozenset(
+        {
+            *("http", "database", "feedback.topics", "milter.soft_timeout_s", "milter.hard_timeout_s"),
+            *("milter.gather_window_ms", "milter.spool_above_bytes"),
+        }
+    ),
+)
+CERTIFICATE = frozenset({"tls", "smtp.hostname"})
+
+
 def http(path: Path | None, ready: Callable[[], None]) -> None:
     """Answer HTTP until SIGTERM."""
     config = load(path)
-    info = conninfo_for(config.database.url, config.database.password_dir, "opensend_http")
-    box = PostgresFeedbackBox(info, name="opensend-http", timeout_s=TIMEOUT_S)
+    tls = tls_context(*_pair(config)) if config.http.tls else None
+    answering = Answering(config, tls)
+    reloading = Reloading(path, config, READS if tls is None else Reads(READS.live | CERTIFICATE, READS.at_start))
+
+    def reload() -> Site:
+        reloading.on_hangup(answering.follow)
+        return answering.site
+
+    site = answering.site
+    try:
+        http_server.run(config.http, site.routes, ready, max_body_bytes=site.max_body_bytes, tls=tls, reload=reload)
+    finally:
+        answering.close()
+
+
+class Answering:
+    """What the process holds open, and the site that it makes of that and of the configuration."""
+
+    def __init__(self, config: Config, tls: SSLContext | None) -> None:
+        self._config = config
+        self._tls = tls
+        info = conninfo_for(config.database.url, config.database.password_dir, "opensend_http")
+        self._box = PostgresFeedbackBox(info, name="opensend-http", timeout_s=TIMEOUT_S)
+        self._desk = PostgresSubmissions(info, connections=CONNECTIONS, timeout_s=TIMEOUT_S)
+        self._throttle = open_throttle(config, "opensend_http")
+        self._lanes = open_lanes(config, "opensend_http")
+        self._threads = CapacityLimiter(AT_ONCE)
+        self._page = prometheus.alone(counting.OVER_HTTP)
+        self._reports = _report_routes(config, self._box, self._desk.check)
+        self.site = self._site(config)
+
+    def follow(self, config: Config) -> None:
+        """Go on with another configuration, and with another certificate in the same place; raise ConfigError."""
+        if self._tls:
+            show_certificate(self._tls, *_pair(config))
+        if config == self._config:
+            return
+        before, self._lanes = self._lanes, open_lanes(config, "opensend_http")
+        self._throttle.set_limits(RateLimits(**dataclasses.asdict(config.limits)))
+        self.site = self._site(config)
+        # A request that has begun may still hand in a message.
+        closing = threading.Timer(self._config.milter.hard_timeout_s * 2, before.close)
+        closing.daemon = True
+        closing.start()
+        self._config = config
+
+    def close(self) -> None:
+        """Finish what was handed in, then let go."""
+        self._lanes.close()
+        self._throttle.stop()
+        self._desk.close()
+        self._box.close()
+
+    def _site(self, config: Config) -> Site:
+        routes = [
+            *self._reports,
+            *_api(config, self._lanes, self._desk, self._throttle, self._threads).routes(),
+            *metrics_page.routes(self._page, config.http.monitoring.split()),
+            *http_openapi.routes(max_bulk_messages=config.http.max_bulk_messages, limits=_limits(config)),
+        ]
+        return Site(routes=routes, max_body_bytes=_most_body_bytes(config))
+
+
+def _pair(config: Config) -> tuple[Path, Path]:
+    pair = find_certificate(config.tls, config.smtp.hostname)
+    if pair is None:
+        raise ConfigError("http.tls: expected false, because the section tls names no certificate, got true")
+    log.info("the certificate is good until %s", f"{pair.expires_at:%Y-%m-%d %H:%M} UTC")
+    return pair.certificate, pair.key
+
+
+def _report_routes(config: Config, box: PostgresFeedbackBox, check: Callable[[], None]) -> Sequence[Route]:
     topics = SnsTopics(config.feedback.topics.split(), fetch=sns.fetch, clock=lambda: datetime.now(UTC))
 
     @cache
@@ -55,41 +155,30 @@ def http(path: Path | None, ready: Callable[[], None]) -> None:
         if report := topics.heard(body):
             box.put([report])
 
-    page = prometheus.alone(counting.OVER_HTTP)
-    lanes = open_lanes(config, "opensend_http")
-    throttle = open_throttle(config, "opensend_http")
-    desk = PostgresSubmissions(info, connections=CONNECTIONS, timeout_s=TIMEOUT_S)
-    routes = [
-        *http_events.routes(hear=hear if config.feedback.topics else None, check=desk.check),
+    return [
+        *http_events.routes(hear=hear if config.feedback.topics else None, check=check),
         *http_links.routes(opened, put_report),
-        *_api(config, lanes, desk, throttle).routes(),
-        *metrics_page.routes(page, config.http.monitoring.split()),
-        *http_openapi.routes(max_bulk_messages=config.http.max_bulk_messages),
     ]
-    try:
-        http_server.run(config.http, routes, ready, max_body_bytes=_most_body_bytes(config))
-    finally:
-        lanes.close()
-        throttle.stop()
-        desk.close()
-        box.close()
 
 
-def _api(config: Config, lanes: Lanes, desk: PostgresSubmissions, throttle: Throttle) -> Api:
-    threads = CapacityLimiter(AT_ONCE)
-    size = config.size
+def _api(config: Config, lanes: Lanes, desk: PostgresSubmissions, throttle: Throttle, threads: CapacityLimiter) -> Api:
     return Api(
         accept=lanes.accept,
         desk=desk,
         records=Records(store=desk, threads=threads),
         throttle=throttle,
-        limits=RequestLimits(max_recipients=size.max_recipients, max_attachment_bytes=size.max_attachment_bytes),
+        limits=_limits(config),
         default_from=config.http.default_from,
         proxies=tuple(config.http.trusted_proxies.split()),
         client_header=config.http.client_header,
         max_bulk_messages=config.http.max_bulk_messages,
         threads=threads,
     )
+
+
+def _limits(config: Config) -> RequestLimits:
+    size = config.size
+    return RequestLimits(max_recipients=size.max_recipients, max_attachment_bytes=size.max_attachment_bytes)
 
 
 def _most_body_bytes(config: Config) -> int:

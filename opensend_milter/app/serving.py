@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import grp
 import logging
 import os
 import time
@@ -18,16 +17,19 @@ from opensend_milter.adapters.postgres_intake import Habits, PostgresIntakeStore
 from opensend_milter.adapters.prometheus import Together
 from opensend_milter.app.limiting import limited, open_throttle
 from opensend_milter.config import Config, Milter as MilterSettings, load
+from opensend_milter.config.changes import Reads
 from opensend_milter.core import counting
 from opensend_milter.core.carrying import carried_by
-from opensend_milter.core.errors import ConfigError, OpensendError, StoreUnavailable
+from opensend_milter.core.errors import ConfigError, StoreUnavailable
 from opensend_milter.core.intake import Gatherer, Intake
 from opensend_milter.core.model import Carries, Limits, Message, Outcome
 from opensend_milter.core.policy import Policy
 from opensend_milter.core.ports import IntakeStore
 from opensend_milter.servers import metrics_page
 from opensend_milter.servers.milter import Callbacks, Door, MilterProcess, OpenDoor, open_socket
+from opensend_milter.servers.reloading import Reloading, write_log_as
 from opensend_milter.servers.supervisor import Line, Supervisor
+from opensend_milter.servers.unix_socket import group_of
 
 log = logging.getLogger(__name__)
 
@@ -132,12 +134,23 @@ def _open_lane(
     return gatherer, postgres_store
 
 
+READS = Reads(
+    live=frozenset(
+        {
+            *("profile", "billing", "database", "size", "policy", "limits", "relay.eight_bit", "delivery.courier"),
+            *("milter.soft_timeout_s", "milter.hard_timeout_s", "milter.gather_window_ms"),
+            *("milter.spool_dir", "milter.spool_above_bytes"),
+        }
+    ),
+    at_start=frozenset({"milter", "metrics.serve_port"}),
+)
+
+
 def serve(path: Path | None) -> None:
     """Run the milter until SIGTERM."""
     config = load(path)
-    settings = config.milter
-    group = _group(settings.socket_group)
-    settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    group = group_of(config.milter.socket_group, key="milter.socket_group")
+    _make_spool(config)
     # Before the socket is opened: the page's process must not hold it.
     with _counted(config) as join:
         _serve(path, config, group, join)
@@ -150,22 +163,39 @@ def _serve(path: Path | None, config: Config, group: int | None, join: Callable[
     callbacks.register("opensend-milter")
     descriptor = open_socket(settings.socket, group)
     inode = settings.socket.stat().st_ino
+    reloading = Reloading(path, config, READS)
+
+    def reopen() -> OpenDoor:
+        # Checked by the parent a moment ago.
+        changed = load(path)
+        write_log_as(changed.log)
+        return _open_door(changed)
 
     def child(line: Line) -> None:
         join()
-        MilterProcess(callbacks, descriptor, lambda: _open_door(load(path)), settings.drain_s).run(line)
+        # One that takes a dead one's place must not stumble over a file that nobody has asked to be read.
+        opened = _open_door(reloading.config)
+        MilterProcess(callbacks, descriptor, opened, reopen, settings.drain_s).run(line)
 
     supervisor = Supervisor(
         child,
         count=settings.processes or min(os.cpu_count() or 1, MOST_PROCESSES),
         drain_s=settings.drain_s,
-        reload=lambda: _good(lambda: load(path)),
+        reload=lambda: reloading.reload(_make_spool),
         healthy=lambda: settings.socket.exists() and settings.socket.stat().st_ino == inode,
     )
     log.info("listening on %s", settings.socket)
     supervisor.run()
     if settings.socket.exists() and settings.socket.stat().st_ino == inode:
         settings.socket.unlink()
+
+
+def _make_spool(config: Config) -> None:
+    place = config.milter.spool_dir
+    try:
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"milter.spool_dir: {place}: {error.strerror}") from error
 
 
 @contextmanager
@@ -194,25 +224,6 @@ def _open_door(config: Config) -> OpenDoor:
         max_message_bytes=config.size.max_message_bytes,
     )
     return OpenDoor(door=door, longest_wait_s=config.milter.hard_timeout_s * 2, close=close)
-
-
-def _good(check: Callable[[], object]) -> bool:
-    try:
-        check()
-    except OpensendError as error:
-        log.error("not reloaded, the old configuration stays: %s", error)  # noqa: TRY400  # no traceback: ours
-        return False
-    return True
-
-
-def _group(name: str) -> int | None:
-    """Only root may give a socket to a group it is not in; a service gets there by its directory's set-group-id bit."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise ConfigError(f"milter.socket_group: expected a group of this system, got {name!r}") from None
 
 
 def _await_database(config: Config) -> None:

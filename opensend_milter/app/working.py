@@ -25,6 +25,7 @@ from opensend_milter.adapters.smtp import SmtpCourier
 from opensend_milter.adapters.sqs import SqsQueue
 from opensend_milter.adapters.webhooks import HttpMessenger
 from opensend_milter.config import Config, load
+from opensend_milter.config.changes import Reads
 from opensend_milter.core import counting
 from opensend_milter.core.dsn import return_path
 from opensend_milter.core.links import Links
@@ -36,11 +37,23 @@ from opensend_milter.core.tracking import dress
 from opensend_milter.servers import metrics_page, worker
 from opensend_milter.servers.delivering import Settings
 from opensend_milter.servers.feedback import Applying, Listening
+from opensend_milter.servers.reloading import Reloading
 from opensend_milter.servers.webhook_dispatch import Dispatching, Habits
 from opensend_milter.servers.worker import Step
 
 STORE_TIMEOUT_S = 30.0
 """A worker's call to the database; a message is not waiting for it."""
+READS = Reads(
+    live=frozenset(),
+    at_start=frozenset(
+        {
+            *("profile", "database", "queue", "aws", "delivery", "relay", "ses", "sendmail", "api", "maildir"),
+            *("feedback", "webhooks", "smtp.hostname", "http.public_url", "policy.duplicate_window_s"),
+            "metrics.worker_port",
+        }
+    ),
+)
+"""Its threads are made of what they are told at the start; a restart loses nothing."""
 
 
 def work(path: Path | None, ready: Callable[[], None]) -> None:
@@ -78,6 +91,7 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
                 lease_s=delivery.lease_s,
             ),
             ready=ready,
+            reload=partial(Reloading(path, config, READS).on_hangup, lambda _: None),
         )
 
 

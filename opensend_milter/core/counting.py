@@ -14,6 +14,7 @@ from opensend_milter.core.model import CourierName, FrontDoor, JobState, Rule
 Kind = Literal["counter", "gauge", "histogram"]
 AttemptOutcome = Literal["sent", "partly", "deferred", "failed", "uncertain"]
 WebhookFate = Literal["success", "pending", "dead_letter", "superseded"]
+LoginOutcome = Literal["accepted", "refused", "outage", "throttled"]
 
 OTHER = "other"
 """Stands for a label's value that nobody foresaw: a stranger's word must not make a series of its own."""
@@ -152,12 +153,30 @@ HTTP_SECONDS = Measure(
     buckets=_SECONDS,
 )
 
+LOGINS = Measure(
+    name="opensend_logins_total",
+    kind="counter",
+    text="Logins over SMTP; outage and throttled were put off with 454, refused is a wrong key and 535.",
+    labels={"outcome": get_args(LoginOutcome)},
+)
+LOGIN_SECONDS = Measure(
+    name="opensend_login_seconds",
+    kind="histogram",
+    text="From the key in hand to our answer; Dovecot lets a wrong key wait for about two seconds.",
+    labels={"outcome": get_args(LoginOutcome)},
+    buckets=_SECONDS,
+)
+AUTH_CONNECTIONS = Measure(
+    name="opensend_auth_connections", kind="gauge", text="Connections of Postfix to the gate that are open."
+)
+
 AT_THE_DOOR = (ACCEPTED, REFUSED, REPEATED, MESSAGE_BYTES, ACCEPT_SECONDS, BATCH_SIZE, STORE_UNAVAILABLE)
 OVER_HTTP = (*AT_THE_DOOR, HTTP_REQUESTS, HTTP_SECONDS)
 IN_DELIVERY = (
     JOBS, OLDEST_DUE, ANNOUNCED, ATTEMPTS, ATTEMPT_SECONDS, COURIER_PAUSED, WEBHOOKS, FEEDBACK, QUEUE_MALFORMED,
     STORE_UNAVAILABLE,
 )  # fmt: skip
+AT_AUTH = (LOGINS, LOGIN_SECONDS, AUTH_CONNECTIONS)
 
 
 class _Nowhere:
@@ -233,6 +252,15 @@ def webhook(fate: WebhookFate) -> None:
 
 def feedback(kind: str) -> None:
     _book.note(FEEDBACK, 1, kind)
+
+
+def login(outcome: LoginOutcome, took_s: float) -> None:
+    _book.note(LOGINS, 1, outcome)
+    _book.note(LOGIN_SECONDS, took_s, outcome)
+
+
+def auth_connections(count: int) -> None:
+    _book.note(AUTH_CONNECTIONS, count)
 
 
 def queue_malformed() -> None:

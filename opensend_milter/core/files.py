@@ -7,6 +7,7 @@ import mimetypes
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import eq
 from typing import Literal
 
 from opensend_milter.core.fields import UNSAFE, Fields
@@ -179,7 +180,7 @@ def _content(fields: Fields, name: str, room: int) -> bytes | None:
 
 def _from_base64(value: str) -> bytes | None:
     # Only where there are line ends: a copy of a large file for nothing, otherwise.
-    letters = value.translate(_LINE_ENDS) if "\n" in value else value
+    letters = value.translate(_LINE_ENDS) if "\n" in value or "\r" in value else value
     try:
         content = binascii.a2b_base64(letters, strict_mode=True)
     except ValueError:
@@ -188,12 +189,16 @@ def _from_base64(value: str) -> bytes | None:
     return content if _letters(len(content)) == len(letters) else None
 
 
-def _from_numbers(octets: list[int]) -> bytes | None:
+def _from_numbers(octets: list[float]) -> bytes | None:
     """Read what clients of Resend send for a file: Python's a list of octets, Node's such a list in an object."""
-    try:
-        return bytes(octets) if set(map(type, octets)) <= {int} else None
-    except ValueError:
+    if not set(map(type, octets)) <= {int, float}:
         return None
+    try:
+        content = bytes(map(int, octets))
+    except (ValueError, OverflowError):
+        return None
+    # JSON has one kind of number: 3.0 is 3.
+    return content if all(map(eq, content, octets)) else None
 
 
 def _letters(octets: int) -> int:

@@ -1,4 +1,4 @@
-"""How a line of the log looks: text for people and grep, or one JSON object; neither shows an address."""
+"""How a line of the log looks: text for people and grep, or one JSON object; neither shows an address or a key."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _ADDRESS = re.compile(
     r"""(?:"[^"\n]*"|(?<![^\s<>"(),:;\[\]])[^\s<>"(),:;@\[\]]+)"""  # a long word is looked at once, from its start
     r"""@(?:\[[^\]\s]{0,64}\]|[^\s<>"'(),:;=\[\]]+)"""
 )
+_KEY = re.compile(r"os_[0-9a-f]{32}|whsec_[A-Za-z0-9+/]{16,}=*")
+"""Nothing of ours logs one, but a stranger may put it where it does not belong."""
 
 
 class Said(str):
@@ -39,13 +41,15 @@ class Pairs:
         return f"{self.queue_id}: {pairs}" if self.queue_id else pairs
 
     def fields(self) -> Mapping[str, Plain]:
-        """Return them for JSON, without addresses."""
+        """Return them for JSON, without addresses and keys."""
         named = {"queue_id": self.queue_id} if self.queue_id else {}
         return named | {name: masked(value) if isinstance(value, str) else value for name, value in self.values.items()}
 
 
 def masked(text: str) -> str:
-    """Return a text without addresses, wherever it came from."""
+    """Return a text without addresses and keys, wherever it came from."""
+    if "os_" in text or "whsec_" in text:
+        text = _KEY.sub("<key>", text)
     return _ADDRESS.sub("<address>", text) if "@" in text else text
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 import logging
 
 from opensend_milter.core import counting
+from opensend_milter.core.counting import LoginOutcome
 from opensend_milter.core.logline import Pairs, Plain, Said
 from opensend_milter.core.model import CourierName, EmailId, Job, Message, Refuse, Sent
 
 log = logging.getLogger("opensend_milter.mail")
+_LOOKED_AT = {"/healthz", "/readyz", "/metrics"}
+_FAULTS_BEGIN = 400
 
 
 def accepted(message: Message, email_id: EmailId, waited_ms: float) -> None:
@@ -126,6 +129,29 @@ def uncertain(job: Job, reason: str, courier: CourierName | None = None) -> None
         reason=_said(reason),
     )
     counting.attempt(courier or job.route.courier, "uncertain")
+
+
+def login(outcome: LoginOutcome, *, client: str, mechanism: str, took_ms: float) -> None:
+    """Note how a login ended: never whose key it was, nor the name that was given, which may hold the key."""
+    values: dict[str, Plain] = {"outcome": outcome, "client": client, "mechanism": mechanism}
+    level = logging.DEBUG if outcome == "accepted" else logging.INFO
+    log.log(level, "login %s", Pairs(values | {"delay_ms": round(float(took_ms), 1)}))
+    counting.login(outcome, took_ms / 1000)
+
+
+def http_request(request_id: str, *, method: str, route: str, code: int, peer: str, took_s: float) -> None:
+    """Note that an HTTP request was answered; what monitoring asks every few seconds is told for those who ask."""
+    _, known_method, _ = counting.HTTP_REQUESTS.takes((route, method, str(code)))
+    _note(
+        logging.DEBUG if route in _LOOKED_AT and code < _FAULTS_BEGIN else logging.INFO,
+        request_id,
+        method=known_method,
+        route=route,
+        code=code,
+        peer=peer,
+        delay_ms=round(took_s * 1000, 1),
+    )
+    counting.http_request(route, method, code, took_s)
 
 
 def quoted(text: str) -> str:

@@ -6,7 +6,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Literal, Protocol
@@ -95,6 +95,13 @@ class Decision:
     reset_s: float
     """Until the bucket is full, if nothing is taken."""
 
+    def with_refused(self, count: int) -> Decision:
+        """Return how the limit stands for so many that were refused: they fit then, or as many as a full bucket."""
+        if not count:
+            return replace(self, allowed=True)
+        wait_s = min((count - self.remaining) * MINUTE_S / max(self.limit, 1), self.reset_s)
+        return replace(self, allowed=False, retry_after_s=max(wait_s, PAUSE_S))
+
 
 UNLIMITED = Decision(allowed=True, tier=None, retry_after_s=0, remaining=0, limit=0, reset_s=0)
 
@@ -169,14 +176,16 @@ class _Block:
     def decision(self, count: int, now: float, *, allowed: bool) -> Decision:
         """Say how this limit stands."""
         per_second = max(self.per_minute, 1) / MINUTE_S
-        available = self.available(now)
+        available, burst = self.available(now), burst_of(self.per_minute)
+        # More than a burst never comes at once: then it is time for a part of it.
+        missing = min(count, burst) - available
         return Decision(
             allowed=allowed,
             tier=self.tier,
-            retry_after_s=0.0 if allowed else max((count - available) / per_second, PAUSE_S),
+            retry_after_s=0.0 if allowed else max(missing / per_second, PAUSE_S),
             remaining=int(available),
             limit=self.per_minute,
-            reset_s=max(burst_of(self.per_minute) - available, 0) / per_second,
+            reset_s=max(burst - available, 0) / per_second,
         )
 
 

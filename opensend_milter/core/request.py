@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from opensend_milter.core.control import (
+    IDEMPOTENCY_KEY,
     METADATA,
     MOST_METADATA,
     MOST_TAGS,
+    PREFIX,
     SEND_AT,
     TAG,
     ControlFieldError,
-    is_control,
     wishes,
 )
 from opensend_milter.core.fields import MOST_ERRORS, NAME_CHARACTERS, UNSAFE, FieldError, Fields, parse_json, shown
@@ -38,12 +39,12 @@ _METADATA_CHARACTERS = 1_000
 _MINUTES = re.compile(r"(?<=[0-9] )min(s?)\Z")
 """Resend's own example is `in 1 min`."""
 
-_OURS = frozenset({
+OUR_FIELDS = frozenset({
     "from", "sender", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "mime-version", "received",
     "return-path", "delivered-to", "dkim-signature", "domainkey-signature", "authentication-results",
-    "x-originating-ip", "x-entity-id",
+    "x-originating-ip", "x-entity-id", *IDEMPOTENCY_KEY,
 })  # fmt: skip
-_OUR_FAMILIES = ("content-", "resent-", "arc-", "x-ses-")
+OUR_FAMILIES = ("content-", "resent-", "arc-", "x-ses-", PREFIX)
 _NOT_OFFERED = ("template", "topic_id", "topicId", "react")
 
 
@@ -168,7 +169,7 @@ def _header_name_fault(name: str) -> str | None:
     lowered = name.lower()
     if not _HEADER_NAME.fullmatch(name):
         return "a name is 1 to 126 printable ASCII characters, without space and colon"
-    if lowered in _OURS or lowered.startswith(_OUR_FAMILIES) or is_control(lowered):
+    if lowered in OUR_FIELDS or lowered.startswith(OUR_FAMILIES):
         return "this header field is written by us; most have a field of the request"
     return None
 

@@ -96,6 +96,8 @@ class Programs:
             "dynamic_shared_memory_type=mmap",
             "shared_buffers=64MB",
             "max_connections=150",
+            # DETAIL would show rows: addresses, and the bytes of messages.
+            "log_error_verbosity=terse",
             *(_FAST if self.state.fast else ()),
         ]
         options = [part for setting in settings for part in ("-c", setting)]

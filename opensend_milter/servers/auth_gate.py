@@ -11,33 +11,33 @@ import asyncio
 import base64
 import binascii
 import contextlib
-import grp
 import itertools
 import logging
 import os
 import secrets
 import signal
 import socket
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from opensend_milter.config import Auth
-from opensend_milter.core.errors import ConfigError
+from opensend_milter.core import counting, maillog
+from opensend_milter.core.counting import LoginOutcome
 from opensend_milter.core.rates import FailedLogins
+from opensend_milter.servers.activation import passed_or
+from opensend_milter.servers.unix_socket import BACKLOG, group_of, listening_on
 
 log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 65_536
 MAX_PASSWORD_BYTES = 1_024
 """Far above any key: what is longer is refused without asking."""
-MAX_SOCKET_PATH_BYTES = 107
-BACKLOG = 512
 
 _USER = "apikey"
 _REFUSED = "reason=the password must be an API key"
+_MECHANISMS = ("PLAIN", "LOGIN")
 _ASK_USER, _ASK_PASSWORD = b"Username:", b"Password:"
 _WHITE = "\ufeff"
 """JavaScript's trim(), with which OpenSend reads keys, takes this for white space; Python's strip() does not."""
@@ -93,31 +93,35 @@ class OutageLog:
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def run(settings: Auth, ready: Callable[[], None], *, failed_per_minute: int) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` is called once Postfix may connect."""
-    group = _group(settings.socket_group)
+def run(
+    settings: Auth,
+    ready: Callable[[], None],
+    *,
+    failed_per_minute: int,
+    reload: Callable[[Gate], None] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; `ready` is called once Postfix may connect, `reload` on SIGHUP."""
+    group = group_of(settings.socket_group, key="auth.socket_group")
     # From here on the socket is to be seen: whoever ends us now must find it taken away.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    listener = open_socket(settings.socket, group)
-    inode = settings.socket.stat().st_ino
-    try:
-        asyncio.run(_serve(listener, settings, ready, failed_per_minute))
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            if settings.socket.stat().st_ino == inode:
-                settings.socket.unlink()
-        log.info("stopped")
+    gate = Gate(settings.dovecot_socket, settings.timeout_s, failed_per_minute)
+    with passed_or("auth-gate", lambda: listening_on(settings.socket, group, key="auth.socket")) as listener:
+        log.info("listening on %s, asking %s", settings.socket, settings.dovecot_socket)
+        asyncio.run(_serve(listener, gate, ready, reload))
+    log.info("stopped")
 
 
-async def _serve(listener: socket.socket, settings: Auth, ready: Callable[[], None], failed_per_minute: int) -> None:
+async def _serve(
+    listener: socket.socket, gate: Gate, ready: Callable[[], None], reload: Callable[[Gate], None] | None
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-    gate = Gate(settings.dovecot_socket, settings.timeout_s, failed_per_minute)
+    if reload:
+        loop.add_signal_handler(signal.SIGHUP, reload, gate)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_STOP_SIGNALS, signal.SIGHUP))
     server = await asyncio.start_unix_server(gate.attend, sock=listener, limit=MAX_LINE_BYTES, backlog=BACKLOG)
-    log.info("listening on %s, asking %s", settings.socket, settings.dovecot_socket)
     ready()
     await stop.wait()
     server.close()
@@ -140,6 +144,7 @@ class Gate:
         task = asyncio.current_task()
         if task:
             self._attending.add(task)
+            counting.auth_connections(len(self._attending))
         try:
             writer.write(_greeting(next(self._connections)))
             await Client(self._dovecot, self._failed).answer(reader, writer)
@@ -155,6 +160,12 @@ class Gate:
             writer.close()
             if task:
                 self._attending.discard(task)
+                counting.auth_connections(len(self._attending))
+
+    def set_limits(self, timeout_s: float, failed_per_minute: int) -> None:
+        """Go on with others; who failed too often is remembered."""
+        self._dovecot.timeout_s = timeout_s
+        self._failed.per_minute = failed_per_minute
 
     async def close(self) -> None:
         """End all connections."""
@@ -215,25 +226,33 @@ class Client:
             case (("PLAIN" | "LOGIN"), str(text)):
                 return await self._go_on(self.pending, text)
             case _:
-                return self._refuse(self.pending)
+                return await self._end(self.pending, None)
 
     async def _go_on(self, dialogue: Dialogue, response: str) -> str:
         if dialogue.mechanism == "LOGIN" and not dialogue.user_known:
             # Whatever name it is: not even decoded, because the key says who it is.
             dialogue.user_known = True
             return _question(dialogue.request, _ASK_PASSWORD)
-        if self.failed.wait_s(dialogue.client_address):
-            raise Throttled
-        key = key_in(response, plain=dialogue.mechanism == "PLAIN")
-        if key is None:
-            return self._refuse(dialogue)
-        self.pending = None
-        user = await self.dovecot.ask(key, dialogue.parameters)
-        return f"OK\t{dialogue.request}\tuser={user}" if user else self._refuse(dialogue)
+        return await self._end(dialogue, key_in(response, plain=dialogue.mechanism == "PLAIN"))
 
-    def _refuse(self, dialogue: Dialogue) -> str:
-        self.pending = None
-        self.failed.note(dialogue.client_address)
+    async def _end(self, dialogue: Dialogue, key: str | None) -> str:
+        """Answer a login; without a key nobody is asked."""
+        self.pending, client, began = None, dialogue.client_address, time.monotonic()
+        # Whatever cuts it off, our own end too: Postfix answers 454.
+        outcome: LoginOutcome = "outage"
+        try:
+            if self.failed.wait_s(client):
+                outcome = "throttled"
+                raise Throttled
+            user = await self.dovecot.ask(key, dialogue.parameters) if key else None
+            outcome = "accepted" if user else "refused"
+        finally:
+            mechanism = dialogue.mechanism if dialogue.mechanism in _MECHANISMS else counting.OTHER
+            took_ms = (time.monotonic() - began) * 1000
+            maillog.login(outcome, client=client or "unknown", mechanism=mechanism, took_ms=took_ms)
+        if user:
+            return f"OK\t{dialogue.request}\tuser={user}"
+        self.failed.note(client)
         return f"FAIL\t{dialogue.request}\t{_REFUSED}"
 
 
@@ -313,54 +332,3 @@ async def _verdict(reader: asyncio.StreamReader) -> str | None:
             case _:
                 continue
     raise HangUp("Dovecot closed the connection")
-
-
-def open_socket(path: Path, group: int | None) -> socket.socket:
-    """Listen on a unix socket that the group may use; one that nobody listens on any more is replaced."""
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-        raise ConfigError(f"auth.socket: {path}: longer than {MAX_SOCKET_PATH_BYTES} bytes")
-    endpoint = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
-        before = os.umask(0o117)
-        try:
-            endpoint.bind(str(path))
-        finally:
-            os.umask(before)
-        if group is not None:
-            os.chown(path, -1, group)
-        endpoint.listen(BACKLOG)
-    except OSError as error:
-        endpoint.close()
-        raise ConfigError(f"auth.socket: {path}: {error.strerror}") from error
-    except ConfigError:
-        endpoint.close()
-        raise
-    return endpoint
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"auth.socket: {path}: exists and is no socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise ConfigError(f"auth.socket: {path}: another program listens there")
-
-
-def _group(name: str) -> int | None:
-    """Only root may give a socket to a group it is not in; a service gets there by its directory's set-group-id bit."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise ConfigError(f"auth.socket_group: expected a group of this system, got {name!r}") from None

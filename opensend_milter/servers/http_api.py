@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
-from anyio import CapacityLimiter, create_task_group, sleep, to_thread
+from anyio import CapacityLimiter, create_task_group, fail_after, sleep, to_thread
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -32,63 +34,31 @@ from opensend_milter.core.model import (
     Outcome,
     Refuse,
     Repeat,
-    Rule,
     Session,
 )
 from opensend_milter.core.policy import is_within
-from opensend_milter.core.request import RequestLimits, SendRequest, read_send
+from opensend_milter.core.rates import Decision, client_of
+from opensend_milter.core.request import Dialect, RequestLimits, SendRequest, read_send
 from opensend_milter.core.submission import FINAL, Caller, Submission, request_id
 from opensend_milter.core.writing import envelope, write
 from opensend_milter.servers.http_client import client_address, secret_of
-from opensend_milter.servers.http_records import Records, record
+from opensend_milter.servers.http_records import Records, record, refused
 from opensend_milter.servers.http_server import RETRYABLE, Refused
 from opensend_milter.servers.throttle import Throttle, fields
 
 log = logging.getLogger(__name__)
 AT_ONCE = 200
 """Threads that wait for the gatherer; more requests wait for one of them."""
+LOGINS_AT_ONCE = 4
+"""Of one client."""
 LONGEST_WAIT_S = 30
-_LOOK_AGAIN_S = 0.25
-_LONGEST_KEY = 256
+_LOOK_AGAIN_S, _TURN_S = 0.25, 5.0
+LONGEST_KEY, LONGEST_BULK_KEY = 256, 252
+"""Of an Idempotency-Key; in a bulk with room for `#499`."""
 _JSON = ("application/json", "text/json")
-_UNAVAILABLE = 503
-Dialect = Literal["rele", "resend"]
 T = TypeVar("T")
 _NOT_YET = Refused(503, "unavailable", "not now, try again later")
-
-_CODES: Mapping[Rule, tuple[int, str]] = {
-    Rule.OURS: (503, "unavailable"),
-    Rule.QUOTA: (402, "quota_exceeded"),
-    Rule.RATE_LIMITED: (429, "rate_limited"),
-    Rule.DUPLICATE_KEY: (409, "idempotency_conflict"),
-    Rule.TOO_LARGE: (413, "payload_too_large"),
-    Rule.ATTACHMENTS_TOO_LARGE: (413, "payload_too_large"),
-    Rule.KEY_REVOKED: (403, "forbidden"),
-    Rule.NOT_A_KEY: (403, "forbidden"),
-    Rule.KEY_EXPIRED: (403, "forbidden"),
-    Rule.NETWORK_NOT_ALLOWED: (403, "forbidden"),
-    Rule.SENDER_NOT_ALLOWED: (403, "forbidden"),
-    Rule.RECIPIENT_NOT_ALLOWED: (403, "forbidden"),
-    Rule.ATTACHMENTS_NOT_ALLOWED: (403, "forbidden"),
-    Rule.HTML_NOT_ALLOWED: (403, "forbidden"),
-    Rule.DAILY_QUOTA: (429, "quota_exceeded"),
-}
-"""Any other rule: what the request asks for is not allowed, or cannot be done."""
-_FIELDS: Mapping[Rule, str] = {
-    Rule.FROM_MISSING: "from",
-    Rule.FROM_NOT_ONE: "from",
-    Rule.FROM_MALFORMED: "from",
-    Rule.FROM_RESTRICTED: "from",
-    Rule.FROM_UNVERIFIED: "from",
-    Rule.RECIPIENT_MALFORMED: "to",
-    Rule.RECIPIENT_SUPPRESSED: "to",
-    Rule.TOO_MANY_RECIPIENTS: "to",
-    Rule.CONTROL_FIELD: "send_at",
-    Rule.SENDER_NOT_ALLOWED: "from",
-    Rule.RECIPIENT_NOT_ALLOWED: "to",
-    Rule.ATTACHMENTS_NOT_ALLOWED: "attachments",
-    Rule.HTML_NOT_ALLOWED: "html",
-}
+_TOO_MANY = Refused(429, "rate_limited", "too many messages, try again later")
 
 
 class Desk(Protocol):
@@ -116,6 +86,8 @@ class Api:
     client_header: str
     max_bulk_messages: int
     threads: CapacityLimiter
+    turns: WeakValueDictionary[str, CapacityLimiter] = field(default_factory=WeakValueDictionary)
+    """Who looks for a key, by client: gone with the last of them."""
 
     # ------------------------------------------------------------------ routes
 
@@ -133,17 +105,16 @@ class Api:
     async def _send(self, request: Request) -> Response:
         wait_s = _wait_s(request)
         asked = await self._asked(request)
-        outcome = await self._take(asked, parse_json(await request.body()), "rele", request.state.email_id)
-        email_id = _taken(outcome)
+        email_id = await self._take(asked, parse_json(await request.body()), "rele", request.state.email_id)
         found: dict[str, object] = {"status": "accepted", "request_id": request_id(email_id), "id": email_id}
         if wait_s:
             found["submission"] = await self._await_final(asked.key_id, email_id, wait_s)
-        return JSONResponse(found, 202)
+        return JSONResponse(found, 202, fields(asked.limit))
 
     async def _send_resend(self, request: Request) -> Response:
         asked = await self._asked(request)
-        outcome = await self._take(asked, parse_json(await request.body()), "resend", request.state.email_id)
-        return JSONResponse({"id": _taken(outcome)}, 200)
+        email_id = await self._take(asked, parse_json(await request.body()), "resend", request.state.email_id)
+        return JSONResponse({"id": email_id}, 200, fields(asked.limit))
 
     async def _send_bulk(self, request: Request) -> Response:
         asked = await self._asked(request, several=True)
@@ -153,22 +124,22 @@ class Api:
         if not isinstance(payload, dict) or payload.keys() != {"messages"}:
             raise Refused(400, "bad_request", "expected an object with the one field messages")
         bulk_id = str(uuid4())
-        items = await self._take_all(asked, payload["messages"], "rele", bulk_id)
-        results = [{"index": index, **_result(email_id, outcome)} for index, (email_id, outcome) in enumerate(items)]
+        items, limit = await self._take_all(asked, payload["messages"], "rele", bulk_id)
+        results = [{"index": index, **_result(email_id, taken)} for index, (email_id, taken) in enumerate(items)]
         accepted = sum(result["status"] == "accepted" for result in results)
         found = {"bulk_request_id": f"bulk_{bulk_id}", "total": len(results), "accepted": accepted}
-        return JSONResponse({**found, "rejected": len(results) - accepted, "results": results}, 202)
+        return JSONResponse({**found, "rejected": len(results) - accepted, "results": results}, 202, fields(limit))
 
     async def _batch_resend(self, request: Request) -> Response:
         asked = await self._asked(request, several=True)
-        items = await self._take_all(asked, parse_json(await request.body()), "resend", str(uuid4()))
-        good = [{"id": _taken(outcome)} for _, outcome in items if not isinstance(outcome, Refused)]
+        items, limit = await self._take_all(asked, parse_json(await request.body()), "resend", str(uuid4()))
+        good = [{"id": taken} for _, taken in items if not isinstance(taken, Refused)]
         bad = [
-            {"index": index, "message": outcome.detail}
-            for index, (_, outcome) in enumerate(items)
-            if isinstance(outcome, Refused)
+            {"index": index, "message": taken.detail}
+            for index, (_, taken) in enumerate(items)
+            if isinstance(taken, Refused)
         ]
-        return JSONResponse({"data": good, **({"errors": bad} if bad else {})}, 200)
+        return JSONResponse({"data": good, **({"errors": bad} if bad else {})}, 200, fields(limit))
 
     async def _key(self, request: Request) -> Response:
         key_id = await self.authenticated(request)
@@ -195,25 +166,41 @@ class Api:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         address = self._client(request)
-        if refusal := self.throttle.failing(address):
-            raise Refused(429, "rate_limited", "too many failed authentications", headers=fields(refusal))
-        caller = await self._in_thread(lambda: self.desk.caller(secret))
-        if caller is None:
-            await self._in_thread(lambda: self.throttle.note_failure(address))
-            raise _forbidden()
+        async with self._turn(address):
+            if refusal := self.throttle.failing(address):
+                raise Refused(429, "rate_limited", "too many failed authentications", headers=fields(refusal))
+            caller = await self._in_thread(lambda: self.desk.caller(secret))
+            if caller is None:
+                await self._in_thread(lambda: self.throttle.note_failure(address))
+                raise _forbidden()
         if caller.networks is not None and not is_within(address, caller.networks):
             raise _forbidden()
         return caller
 
+    @asynccontextmanager
+    async def _turn(self, address: str) -> AsyncIterator[None]:
+        """Let few of one client ask for a key at once: many together would all ask before the first is seen to fail."""
+        turns = self.turns.setdefault(client_of(address), CapacityLimiter(LOGINS_AT_ONCE))
+        try:
+            with fail_after(_TURN_S):
+                await turns.acquire()
+        except TimeoutError:
+            raise StoreUnavailable("other logins of the same client take too long") from None
+        try:
+            yield
+        finally:
+            turns.release()
+
     def _client(self, request: Request) -> str:
         return client_address(request, self.proxies, self.client_header)
 
-    async def _within_limits(self, address: str, key_id: KeyId, count: int = 1) -> None:
-        decision = self.throttle.check_at_once(address, key_id, count)
+    async def _within_limits(self, address: str, key_id: KeyId) -> Decision:
+        decision = self.throttle.check_at_once(address, key_id)
         if decision is None:
-            decision = await self._in_thread(lambda: self.throttle.check(address, key_id, count))
+            decision = await self._in_thread(lambda: self.throttle.check(address, key_id))
         if not decision.allowed:
-            raise Refused(429, "rate_limited", "too many messages, try again later", headers=fields(decision))
+            raise Refused(429, _TOO_MANY.code, _TOO_MANY.detail, headers=fields(decision))
+        return decision
 
     async def _asked(self, request: Request, *, several: bool = False) -> _Asked:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -224,49 +211,61 @@ class Api:
         if kind not in _JSON:
             raise Refused(415, "unsupported_media_type", "expected Content-Type: application/json")
         address = self._client(request)
-        await self._within_limits(address, key_id)
         return _Asked(
+            limit=await self._within_limits(address, key_id),
             key_id=key_id,
             client_address=address,
             is_tls=request.url.scheme == "https",
-            idempotency_key=_idempotency_key(request.headers),
+            idempotency_key=_idempotency_key(request.headers, LONGEST_BULK_KEY if several else LONGEST_KEY),
         )
 
     # ------------------------------------------------------------------ what is asked
 
     async def _take_all(
         self, asked: _Asked, items: object, dialect: Dialect, bulk_id: str
-    ) -> list[tuple[EmailId, Outcome | Refused]]:
+    ) -> tuple[list[tuple[EmailId, EmailId | Refused]], Decision]:
+        """Take them in order, as many as the limits allow; each has an id, whatever becomes of it."""
         if not isinstance(items, list) or not items:
             raise Refused(400, "bad_request", "expected a list of one message or more")
         if len(items) > self.max_bulk_messages:
             raise Refused(
                 413, "payload_too_large", f"{len(items)} messages are over the limit of {self.max_bulk_messages}"
             )
-        if len(items) > 1:
-            await self._within_limits(asked.client_address, asked.key_id, len(items) - 1)
-        found: list[tuple[EmailId, Outcome | Refused]] = [(new_email_id(), _NOT_YET) for _ in items]
+        asked_of = [asked.item(index, bulk_id) for index in range(len(items))]
+        # The first was counted with the request.
+        places, limit = 1, asked.limit
+        if more := len(items) - 1:
+            some, limit = await self._in_thread(
+                lambda: self.throttle.check_some(asked.client_address, asked.key_id, more)
+            )
+            places += some
+        found: list[tuple[EmailId, EmailId | Refused]] = [(new_email_id(), _TOO_MANY) for _ in items]
 
         async def take(index: int) -> None:
             email_id = found[index][0]
-            try:
-                outcome: Outcome | Refused = await self._take(
-                    asked.item(index, bulk_id), items[index], dialect, email_id
-                )
-            except Refused as refused:
-                outcome = refused
-            except Exception:
-                # Others of the same request may be stored by now: their ids must be told.
-                log.exception("%s: not taken", request_id(email_id))
-                outcome = _NOT_YET
-            found[index] = email_id, _refused(outcome) if isinstance(outcome, Refuse) else outcome
+            found[index] = email_id, await self._tried(asked_of[index], items[index], dialect, email_id)
 
-        async with create_task_group() as group:
-            for index in range(len(items)):
-                group.start_soon(take, index)
-        return found
+        done = 0
+        while places and done < len(items):
+            begun, done = done, min(done + places, len(items))
+            async with create_task_group() as group:
+                for index in range(begun, done):
+                    group.start_soon(take, index)
+            # What was ours already gives its place to the next: a bulk that is repeated as a whole gets to its end.
+            places = sum(isinstance(taken, str) and taken != email_id for email_id, taken in found[begun:done])
+        return found, limit.with_refused(len(items) - done)
 
-    async def _take(self, asked: _Asked, payload: object, dialect: Dialect, email_id: EmailId) -> Outcome:
+    async def _tried(self, asked: _Asked, payload: object, dialect: Dialect, email_id: EmailId) -> EmailId | Refused:
+        try:
+            return await self._take(asked, payload, dialect, email_id)
+        except Refused as refusal:
+            return refusal
+        except Exception:
+            # Others of the same request may be stored by now: their ids must be told.
+            log.exception("%s: not taken", request_id(email_id))
+            return _NOT_YET
+
+    async def _take(self, asked: _Asked, payload: object, dialect: Dialect, email_id: EmailId) -> EmailId:
         if isinstance(payload, FieldError):
             raise Refused(400, "bad_request", payload.message, errors=[_told(payload)])
         read = read_send(payload, dialect, self.limits)
@@ -282,7 +281,10 @@ class Api:
             missing = {"field": "from", "code": "required", "message": "from is missing, and there is no default"}
             raise Refused(400, "validation_failed", missing["message"], errors=[missing])
         # Neither the client that goes away nor another request that fails must end what is under way.
-        return await self._in_thread(lambda: self.accept(_message(asked, read, sender, email_id)))
+        outcome = await self._in_thread(lambda: self.accept(_message(asked, read, sender, email_id)))
+        if isinstance(outcome, Refuse):
+            raise refused(outcome, dialect)
+        return outcome.email_id if isinstance(outcome, Repeat) else outcome
 
     async def _await_final(self, key_id: KeyId, email_id: EmailId, wait_s: float) -> dict[str, object] | None:
         """Wait for the outcome; None where it cannot be looked up: the message is committed whatever happens here."""
@@ -293,6 +295,9 @@ class Api:
                 found = await self._in_thread(lambda: self.desk.submissions(key_id, [email_id]))
             except StoreUnavailable as error:
                 log.warning("%s: outcome not looked up: %s", request_id(email_id), error)
+            except Exception:
+                log.exception("%s: outcome not looked up", request_id(email_id))
+                return None
             if (found and found[0].state in FINAL) or time.monotonic() > ends_at:
                 return record(found[0]) if found else None
             await sleep(_LOOK_AGAIN_S)
@@ -305,6 +310,7 @@ class Api:
 class _Asked:
     """What a request says besides its body."""
 
+    limit: Decision
     key_id: KeyId
     client_address: str
     is_tls: bool
@@ -314,8 +320,6 @@ class _Asked:
     def item(self, index: int, bulk_id: str) -> _Asked:
         """Return it for one message of a bulk: each has a name of its own under the request's."""
         key = f"{self.idempotency_key}#{index}" if self.idempotency_key else None
-        if key and len(key) > _LONGEST_KEY:
-            raise _bad_key(_LONGEST_KEY - len(f"#{index}"))
         return replace(self, idempotency_key=key, bulk_id=bulk_id)
 
 
@@ -342,39 +346,17 @@ def _message(asked: _Asked, read: SendRequest, sender: Mailbox, email_id: EmailI
     )
 
 
-def _taken(outcome: Outcome) -> EmailId:
-    if isinstance(outcome, Refuse):
-        raise _refused(outcome)
-    return outcome.email_id if isinstance(outcome, Repeat) else outcome
-
-
-def _refused(refusal: Refuse) -> Refused:
-    status, code = _CODES.get(refusal.rule, (400, "validation_failed"))
-    errors = [{"field": _FIELDS.get(refusal.rule, ""), "code": refusal.rule.value, "message": refusal.text}]
-    headers = {}
-    if status == _UNAVAILABLE:
-        headers["Retry-After"] = "5"
-    elif refusal.rule is Rule.DAILY_QUOTA:
-        headers["Retry-After"] = str(_seconds_to_midnight(datetime.now(UTC)))
-    return Refused(status, code, refusal.text, errors=errors, headers=headers)
-
-
-def _seconds_to_midnight(now: datetime) -> int:
-    return 86_400 - (now.hour * 60 + now.minute) * 60 - now.second
-
-
-def _result(email_id: EmailId, outcome: Outcome | Refused) -> dict[str, object]:
+def _result(email_id: EmailId, taken: EmailId | Refused) -> dict[str, object]:
     """Show one message of a bulk; one that was sent again is called as it was the first time."""
-    if isinstance(outcome, Refused):
+    if isinstance(taken, Refused):
         return {
             "request_id": request_id(email_id),
             "status": "rejected",
-            "code": outcome.code,
-            "message": outcome.detail,
-            "retryable": outcome.status_code in RETRYABLE,
-            "errors": list(outcome.errors),
+            "code": taken.code,
+            "message": taken.detail,
+            "retryable": taken.status_code in RETRYABLE,
+            "errors": list(taken.errors),
         }
-    taken = _taken(outcome)
     return {"request_id": request_id(taken), "status": "accepted", "id": taken}
 
 
@@ -386,19 +368,15 @@ def _forbidden() -> Refused:
     return Refused(403, "forbidden", "this API key is not known, or may not be used")
 
 
-def _idempotency_key(headers: Headers) -> str | None:
+def _idempotency_key(headers: Headers, longest: int) -> str | None:
     found = {value.strip() for name in IDEMPOTENCY_KEY for value in headers.getlist(name)}
     if not found:
         return None
     key = found.pop()
-    if found or not key or len(key) > _LONGEST_KEY or not key.isascii() or not key.isprintable():
-        raise _bad_key(_LONGEST_KEY)
+    if found or not key or len(key) > longest or not key.isascii() or not key.isprintable():
+        text = f"Idempotency-Key: expected one, of 1 to {longest} printable characters"
+        raise Refused(400, "invalid_idempotency_key", text)
     return key
-
-
-def _bad_key(longest: int) -> Refused:
-    text = f"Idempotency-Key: expected one, of 1 to {longest} printable characters"
-    return Refused(400, "invalid_idempotency_key", text)
 
 
 def _wait_s(request: Request) -> int:

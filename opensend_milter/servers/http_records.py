@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from opensend_milter.core.model import EmailId, KeyId
+from opensend_milter.core.model import EmailId, KeyId, Refuse, Rule
+from opensend_milter.core.request import Dialect
 from opensend_milter.core.submission import (
     Rejection,
     Submission,
@@ -34,6 +35,46 @@ _STATUSES = {
     "smtp_failed": ("failed",),
     "canceled": ("canceled", "cancelled"),
 }
+_UNAVAILABLE = 503
+_CODES: Mapping[Rule, tuple[int, str]] = {
+    Rule.OURS: (503, "unavailable"),
+    Rule.QUOTA: (402, "quota_exceeded"),
+    Rule.RATE_LIMITED: (429, "rate_limited"),
+    Rule.DUPLICATE_KEY: (409, "idempotency_conflict"),
+    Rule.TOO_LARGE: (413, "payload_too_large"),
+    Rule.ATTACHMENTS_TOO_LARGE: (413, "payload_too_large"),
+    Rule.KEY_REVOKED: (403, "forbidden"),
+    Rule.NOT_A_KEY: (403, "forbidden"),
+    Rule.KEY_EXPIRED: (403, "forbidden"),
+    Rule.NETWORK_NOT_ALLOWED: (403, "forbidden"),
+    Rule.SENDER_NOT_ALLOWED: (403, "forbidden"),
+    Rule.RECIPIENT_NOT_ALLOWED: (403, "forbidden"),
+    Rule.ATTACHMENTS_NOT_ALLOWED: (403, "forbidden"),
+    Rule.HTML_NOT_ALLOWED: (403, "forbidden"),
+    Rule.DAILY_QUOTA: (429, "quota_exceeded"),
+}
+"""Any other rule: what the request asks for is not allowed, or cannot be done."""
+_FIELDS: Mapping[Rule, str] = {
+    Rule.FROM_MISSING: "from",
+    Rule.FROM_NOT_ONE: "from",
+    Rule.FROM_MALFORMED: "from",
+    Rule.FROM_RESTRICTED: "from",
+    Rule.FROM_UNVERIFIED: "from",
+    Rule.SENDER_NOT_ALLOWED: "from",
+    Rule.RECIPIENT_MALFORMED: "to",
+    Rule.RECIPIENT_SUPPRESSED: "to",
+    Rule.RECIPIENT_NOT_ALLOWED: "to",
+    Rule.TOO_MANY_RECIPIENTS: "to",
+    Rule.SANDBOX_MIXED: "to",
+    Rule.ATTACHMENTS_NOT_ALLOWED: "attachments",
+    Rule.ATTACHMENTS_TOO_LARGE: "attachments",
+}
+_FIELDS_OF: Mapping[Dialect, Mapping[Rule, str]] = {
+    "rele": {Rule.CONTROL_FIELD: "send_at", Rule.HTML_NOT_ALLOWED: "body_html"},
+    "resend": {Rule.CONTROL_FIELD: "scheduled_at", Rule.HTML_NOT_ALLOWED: "html"},
+}
+_SEND_AT = "X-OpenSend-Send-At"
+"""What the moment is called over SMTP: the one control field that is judged only once it is written."""
 
 
 class RecordStore(Protocol):
@@ -175,6 +216,24 @@ def _rejected(found: Rejection) -> dict[str, object]:
         "updated_at": _shown(found.refused_at),
         "expires_at": None,
     }
+
+
+def refused(refusal: Refuse, dialect: Dialect) -> Refused:
+    """Phrase a refusal: its status, its code, and the field as this dialect calls it."""
+    status, code = _CODES.get(refusal.rule, (400, "validation_failed"))
+    field = _FIELDS_OF[dialect].get(refusal.rule) or _FIELDS.get(refusal.rule, "")
+    text = refusal.text.replace(_SEND_AT, field) if refusal.rule is Rule.CONTROL_FIELD else refusal.text
+    headers = {}
+    if status == _UNAVAILABLE:
+        headers["Retry-After"] = "5"
+    elif refusal.rule is Rule.DAILY_QUOTA:
+        headers["Retry-After"] = str(_seconds_to_midnight(datetime.now(UTC)))
+    errors = [{"field": field, "code": refusal.rule.value, "message": text}]
+    return Refused(status, code, text, errors=errors, headers=headers)
+
+
+def _seconds_to_midnight(now: datetime) -> int:
+    return 86_400 - (now.hour * 60 + now.minute) * 60 - now.second
 
 
 def _as_resend(found: Submission) -> dict[str, object]:

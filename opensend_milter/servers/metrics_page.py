@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from opensend_milter.core import counting
+from opensend_milter.core import counting, maillog
 from opensend_milter.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -154,13 +154,13 @@ def _may_read(request: Request, allowed: Sequence[ipaddress.IPv4Network | ipaddr
 
 
 class CountedRequests:
-    """Middleware that counts every request by the route that answered."""
+    """Middleware that tells of every request, and counts it, by the route that answered."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass it on, and count what came of it."""
+        """Pass it on, and tell what came of it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -178,4 +178,11 @@ class CountedRequests:
             await self._app(scope, receive, counted)
         finally:
             route = getattr(scope.get("route"), "path", counting.OTHER)
-            counting.http_request(route, scope["method"], code, time.monotonic() - began)
+            maillog.http_request(
+                scope.get("state", {}).get("request_id", "-"),
+                method=scope["method"],
+                route=route,
+                code=code,
+                peer=(scope.get("client") or ["-"])[0] or "-",
+                took_s=time.monotonic() - began,
+            )

@@ -33,6 +33,7 @@ from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcom
 from opensend_milter.core.policy import NOT_A_KEY, OURS, UNAUTHENTICATED
 from opensend_milter.core.transfer import Buffer
 from opensend_milter.servers.supervisor import DRAIN, RELOAD, Line
+from opensend_milter.servers.unix_socket import usable_by
 
 log = logging.getLogger(__name__)
 
@@ -374,13 +375,8 @@ def open_socket(path: Path, group: int | None) -> int:
     """Listen on a unix socket that the group may use; return its descriptor, shared with children to come."""
     path.parent.mkdir(parents=True, exist_ok=True)
     milter.setconn(f"unix:{path}")
-    before = os.umask(0o117)
-    try:
+    with usable_by(path, group):
         milter.opensocket(True)  # noqa: FBT003  # pymilter's own signature: remove a stale socket
-    finally:
-        os.umask(before)
-    if group is not None:
-        os.chown(path, -1, group)
     return _descriptor_of(path)
 
 
@@ -411,14 +407,19 @@ class MilterProcess:
     """One child: libmilter answers Postfix, a thread of ours follows the supervisor's orders."""
 
     def __init__(
-        self, callbacks: Callbacks, descriptor: int, open_door: Callable[[], OpenDoor], drain_s: float
+        self,
+        callbacks: Callbacks,
+        descriptor: int,
+        opened: OpenDoor,
+        reopen: Callable[[], OpenDoor],
+        drain_s: float,
     ) -> None:
         self._callbacks = callbacks
         self._descriptor = descriptor
-        self._open_door = open_door
+        self._opened = opened
+        self._reopen = reopen
         self._drain_s = drain_s
-        self._opened = open_door()
-        callbacks.door = self._opened.door
+        callbacks.door = opened.door
 
     def run(self, line: Line) -> None:
         """Answer until told to drain."""
@@ -435,7 +436,7 @@ class MilterProcess:
     def _reload(self) -> None:
         before = self._opened
         try:
-            self._opened = self._open_door()
+            self._opened = self._reopen()
         except OpensendError as error:
             log.error("not reloaded, the old configuration stays: %s", error)  # noqa: TRY400  # no traceback: ours
             return

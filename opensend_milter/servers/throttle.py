@@ -59,6 +59,14 @@ class Throttle:
         """Take so many messages of every limit, or of none. Raise StoreUnavailable."""
         return self._take(self.limits.of_message(client_address, key_id), count)
 
+    def check_some(self, client_address: str, key_id: KeyId | None, count: int) -> tuple[int, Decision]:
+        """Take as many messages, up to `count`, as every limit has; return how many. Raise StoreUnavailable."""
+        decision = self.check(client_address, key_id, count)
+        while not decision.allowed and count > 1 and decision.remaining:
+            count = min(decision.remaining, count - 1)
+            decision = self.check(client_address, key_id, count)
+        return count if decision.allowed else 0, decision
+
     def check_at_once(self, client_address: str, key_id: KeyId | None = None, count: int = 1) -> Decision | None:
         """Decide without waiting; None: `check` must ask the store."""
         return self._blocks.decide(self.limits.of_message(client_address, key_id), count)

@@ -45,14 +45,18 @@ class Parts:
     """Further threads, by name."""
 
 
-def run(parts: Parts, settings: Settings, *, ready: Callable[[], None]) -> None:
-    """Run until SIGTERM or SIGINT; return when all in hand is finished, or `drain_s` is over."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # inherited by the threads: only we hear them
+def run(
+    parts: Parts, settings: Settings, *, ready: Callable[[], None], reload: Callable[[], None] | None = None
+) -> None:
+    """Run until SIGTERM or SIGINT; return when all in hand is finished, or `drain_s` is over. SIGHUP reloads."""
+    heard = _STOP_SIGNALS | {signal.SIGHUP} if reload else _STOP_SIGNALS
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)  # inherited by the threads: only we hear them
     try:
         worker = Worker(parts, settings)
         worker.start()
         ready()
-        received = signal.sigwait(_STOP_SIGNALS)
+        while (received := signal.sigwait(heard)) == signal.SIGHUP and reload:
+            reload()
         log.info("stopping: %s", signal.Signals(received).name)
         worker.stop()
     finally:

@@ -3,25 +3,19 @@
 `sandbox` is one running sandbox per test process: `sandbox["SANDBOX_SMTP_PORT"]` and the other names that
 `opensend-milter sandbox env` prints, `sandbox.smtp()` for a logged-in connection, `sandbox.run(...)` for a
 subcommand. It is shared: a test that stops something, fills something up or counts restarts makes its own with
-`make_sandbox()`, which takes it down at the end.
+`make_sandbox()`, which takes it down at the end. The logs of each are looked through then: see tests/log_scan.py.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, new_directory
-
-
-def _take_down(sandbox: Sandbox) -> None:
-    if (sandbox.directory / "sandbox.json").exists():
-        sandbox.run("down", "--purge", check=False)
-    shutil.rmtree(sandbox.directory, ignore_errors=True)
+from tests.log_scan import Finding, assert_clean
 
 
 @pytest.fixture(scope="session")
@@ -30,10 +24,12 @@ def sandbox() -> Iterator[Sandbox]:
     if os.geteuid() != 0:
         pytest.skip("a sandbox needs root")
     sandbox = Sandbox(new_directory())
+    found: list[Finding] = []
     try:
         yield sandbox.up()
     finally:
-        _take_down(sandbox)
+        found = sandbox.take_down()
+    assert_clean(found)
 
 
 @pytest.fixture
@@ -49,5 +45,4 @@ def make_sandbox() -> Iterator[MakeSandbox]:
         return sandbox.up(*options)
 
     yield make
-    for sandbox in made:
-        _take_down(sandbox)
+    assert_clean([found for sandbox in made for found in sandbox.take_down()])

@@ -139,7 +139,12 @@ class Sandbox:
         for path in (self.directory / "inbox").glob("*/*"):
             with path.open("rb") as file:
                 found |= body_starts(file.read(HEAD_BYTES))
-        with suppress(psycopg.Error, KeyError), psycopg.connect(self["SANDBOX_DATABASE_URL"]) as connection:
+        # A test may have stopped the database, or the sandbox while it came up.
+        options = "-c statement_timeout=20s"
+        with (
+            suppress(psycopg.Error, KeyError),
+            psycopg.connect(self["SANDBOX_DATABASE_URL"], connect_timeout=5, options=options) as connection,
+        ):
             for (raw,) in connection.execute(
                 "SELECT substring(bytes FOR %s) FROM opensend_milter.raw_chunks WHERE chunk_no = 0", [HEAD_BYTES]
             ):

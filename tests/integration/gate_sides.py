@@ -20,6 +20,7 @@ from opensend_milter.adapters.postgres_admin import AdminStore
 from opensend_milter.config import load
 from opensend_milter.host.dovecot import DovecotSite, render_dovecot
 from tests.integration.private_postgres import Database
+from tests.log_scan import Forbidden, assert_clean, look_through
 
 START_S = 20.0
 TIMEOUT_S = 3.0
@@ -131,6 +132,7 @@ class Gate:
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
         with running(self.command, self.directory / "gate.log", lambda: connects(self.socket)) as self.process:
             yield self.process
+        assert_clean(look_through([self.directory / "gate.log"], Forbidden(addresses=True)))
 
     def client(self) -> Client:
         return Client(self.socket)

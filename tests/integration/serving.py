@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import psycopg
 
+from tests.log_scan import Forbidden, assert_clean, look_through
 from tests.milter_client import Answer, MilterClient
 
 READY_S = 30
@@ -162,6 +163,7 @@ def serving(
         try:
             await_ready(notices, process, directory)
             yield Serving(directory, url, process, seed(url))
+            assert_clean(look_through([directory / "serve.log"], Forbidden(addresses=True)))
         finally:
             if process.poll() is None:
                 process.kill()

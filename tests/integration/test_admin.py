@@ -50,7 +50,7 @@ def run(database: Database, configured: Callable[[str], Path]) -> Run:
             "OPENSEND_MILTER_CONFIG": str(configured(profile)),
             "COLUMNS": "250",
         }
-        return CliRunner().invoke(cli.app, words, env=environment)
+        return CliRunner().invoke(cli.app_of([*cli.COMMANDS, *cli.GROUPS]), words, env=environment)
 
     return invoke
 

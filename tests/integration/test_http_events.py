@@ -37,6 +37,7 @@ from tests.integration.test_sns import (
     notification,
     ses_event,
 )
+from tests.log_scan import Forbidden, assert_clean, look_through
 
 ROOT = Path(__file__).parents[2]
 READY_S = 30
@@ -97,6 +98,7 @@ def serving(database: Database, directory: Path) -> Iterator[Serving]:
             time.sleep(0.02)
         yield running
         assert "Traceback" not in running.log, running.log
+        assert_clean(look_through([log_path], Forbidden(addresses=True)))
     finally:
         process.kill()
         process.wait(10)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from opensend_milter.core import maillog
+from opensend_milter.core.counting import LoginOutcome
 from opensend_milter.core.logline import JsonLines, Pairs, Said, TextLines, masked
 from opensend_milter.core.model import Address, EmailId, Refuse, Route, Rule, Sent
 from tests.integration.private_postgres import Database
@@ -67,6 +68,24 @@ def test_the_mail_log_is_worded_as_ever(caplog: pytest.LogCaptureFixture) -> Non
     ]
     levels = [record.levelname for record in caplog.records]
     assert levels == ["INFO"] * 4 + ["WARNING"] * 2 + ["ERROR"] * 2
+
+
+@pytest.mark.parametrize(
+    ("outcome", "level"),
+    [("accepted", "DEBUG"), ("refused", "INFO"), ("outage", "INFO"), ("throttled", "INFO")],
+)
+def test_a_login_is_told_by_who_and_how(outcome: LoginOutcome, level: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever is refused can be found by fail2ban; who came in is told for those who ask."""
+    caplog.set_level(logging.DEBUG)
+    maillog.login(outcome, client="2001:db8::7", mechanism="PLAIN", took_ms=2004.06)
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == (
+        level,
+        f"login outcome={outcome} client=2001:db8::7 mechanism=PLAIN delay_ms=2004.1",
+    )
+    (line,) = lines_of(JsonLines().format(record))
+    assert (line["outcome"], line["client"], line["mechanism"]) == (outcome, "2001:db8::7", "PLAIN")
+    assert line["delay_ms"] == 2004.1
 
 
 def test_json_has_the_same_pairs_as_fields(caplog: pytest.LogCaptureFixture) -> None:
@@ -130,6 +149,18 @@ def test_no_address_in_any_line(form: logging.Formatter, text: str) -> None:
     assert "@" not in written
     assert "<address>" in written
     assert "ValueError" in written
+
+
+@pytest.mark.parametrize("form", [TextLines(), JsonLines()], ids=["text", "json"])
+@pytest.mark.parametrize(
+    "key", ["os_" + "0f" * 16, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_" + "A+/" * 15 + "="]
+)
+def test_no_key_in_any_line(form: logging.Formatter, key: str) -> None:
+    """Not even where a stranger wrote it into a path or a name."""
+    record = logging.LogRecord("x", logging.WARNING, "f.py", 1, "/v1/%s: %s", (key, Pairs({"reason": Said(key)})), None)
+    written = form.format(record)
+    assert key[8:20] not in written
+    assert "/v1/<key>: reason=" in written
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def run(database: Database, tmp_path: Path) -> Run:
         path = tmp_path / "c.yaml"
         path.write_text(f"profile: {profile}\ndatabase:\n  password_dir: {database.password_dir}\n")
         environment = {"DATABASE_URL": database.url, "OPENSEND_MILTER_CONFIG": str(path), "COLUMNS": "250"}
-        return CliRunner().invoke(cli.app, words, env=environment)
+        return CliRunner().invoke(cli.app_of([*cli.COMMANDS, *cli.GROUPS]), words, env=environment)
 
     return invoke
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -31,11 +35,15 @@ from opensend_milter.core import counting
 from opensend_milter.core.errors import ConfigError, StoreUnavailable
 from opensend_milter.core.model import Rule
 from opensend_milter.servers import http_server, metrics_page
+from tests.integration.gate_sides import HANG_UP, Gate, Upstream
 from tests.integration.outbox import add_emails, rows
 from tests.integration.private_postgres import Database
 from tests.integration.serving import Serving, serving
+from tests.log_scan import Forbidden, assert_clean, look_through
 
 RAW = b"From: app@example.org\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
+GOOD, WRONG = "os_" + "0" * 32, "os_" + "f" * 32
+OUTCOMES = ("accepted", "refused", "outage", "throttled")
 NOTHING: Mapping[str, str] = MappingProxyType({})
 Samples = dict[tuple[str, ...], float]
 
@@ -321,6 +329,94 @@ def test_requests_are_counted_by_the_route_that_answered() -> None:
         ("405", "other", "/v1/things/{thing}"): 1,
     }
     assert samples(page().decode())["opensend_http_request_seconds_count", "/v1/things/{thing}"] == 4
+
+
+@pytest.fixture
+def gate_dir() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="os-gate-", dir="/tmp"))  # a socket's path is short
+    yield directory
+    shutil.rmtree(directory)
+
+
+def test_the_gate_counts_and_tells_how_logins_end(gate_dir: Path) -> None:
+    """An outage is no wrong key: fail2ban and the alerts depend on it."""
+    gate, port = Gate(gate_dir), free_port()
+    gate.write_config(metrics={"auth_port": port}, limits={"failed_per_minute": 3})
+    with gate.running():
+        upstream = Upstream(gate.dovecot_socket)
+        client = gate.client()
+        assert scrape(port)["opensend_logins_total", "throttled"] == 0
+        upstream.answer = b"OK\t1\tuser=the-key\n"
+        assert client.plain(GOOD).startswith("OK")
+        client.auth("LOGIN")
+        client.go_on(b"the-name-" + GOOD.encode())
+        assert client.go_on(GOOD.encode()).startswith("OK")
+        upstream.answer = b"FAIL\t1\tuser=apikey\n"
+        assert client.plain(WRONG) == client.refused
+        assert client.auth("PLAIN", "no base64 " + WRONG) == client.refused
+        assert client.auth(f"X-{WRONG}\x7f") == client.refused
+        counted = scrape(port)
+        assert counted["opensend_auth_connections",] == 1
+        assert client.plain(GOOD) == HANG_UP
+        client.close()
+        upstream.close()
+        gate.dovecot_socket.unlink()
+        shown = scrape(port)
+        assert shown["opensend_auth_connections",] == 0
+        assert [shown["opensend_logins_total", one] for one in OUTCOMES] == [2, 3, 0, 1]
+        assert [shown["opensend_login_seconds_count", one] for one in OUTCOMES] == [2, 3, 0, 1]
+        assert shown["opensend_build_info", "0.1.0"] == 1
+    told = re.findall(r" (\w+) opensend_milter\.mail\[\d+\]: login (.*) delay_ms=\d+\.\d$", gate.log, re.MULTILINE)
+    assert told == [
+        ("DEBUG", "outcome=accepted client=127.0.0.1 mechanism=PLAIN"),
+        ("DEBUG", "outcome=accepted client=127.0.0.1 mechanism=LOGIN"),
+        ("INFO", "outcome=refused client=127.0.0.1 mechanism=PLAIN"),
+        ("INFO", "outcome=refused client=127.0.0.1 mechanism=PLAIN"),
+        ("INFO", "outcome=refused client=127.0.0.1 mechanism=other"),
+        ("INFO", "outcome=throttled client=127.0.0.1 mechanism=PLAIN"),
+    ]
+    assert_clean(look_through([gate_dir / "gate.log"], Forbidden(addresses=True)))
+
+
+def test_the_gate_tells_an_outage_from_a_wrong_key(gate_dir: Path) -> None:
+    gate, port = Gate(gate_dir), free_port()
+    gate.write_config(metrics={"auth_port": port}, log={"format": "json"})
+    with gate.running():
+        client = gate.client()
+        assert client.plain(WRONG) == HANG_UP
+        client.close()
+        shown = scrape(port)
+        assert [shown["opensend_logins_total", one] for one in OUTCOMES] == [0, 0, 1, 0]
+    lines = [json.loads(line) for line in gate.log.splitlines()]
+    (told,) = [line for line in lines if "outcome" in line]
+    assert (told["outcome"], told["client"], told["mechanism"], told["level"]) == (
+        "outage",
+        "127.0.0.1",
+        "PLAIN",
+        "info",
+    )
+    assert told["delay_ms"] >= 0
+    assert WRONG not in gate.log
+
+
+def test_each_request_has_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Its route as it was declared: what a stranger writes into a path or a method stays out of the log."""
+    caplog.set_level(logging.DEBUG, "opensend_milter.mail")
+    app = http_server.application(
+        [
+            Route("/v1/things/{thing}", lambda _: PlainTextResponse("ok")),
+            Route("/healthz", lambda _: PlainTextResponse("ok")),
+        ]
+    )
+    for path, method in (("/v1/things/a@example.org", "GET"), (f"/{WRONG}", "GET"), ("/healthz", "GET"), ("/", "BREW")):
+        ask(app, path, method=method, peer="2001:db8::7")
+    told = [(record.levelname, re.sub(r"req_\w{26}|\d+\.\d$", "N", record.getMessage())) for record in caplog.records]
+    assert told == [
+        ("INFO", "N: method=GET route=/v1/things/{thing} code=200 peer=2001:db8::7 delay_ms=N"),
+        ("INFO", "N: method=GET route=other code=404 peer=2001:db8::7 delay_ms=N"),
+        ("DEBUG", "N: method=GET route=/healthz code=200 peer=2001:db8::7 delay_ms=N"),
+        ("INFO", "N: method=other route=other code=404 peer=2001:db8::7 delay_ms=N"),
+    ]
 
 
 def test_threads_lose_no_count() -> None:

@@ -158,6 +158,32 @@ def test_bulk(database: Database) -> None:
         assert 30 < int(fields(refused)["Retry-After"]) <= 60
 
 
+def test_some_of_a_bulk(database: Database) -> None:
+    """As many as every limit has, and as are left by the others; more than a burst gets the burst."""
+    with throttled(database, limits(client=60, key=30)) as throttle, throttled(database, limits(client=60)) as other:
+        taken, decision = throttle.check_some("192.0.2.7", KEY, 500)
+        assert (taken, decision.tier, decision.allowed, decision.remaining) == (30, "key", True, 0)
+        assert throttle.check_some("192.0.2.7", KEY, 1)[0] == 0
+        taken, decision = other.check_some("192.0.2.7", None, 500)
+        assert 25 <= taken <= 32
+        assert decision.tier == "client"
+        taken, decision = throttle.check_some("192.0.2.7", OTHER_KEY, 500)
+        assert taken <= 6
+        assert throttle.check_some("192.0.2.8", OTHER_KEY, 20)[0] == 20
+    with throttled(database, NONE) as throttle:
+        assert throttle.check_some("192.0.2.7", KEY, 500) == (500, UNLIMITED)
+
+
+def test_many_take_some_at_once(database: Database) -> None:
+    """Together no more than there is, and none of it is left lying."""
+    with throttled(database, limits(key=600)) as one, throttled(database, limits(key=600)) as other:
+        began = time.monotonic()
+        with ThreadPoolExecutor(16) as pool:
+            found = pool.map(lambda n: (one, other)[n % 2].check_some("192.0.2.7", KEY, 50)[0], range(64))
+            taken = sum(found)
+        assert 90 <= taken <= 100 + (time.monotonic() - began) * 10
+
+
 def test_limits_may_be_replaced(database: Database) -> None:
     with throttled(database, limits(key=1)) as throttle:
         assert [throttle.check("192.0.2.7", KEY).allowed for _ in range(2)] == [True, False]

@@ -44,7 +44,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, set[s
     """All that our processes show: name -> label -> values."""
     together = Together(counting.AT_THE_DOOR, tmp_path_factory.mktemp("counts") / "metrics")
     pages = [together.page()]
-    for measures in (counting.IN_DELIVERY, counting.OVER_HTTP):
+    for measures in (counting.IN_DELIVERY, counting.OVER_HTTP, counting.AT_AUTH):
         page = prometheus.alone(measures)
         counting.http_request("/v1/send", "POST", 503, 0.1)
         pages.append(page())
@@ -104,13 +104,17 @@ def test_every_expression_asks_for_what_is_shown(
     assert expression.count("(") == expression.count(")")
 
 
-@pytest.mark.parametrize("measure", [*counting.OVER_HTTP, *counting.IN_DELIVERY], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "measure", [*counting.OVER_HTTP, *counting.IN_DELIVERY, *counting.AT_AUTH], ids=lambda one: one.name
+)
 def test_every_measure_is_on_the_dashboard(measure: counting.Measure) -> None:
     drawn = " ".join(target["expr"] for panel in PANELS for target in panel["targets"])
     assert re.search(rf"\b{measure.name}(_bucket|_sum|_count)?\b", drawn)
 
 
-@pytest.mark.parametrize("measure", [*counting.OVER_HTTP, *counting.IN_DELIVERY], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "measure", [*counting.OVER_HTTP, *counting.IN_DELIVERY, *counting.AT_AUTH], ids=lambda one: one.name
+)
 def test_every_measure_is_documented(measure: counting.Measure) -> None:
     labels = ", ".join(f"`{name}`" for name in measure.labels)
     shown_by = [
@@ -119,6 +123,7 @@ def test_every_measure_is_documented(measure: counting.Measure) -> None:
             ("serve", counting.AT_THE_DOOR),
             ("http", counting.OVER_HTTP),
             ("worker", counting.IN_DELIVERY),
+            ("auth-gate", counting.AT_AUTH),
         )
         if measure in measures
     ]

@@ -156,6 +156,32 @@ def test_bulk_at_once() -> None:
     assert not check(blocks, shared, bucket, 1).allowed
 
 
+def test_more_than_a_burst_is_told_when_a_part_of_it_may_come() -> None:
+    """Not when all of it fits: that is never."""
+    clock, shared, (blocks,) = processes()
+    bucket = [Bucket("key", "key:a", 60, KEY)]
+    for _ in range(10):
+        assert check(blocks, shared, bucket).allowed
+    refused = check(blocks, shared, bucket, 500)
+    assert (refused.allowed, refused.remaining) == (False, 50)
+    assert refused.retry_after_s == pytest.approx(10)
+    clock.now += refused.retry_after_s
+    assert check(blocks, shared, bucket, 60).allowed
+
+
+@pytest.mark.parametrize(
+    ("remaining", "reset_s", "refused", "retry_after_s"),
+    [(0, 60, 1, 1), (0, 60, 25, 25), (0, 60, 60, 60), (0, 60, 500, 60), (3, 57, 10, 7), (0, 60, 0, 0)],
+)
+def test_when_the_refused_rest_may_come(remaining: int, reset_s: float, refused: int, retry_after_s: float) -> None:
+    """All of it, or as much as a full bucket holds; where nothing was refused there is nothing to wait for."""
+    stands = Decision(
+        allowed=True, tier="key", retry_after_s=0, remaining=remaining, limit=60, reset_s=reset_s
+    ).with_refused(refused)
+    assert (stands.allowed, stands.retry_after_s) == (refused == 0, retry_after_s)
+    assert (stands.remaining, stands.reset_s) == (remaining, reset_s)
+
+
 def test_how_a_limit_stands() -> None:
     clock, shared, (blocks,) = processes()
     buckets = [Bucket("client", "client:a", 6_000), Bucket("key", "key:a", 60, KEY)]

@@ -179,8 +179,10 @@ def test_a_moment() -> None:
         ("", b""),
         ("QUJD", b"ABC"),
         ("QUJD\r\nQQ==\n", b"ABCA"),
+        ("QUJD\rQQ==", b"ABCA"),
         ([], b""),
         ([0, 255], b"\x00\xff"),
+        ([65, 66.0], b"AB"),
         ({"type": "Buffer", "data": [65, 66]}, b"AB"),
     ],
 )
@@ -404,7 +406,7 @@ def test_what_is_wrong_with_an_attachment(field: str, values: list[object], code
 
 
 @pytest.mark.parametrize(
-    "content", [[256], [-1], [1.0], [True], ["65"], [None], {"data": [65]}, {"type": "Buffer", "data": "x"}]
+    "content", [[256], [-1], [1.5], [1e400], [True], ["65"], [None], {"data": [65]}, {"type": "Buffer", "data": "x"}]
 )
 def test_content_that_is_no_octets(content: object) -> None:
     assert wrong("resend", {"attachments": [{**RESEND_FILE, "content": content}]}) == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import email
+import re
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ DATE = datetime(2026, 1, 31, 8, 0, tzinfo=UTC)
 MESSAGE_ID = "<1@example.org>"
 DEFAULT = Mailbox("", Address("app@example.org"))
 MINIMAL: Mapping[str, object] = {"to": "b@example.net", "subject": "s", "body": "b"}
+PART_FIELDS = {"content-type", "content-disposition", "content-id", "content-transfer-encoding"}
 FILE: Mapping[str, object] = {"filename": "a.txt", "content_type": "text/plain", "data": "QUJD"}
 
 
@@ -88,10 +90,24 @@ def assert_said(request: SendRequest) -> bytes:
     assert raw.isascii() or not is_ascii(request)
     assert not has_longer_line(raw, 1_000)
     assert raw.count(b"\n") == raw.count(b"\r\n") == raw.count(b"\r")
+    assert_line_by_line(request, raw)
     assert_read_by_us(request, read_back(raw))
     if is_ascii(request):
         assert_read_by_others(request, parsed(raw))
     return raw
+
+
+def assert_line_by_line(request: SendRequest, raw: bytes) -> None:
+    """Find the header fields of the message and of each part without anybody's parser."""
+    head, *parts = re.split(rb"(?m)^--=_[a-z]+_[0-9a-f]{32}\r\n", raw)
+    assert names_of(head) == expected_names(request)
+    for part in parts:
+        assert set(names_of(part)) <= PART_FIELDS
+
+
+def names_of(block: bytes) -> list[str]:
+    lines = block.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    return [line.partition(b":")[0].decode().lower() for line in lines if line[:1] not in {b" ", b"\t"}]
 
 
 def assert_read_by_us(request: SendRequest, found: Reading) -> None:
@@ -396,6 +412,24 @@ def test_what_is_good_of_any_request_is_written_exactly(payload: dict[str, objec
         wrong = {error.field.partition("[")[0].partition(".")[0] for error in found}
         found = read_send({**{k: v for k, v in payload.items() if k not in wrong}, **{
             name: MINIMAL[name] for name in wrong & MINIMAL.keys()}}, "rele", RequestLimits())  # fmt: skip
+    assert isinstance(found, SendRequest)
+    assert_said(found)
+
+
+@pytest.mark.case(29)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(requests, addresses)
+def test_so_is_any_of_resends(payload: dict[str, object], sender: str) -> None:
+    named = {"body": "text", "body_html": "html", "send_at": "scheduled_at"}
+    asked = {named.get(name, name): value for name, value in payload.items() if name not in {"from_name", "metadata"}}
+    if isinstance(given := asked.get("attachments"), list):
+        asked["attachments"] = [{"content" if k == "data" else k: v for k, v in one.items()} for one in given]
+    found = read_send({"from": sender, **asked}, "resend", RequestLimits())
+    if not isinstance(found, SendRequest):
+        wrong = {error.field.partition("[")[0].partition(".")[0] for error in found}
+        good = {"from": "a@example.org", "to": "b@example.net", "subject": "s", "text": "b"}
+        left = {name: value for name, value in asked.items() if name not in wrong}
+        found = read_send({**good, **left}, "resend", RequestLimits())
     assert isinstance(found, SendRequest)
     assert_said(found)
 

@@ -1,0 +1,41 @@
+"""No log holds what it must not: what a test has this process and its database log is looked through after it.
+
+The daemons' own logs are looked through where they are started: see tests/log_scan.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from tests.log_scan import Forbidden, Grown, Heard, assert_clean, findings, look_through
+
+_heard = Heard()
+_statements = Grown()
+
+
+def pytest_configure() -> None:
+    """Listen from the beginning."""
+    logging.getLogger().addHandler(_heard)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """Look when all that the test had is closed; a failure of the test itself stays what it is."""
+    yield
+    used = getattr(item, "funcargs", {})
+    secrets = frozenset[bytes]()
+    found = []
+    if database := used.get("database"):
+        secrets = frozenset(path.read_bytes().strip() for path in database.password_dir.glob("*"))
+        # It shows every statement with its values, so addresses and bodies too.
+        log: Path = database.cluster.directory / "log"
+        found += findings(_statements.since_last(log), Forbidden(secrets=secrets), str(log))
+    forbidden = Forbidden(secrets=secrets, addresses=True)
+    found += findings(_heard.taken(), forbidden, item.nodeid)
+    if directory := used.get("tmp_path"):
+        found += look_through(directory.glob("*log"), forbidden)
+    assert_clean(found)

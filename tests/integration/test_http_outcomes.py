@@ -1,0 +1,431 @@
+"""What the HTTP front door says when the database, or the client, goes away at the worst moment."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import http.client
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, LiteralString, TypeVar
+
+import psycopg
+import pytest
+from anyio import CapacityLimiter
+from starlette.types import ASGIApp
+
+from opensend_milter.core.model import EmailId, KeyId, Message
+from opensend_milter.core.rates import Ask, Grant, RateLimits
+from opensend_milter.core.request import RequestLimits
+from opensend_milter.core.submission import Caller, Submission
+from opensend_milter.servers.http_api import LOGINS_AT_ONCE, Api
+from opensend_milter.servers.http_records import Records
+from opensend_milter.servers.http_server import application
+from opensend_milter.servers.throttle import Throttle
+from tests.integration.private_postgres import Database
+from tests.integration.serving import await_ready
+
+Found = TypeVar("Found")
+Settings = Mapping[str, dict[str, object]]
+KEY_ID = KeyId("0198c5a2-7f00-7abc-8def-0123456789ab")
+PATIENCE_S = 30.0
+HALT = "halt"
+LOCK = 7
+LARGE = "x" * 5_000
+"""Above `spool_above_bytes`: such messages are stored one after the other."""
+QUICK: Settings = {"milter": {"soft_timeout_s": 2, "hard_timeout_s": 3, "spool_above_bytes": 4_096}}
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: Any
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A running `opensend-milter http`, its database, and a key that may send from example.org."""
+
+    database: Database
+    port: int
+    key: str
+
+    def ask(self, method: str, path: str, payload: object = None, key: str = "", **headers: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        sent |= {"Authorization": f"Bearer {key or self.key}", "Content-Type": "application/json"}
+        with closing(connection):
+            connection.request(method, path, None if payload is None else json.dumps(payload), sent)
+            answer = connection.getresponse()
+            found = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, found, json.loads(answer.read()))
+
+    def leave(self, payload: object, name: str, after: Callable[[], object], cut: int = 0) -> None:
+        """Send a request, without its last octets where `cut` says so, and hang up instead of listening."""
+        body = json.dumps(payload).encode()
+        head = (
+            f"POST /v1/send HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {self.key}\r\nIdempotency-Key: {name}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        ).encode()
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S) as connection:
+            connection.sendall(head + body[: len(body) - cut])
+            after()
+
+    def rows(self, query: LiteralString, *values: object) -> list[tuple[Any, ...]]:
+        with self.database.connect() as connection:
+            return connection.execute(query, values).fetchall()
+
+
+def mail(**changes: object) -> dict[str, object]:
+    return {"from": "app@example.org", "to": "to@example.net", "subject": "hi", "body": "hello"} | changes
+
+
+@contextmanager
+def answering(database: Database, settings: Settings) -> Iterator[Answering]:
+    """Start the process with a configuration of its own, and end it."""
+    key = f"os_{secrets.token_hex(16)}"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    with database.connect() as connection:
+        connection.execute("INSERT INTO domains (name, status, user_id) VALUES ('example.org', 'verified', 'u1')")
+        connection.execute("INSERT INTO api_keys (name, token_hash, user_id) VALUES ('t', %s, 'u1')", [digest])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = {"database": {"password_dir": str(database.password_dir)}, **settings}
+    config["http"] = {"port": port, **settings.get("http", {})}
+    with (
+        tempfile.TemporaryDirectory(prefix="os-http-") as place,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told,
+    ):
+        directory = Path(place)
+        (directory / "config.yaml").write_text(json.dumps(config))
+        told.bind(str(directory / "notify"))
+        told.settimeout(PATIENCE_S)
+        environ = {**os.environ, "DATABASE_URL": database.url, "NOTIFY_SOCKET": str(directory / "notify")}
+        command = [sys.executable, "-m", "opensend_milter", "http", "--config", str(directory / "config.yaml")]
+        with (directory / "serve.log").open("ab") as log:
+            process = subprocess.Popen(command, env=environ, stderr=log)
+        try:
+            await_ready(told, process, directory)
+            yield Answering(database, port, key)
+            assert "Traceback" not in (directory / "serve.log").read_text()
+        finally:
+            process.terminate()
+            process.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def front_door(database: Database) -> Iterator[Answering]:
+    with answering(database, QUICK) as found:
+        yield found
+
+
+def eventually(find: Callable[[], Found | None]) -> Found:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := find()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+@contextmanager
+def held(database: Database, *statements: LiteralString) -> Iterator[None]:
+    """Hold the locks that the statements take, until the end or until the server is stopped."""
+    with closing(psycopg.connect(database.url)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        yield
+        with suppress(psycopg.OperationalError):
+            connection.rollback()
+
+
+@contextmanager
+def halting(database: Database) -> Iterator[None]:
+    """Keep a message with the subject `HALT` from being stored, in the middle of its transaction."""
+    with database.connect() as connection:
+        connection.execute(
+            "CREATE FUNCTION public.halt() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN"
+            f" IF NEW.subject = '{HALT}' THEN PERFORM pg_advisory_xact_lock({LOCK}); END IF; RETURN NEW; END$$"
+        )
+        connection.execute(
+            "CREATE TRIGGER halt BEFORE INSERT ON public.emails FOR EACH ROW EXECUTE FUNCTION public.halt()"
+        )
+    with held(database, "SELECT pg_advisory_xact_lock(7)"):
+        yield
+
+
+def await_halt(front_door: Answering) -> None:
+    """Wait until somebody waits for what we hold."""
+    with front_door.database.connect() as connection:
+        eventually(lambda: connection.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone())
+
+
+def await_quiet(front_door: Answering) -> None:
+    """Wait until nobody is in the middle of anything: what was cut off is rolled back, or done."""
+    busy: LiteralString = (
+        "SELECT 1 FROM pg_stat_activity WHERE state <> 'idle' AND datname = current_database()"
+        " AND pid <> pg_backend_pid()"
+    )
+    eventually(lambda: not front_door.rows(busy) or None)
+
+
+def take_away(database: Database, how: str) -> None:
+    if how == "stopped":
+        database.cluster.stop()
+    else:
+        database.cluster.pause()
+
+
+def bring_back(database: Database) -> None:
+    database.cluster.resume()
+    database.cluster.start()
+
+
+# ---------------------------------------------------------------------- the database goes away
+
+
+@pytest.mark.case(56)
+@pytest.mark.parametrize("how", ["stopped", "silent"])
+def test_what_is_committed_is_answered_though_its_outcome_cannot_be_seen(front_door: Answering, how: str) -> None:
+    """The database goes away between COMMIT and the look that `wait` asks for."""
+    database = front_door.database
+    with (
+        held(database, "LOCK TABLE opensend_milter.recipient_results IN ACCESS EXCLUSIVE MODE"),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(front_door.ask, "POST", "/v1/send?wait=1", mail())
+        await_halt(front_door)
+        ((email_id,),) = front_door.rows("SELECT id::text FROM emails")
+        take_away(database, how)
+        answer = waiting.result()
+        bring_back(database)
+    assert (answer.status, answer.body["status"]) == (202, "accepted")
+    assert (answer.body["id"], answer.body["submission"]) == (email_id, None)
+    seen = eventually(lambda: _found(front_door, email_id))
+    assert seen["status"] == "received"
+
+
+def _found(front_door: Answering, email_id: str) -> Any:
+    answer = front_door.ask("GET", f"/v1/submissions/{email_id}")
+    assert answer.status in {200, 503}
+    return answer.body if answer.status == 200 else None
+
+
+@pytest.mark.case(56)
+@pytest.mark.parametrize("how", ["stopped", "silent"])
+def test_a_bulk_is_answered_though_the_database_goes_away_in_the_middle(front_door: Answering, how: str) -> None:
+    """An id for each; what is accepted is stored, what is not says so; sent again, each is there once."""
+    database = front_door.database
+    messages = [mail(subject=HALT if number == 15 else f"n {number}", body=LARGE) for number in range(30)]
+    with halting(database), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(
+            front_door.ask, "POST", "/v1/send-bulk", {"messages": messages}, Idempotency_Key="the-bulk"
+        )
+        await_halt(front_door)
+        take_away(database, how)
+        answer = waiting.result()
+        bring_back(database)
+    await_quiet(front_door)
+    assert answer.status == 202
+    results = answer.body["results"]
+    ids = [one["request_id"] for one in results]
+    assert len(set(ids)) == 30
+    accepted = {one["id"] for one in results if one["status"] == "accepted"}
+    assert {(one["code"], one["retryable"]) for one in results if one["status"] != "accepted"} == {
+        ("unavailable", True)
+    }
+    assert 0 < len(accepted) == answer.body["accepted"] < 30
+    # What was under way when its time was over may be stored a moment later.
+    stored = eventually(lambda: _listed(front_door, answer.body["bulk_request_id"]))
+    assert accepted <= stored.keys()
+    assert set(stored.values()) <= set(ids)
+
+    again = front_door.ask("POST", "/v1/send-bulk", {"messages": messages}, Idempotency_Key="the-bulk")
+    assert again.body["accepted"] == 30
+    assert stored.keys() <= {one["id"] for one in again.body["results"]}
+    assert [one["id"] for one in again.body["results"] if one["id"] in accepted] == [
+        one["id"] for one in results if one["status"] == "accepted"
+    ]
+    assert front_door.rows("SELECT count(*), count(DISTINCT subject) FROM emails") == [(30, 30)]
+
+
+def _listed(front_door: Answering, bulk_id: str) -> dict[str, str] | None:
+    """Return request_id by id, if that is all that is stored."""
+    listed = front_door.ask("GET", f"/v1/submissions?limit=100&bulk={bulk_id}").body["submissions"]
+    stored = {email_id for (email_id,) in front_door.rows("SELECT id::text FROM emails")}
+    found = {one["id"]: one["request_id"] for one in listed}
+    return found if found.keys() == stored else None
+
+
+# ---------------------------------------------------------------------- a fault of ours
+
+
+class FaultyDesk:
+    """Knows every key, and trips over every look at a message."""
+
+    def caller(self, _secret: str) -> Caller:
+        return Caller(key_id=KEY_ID, networks=None, may_bulk=True)
+
+    def about(self, key_id: KeyId) -> dict[str, object]:
+        raise ZeroDivisionError(key_id)
+
+    def submissions(self, key_id: KeyId, ids: Sequence[EmailId]) -> list[Submission]:
+        raise ZeroDivisionError(key_id, ids)
+
+    def page(self, key_id: KeyId, **_: object) -> list[Submission]:
+        raise ZeroDivisionError(key_id)
+
+    def rejection(self, key_id: KeyId, request_id: str) -> None:
+        raise ZeroDivisionError(key_id, request_id)
+
+
+class NoLimit:
+    """Leases where there is no limit."""
+
+    def lease(self, asks: Sequence[Ask]) -> list[Grant]:
+        return [Grant(0, 0.0, 0) for _ in asks]
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def faulty() -> Iterator[ASGIApp]:
+    """Make an application that takes every message but those with the subject `HALT`."""
+
+    def accept(message: Message) -> EmailId:
+        if f"Subject: {HALT}".encode() in message.raw:
+            raise ZeroDivisionError
+        return message.id
+
+    limits = RateLimits(total_per_minute=0, client_per_minute=0, key_per_minute=0, failed_per_minute=0)
+    throttle, desk, threads = Throttle(NoLimit(), limits, timeout_s=5), FaultyDesk(), CapacityLimiter(8)
+    api = Api(
+        accept=accept,
+        desk=desk,
+        records=Records(store=desk, threads=threads),
+        throttle=throttle,
+        limits=RequestLimits(),
+        default_from="",
+        proxies=(),
+        client_header="x-forwarded-for",
+        max_bulk_messages=10,
+        threads=threads,
+    )
+    throttle.start()
+    yield application(api.routes())
+    throttle.stop()
+
+
+async def post(app: ASGIApp, path: str, payload: object, query: bytes = b"") -> tuple[int, Any]:
+    """Call it as uvicorn does."""
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": json.dumps(payload).encode()}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"authorization", b"Bearer os_key"), (b"content-type", b"application/json")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": query,
+        "headers": headers,
+        "client": ("192.0.2.7", 1),
+    }
+    await app(scope, receive, send)
+    return sent[0]["status"], json.loads(b"".join(one.get("body", b"") for one in sent))
+
+
+def test_a_fault_of_ours_after_the_commit_is_no_failure() -> None:
+    with faulty() as app:
+        status, body = asyncio.run(post(app, "/v1/send", mail(), b"wait=30"))
+    assert (status, body["status"], body["submission"]) == (202, "accepted", None)
+
+
+def test_a_fault_of_ours_with_one_message_leaves_the_others_their_ids() -> None:
+    messages = [mail(), mail(subject=HALT), mail()]
+    with faulty() as app:
+        status, body = asyncio.run(post(app, "/v1/send-bulk", {"messages": messages}))
+    assert status == 202
+    assert [one["status"] for one in body["results"]] == ["accepted", "rejected", "accepted"]
+    assert (body["results"][1]["code"], body["results"][1]["retryable"]) == ("unavailable", True)
+    assert len({one["request_id"] for one in body["results"]}) == 3
+
+
+# ---------------------------------------------------------------------- the client goes away
+
+
+def test_a_client_that_leaves_while_it_is_stored_finds_it_by_its_key(front_door: Answering) -> None:
+    with halting(front_door.database):
+        front_door.leave(mail(subject=HALT), "left", after=lambda: await_halt(front_door))
+        assert front_door.rows("SELECT id FROM emails") == []
+    ((email_id,),) = eventually(lambda: front_door.rows("SELECT id::text FROM emails"))
+    answer = front_door.ask("POST", "/v1/send", mail(subject=HALT), Idempotency_Key="left")
+    assert (answer.status, answer.body["id"]) == (202, email_id)
+    assert front_door.ask("POST", "/v1/send", mail(), Idempotency_Key="left").status == 409
+    assert front_door.rows("SELECT count(*) FROM emails") == [(1,)]
+
+
+def test_a_client_that_asks_again_meanwhile_gets_the_first_id(front_door: Answering) -> None:
+    """The first request is still under way when its repetition comes."""
+    with ThreadPoolExecutor(1) as pool:
+        with halting(front_door.database):
+            front_door.leave(mail(subject=HALT), "left", after=lambda: await_halt(front_door))
+            again = pool.submit(front_door.ask, "POST", "/v1/send", mail(subject=HALT), Idempotency_Key="left")
+        answer = again.result()
+    ((email_id,),) = front_door.rows("SELECT id::text FROM emails")
+    assert (answer.status, answer.body["id"]) == (202, email_id)
+
+
+def test_a_client_that_leaves_before_the_end_has_sent_nothing(front_door: Answering) -> None:
+    """Not even where all but the last octet came: its key is still free."""
+    front_door.leave(mail(), "left", after=lambda: None, cut=1)
+    answer = front_door.ask("POST", "/v1/send", mail(subject="other"), Idempotency_Key="left")
+    assert answer.status == 202
+    assert front_door.rows("SELECT id::text FROM emails") == [(answer.body["id"],)]
+
+
+# ---------------------------------------------------------------------- strangers
+
+
+@pytest.mark.parametrize("at_once", [1, 50])
+def test_failed_authentications_are_throttled_before_the_database_is_asked(database: Database, at_once: int) -> None:
+    """By client, as a trusted proxy names it; the statements in the database's log are counted."""
+    log = database.cluster.directory / "log"
+    settings: Settings = {"http": {"trusted_proxies": "127.0.0.0/8"}, "limits": {"failed_per_minute": 10}}
+    with answering(database, settings) as front_door:
+        before = log.stat().st_size
+
+        def ask(client: str, key: str) -> int:
+            header = f"198.51.100.9, {client}"  # what stands left of the client's address he wrote himself
+            return front_door.ask("GET", "/v1/keys/self", key=key, X_Forwarded_For=header).status
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(at_once) as pool:
+            wrong = list(pool.map(lambda number: ask("192.0.2.7", f"os_wrong{number}"), range(100)))
+        assert sorted(set(wrong)) == [403, 429]
+        asked = log.read_bytes()[before:].count(b"opensend_milter.key_id(")
+        refilled = int((time.monotonic() - began) * 10 / 60) + 1
+        assert 10 <= wrong.count(403) == asked <= 10 + refilled * LOGINS_AT_ONCE
+        refused = front_door.ask("GET", "/v1/keys/self", X_Forwarded_For="192.0.2.7")
+        assert (refused.status, refused.body["code"], refused.body["retryable"]) == (429, "rate_limited", True)
+        assert 1 <= int(refused.headers["retry-after"]) <= 6
+        assert refused.headers["ratelimit-policy"] == '"failed";q=10;w=60'
+        assert log.read_bytes()[before:].count(b"opensend_milter.key_id(") == asked
+        assert ask("192.0.2.8", front_door.key) == 200
+        assert ask("192.0.2.8", "os_wrong") == 403
