@@ -34,20 +34,17 @@ WITH asked AS (
 SELECT k.known,
     k.user_id,
     k.restriction IS NOT NULL,
-    coalesce(
-        (SELECT lower(d.name) FROM public.domains d WHERE d.user_id = k.user_id AND d.id::text = k.restriction),
-        CASE WHEN k.restriction !~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN k.restriction END),
-    EXISTS (SELECT FROM public.domains d
-        WHERE d.user_id = k.user_id AND d.status = 'verified' AND lower(d.name) IN (k.ascii_domain, k.unicode_domain)),
+    CASE WHEN k.restriction ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+        THEN (SELECT lower(d.name) FROM public.domains d WHERE d.id = k.restriction::uuid AND d.user_id = k.user_id)
+        ELSE k.restriction END,
+    coalesce(d.verified, false),
     l.suppressed,
     k.on_suppressed,
     k.unused_lately,
     r.email_id::text,
     r.expired,
     (SELECT s.content_digest FROM opensend_milter.submissions s WHERE s.email_id = r.email_id),
-    (SELECT c.courier FROM public.domains d JOIN opensend_milter.domain_settings c ON c.domain_id = d.id
-        WHERE d.user_id = k.user_id AND lower(d.name) IN (k.ascii_domain, k.unicode_domain)
-        ORDER BY d.status = 'verified' DESC LIMIT 1),
+    (SELECT c.courier FROM opensend_milter.domain_settings c WHERE c.domain_id = d.id),
     k.allowed_senders,
     k.allowed_recipients,
     k.networks,
@@ -58,6 +55,18 @@ SELECT k.known,
     CASE WHEN k.per_day IS NOT NULL THEN (SELECT u.messages FROM opensend_milter.key_usage u
         WHERE u.key_id = k.key_id AND u.day = (now() AT TIME ZONE 'UTC')::date) END
 FROM keyed k LEFT JOIN listed l USING (ordinal) LEFT JOIN earlier r USING (ordinal)
+    LEFT JOIN LATERAL (
+        SELECT * FROM (
+            -- By the index; only where that finds none, by reading all domains of the user: one may be stored in capitals.
+            (SELECT d.id, true AS verified FROM public.domains d
+                WHERE d.user_id = k.user_id AND d.name IN (k.ascii_domain, k.unicode_domain) AND d.status = 'verified'
+                LIMIT 1)
+            UNION ALL
+            (SELECT d.id, d.status = 'verified' FROM public.domains d
+                WHERE d.user_id = k.user_id AND lower(d.name) IN (k.ascii_domain, k.unicode_domain)
+                ORDER BY d.status = 'verified' DESC LIMIT 1)
+        ) one LIMIT 1
+    ) d ON true
 ORDER BY k.ordinal;
 
 -- free_names -- let names be used again whose time is over

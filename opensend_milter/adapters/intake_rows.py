@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
@@ -37,11 +37,28 @@ Values = dict[str, Any]
 """One row, by the name of each column's parameter."""
 Step = tuple[str, Mapping[str, Any]]
 """Name of a statement, and its parameters."""
+_BYTES = frozenset({"digests", "content_digests", "fingerprints", "first_chunks"})
+_QUOTED = str.maketrans({"\\": "\\\\", '"': '\\"'})
 
 
-def columns(rows: Sequence[Values]) -> Mapping[str, list[Any]]:
-    """Turn rows into one list a column, as unnest() takes them."""
-    return {name: [values[name] for values in rows] for name in rows[0]}
+def columns(rows: Sequence[Values]) -> Mapping[str, list[Any] | str]:
+    """Turn rows into one array a column, as unnest() takes them."""
+    return {
+        name: [values[name] for values in rows] if name in _BYTES else array(values[name] for values in rows)
+        for name in rows[0]
+    }
+
+
+def array(values: Iterable[object]) -> str:
+    """Write an array as Postgres reads one: psycopg would take a third of a message's time for it."""
+    return "{" + ",".join([_element(value) for value in values]) + "}"
+
+
+def _element(value: object) -> str:
+    if value is None:
+        return "NULL"
+    text = str(value)
+    return f'"{text.translate(_QUOTED)}"' if '"' in text or "\\" in text else f'"{text}"'
 
 
 def later_chunks(message: Message) -> Iterator[Step]:
@@ -123,8 +140,13 @@ def log_values(settlement: Settlement) -> Values:
     }
 
 
-def row_values(message: Message, accept: Accept) -> Values:
-    """Make OpenSend's row."""
+def accept_values(message: Message, accept: Accept, fingerprint: bytes | None) -> Values:
+    """Make OpenSend's row, and our record beside it."""
+    headers = row.headers(accept.reading)
+    return _row(message, accept, headers) | _record(message, accept, headers, fingerprint)
+
+
+def _row(message: Message, accept: Accept, headers: row.Headers) -> Values:
     reading, wishes = accept.reading, accept.reading.wishes
     shown = row.recipients(accept.recipients, reading)
     staged = is_staged(accept)
@@ -138,8 +160,10 @@ def row_values(message: Message, accept: Accept) -> Values:
         "subjects": clean(reading.subject),
         "htmls": clean(reading.html),
         "texts": clean(reading.text),
-        "tag_lists": json.dumps([{"name": name, "value": value} for name, value in wishes.tags]),
-        "header_objects": _json(row.headers(reading).kept),
+        "tag_lists": json.dumps([{"name": name, "value": value} for name, value in wishes.tags])
+        if wishes.tags
+        else "[]",
+        "header_objects": _json(headers.kept),
         "attachment_lists": _json([_attachment(attachment, staged=staged) for attachment in reading.attachments]),
         "staged": staged,
         "user_ids": accept.user_id,
@@ -151,10 +175,8 @@ def row_values(message: Message, accept: Accept) -> Values:
     }
 
 
-def record_values(message: Message, accept: Accept, fingerprint: bytes | None) -> Values:
-    """Make our record beside it."""
+def _record(message: Message, accept: Accept, headers: row.Headers, fingerprint: bytes | None) -> Values:
     dropped = [{"email": address, "reason": reason} for address, reason in accept.dropped]
-    left_out = row.headers(accept.reading).left_out
     return {
         "key_ids": message.session.key_id,
         "front_doors": message.session.front_door,
@@ -173,7 +195,7 @@ def record_values(message: Message, accept: Accept, fingerprint: bytes | None) -
         "fingerprints": fingerprint,
         "content_digests": accept.identity.content_digest,
         "dropped": _json(dropped) if dropped else None,
-        "left_out": _json(left_out) if left_out else None,
+        "left_out": _json(headers.left_out) if headers.left_out else None,
     }
 
 
@@ -208,6 +230,8 @@ def _attachment(attachment: Attachment, *, staged: bool) -> dict[str, str]:
 
 
 def _json(value: Sequence[str] | Sequence[dict[str, str]] | dict[str, str]) -> str:
+    if not value:
+        return "{}" if isinstance(value, dict) else "[]"
     if isinstance(value, dict):
         return json.dumps(_clean_object(value))
     return json.dumps([_clean_object(item) if isinstance(item, dict) else clean(item) for item in value])

@@ -13,7 +13,7 @@ from typing import Any
 from psycopg import errors
 
 from opensend_milter.adapters import intake_rows
-from opensend_milter.adapters.intake_rows import Step, columns
+from opensend_milter.adapters.intake_rows import Step, array, columns
 from opensend_milter.adapters.postgres import Link, statements
 from opensend_milter.core.address import spellings
 from opensend_milter.core.errors import AlreadyStored
@@ -79,15 +79,15 @@ class PostgresIntakeStore:
             for spelling in spellings(recipient)
         ]
         return {
-            "key_ids": [question.key_id for question in questions],
-            "ascii_domains": [question.sender_domains[0] for question in questions],
-            "unicode_domains": [question.sender_domains[1] for question in questions],
-            "idempotency_keys": [question.identity.idempotency_key for question in questions],
+            "key_ids": array(question.key_id for question in questions),
+            "ascii_domains": array(question.sender_domains[0] for question in questions),
+            "unicode_domains": array(question.sender_domains[1] for question in questions),
+            "idempotency_keys": array(question.identity.idempotency_key for question in questions),
             "fingerprints": [self._fingerprint(question.identity) for question in questions],
             "window": self._habits.duplicate_window,
-            "ordinals": [ordinal for ordinal, _, _ in spelled],
-            "recipients": [intake_rows.clean(recipient) for _, recipient, _ in spelled],
-            "spellings": [intake_rows.clean(spelling) for _, _, spelling in spelled],
+            "ordinals": array(ordinal for ordinal, _, _ in spelled),
+            "recipients": array(intake_rows.clean(recipient) for _, recipient, _ in spelled),
+            "spellings": array(intake_rows.clean(spelling) for _, _, spelling in spelled),
         }
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
@@ -139,8 +139,7 @@ class PostgresIntakeStore:
             "settle",
             columns(
                 [
-                    intake_rows.row_values(message, accept)
-                    | intake_rows.record_values(message, accept, self._fingerprint(accept.identity))
+                    intake_rows.accept_values(message, accept, self._fingerprint(accept.identity))
                     for message, accept in accepted
                 ]
             ),

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from email.errors import HeaderParseError
 from email.header import decode_header
+from functools import lru_cache
 
 from opensend_milter.core.model import Address, Mailbox
 
@@ -243,6 +244,7 @@ def domain_of(address: str) -> str:
     return address.rpartition("@")[2]
 
 
+@lru_cache(maxsize=4096)
 def normal_domain(domain: str) -> str | None:
     """Return the domain in lower case with A-labels (RFC 5890), or None where it is no domain name.
 
