@@ -76,11 +76,17 @@ FROM opensend_milter.submissions s JOIN opensend_milter.jobs j ON j.email_id = s
 WHERE s.email_id = %(id)s;
 
 -- route -- what the domain of From asks for
+-- By the index; only where that finds none, by reading all domains of the user: one may be stored in capitals.
 SELECT d.region, coalesce(d.ses_configuration_set_name, ''), d.track_opens, d.track_clicks,
     coalesce(d.tracking_subdomain, ''), coalesce(c.one_click, false)
-FROM public.domains d LEFT JOIN opensend_milter.domain_settings c ON c.domain_id = d.id
-WHERE d.user_id = %(user_id)s AND lower(d.name) = ANY (%(names)s)
-ORDER BY d.status = 'verified' DESC LIMIT 1;
+FROM (
+    (SELECT id FROM public.domains
+        WHERE user_id = %(user_id)s AND name = ANY (%(names)s) AND status = 'verified' LIMIT 1)
+    UNION ALL
+    (SELECT id FROM public.domains
+        WHERE user_id = %(user_id)s AND lower(name) = ANY (%(names)s) ORDER BY status = 'verified' DESC LIMIT 1)
+    LIMIT 1
+) one JOIN public.domains d ON d.id = one.id LEFT JOIN opensend_milter.domain_settings c ON c.domain_id = d.id;
 
 -- raw -- the message, piece by piece
 SELECT bytes FROM opensend_milter.raw_chunks WHERE email_id = %(id)s ORDER BY chunk_no;

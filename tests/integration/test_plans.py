@@ -1,0 +1,124 @@
+"""Hot statements stay fast beside many rows: as Postgres counts it, they read no large table from end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from opensend_milter.adapters.intake_rows import array
+from opensend_milter.adapters.postgres import Connection, statements
+from tests.integration.private_postgres import Database
+
+ROWS = 20_000
+USER = "many"
+HOT_JOBS: Mapping[str, Mapping[str, Any]] = {
+    "due_announcements": {"limit": 10},
+    "due_lanes": {},
+    "take": {"lease": timedelta(minutes=1), "worker": "w"},
+    "take_due": {"lease": timedelta(minutes=1), "worker": "w", "user_id": USER, "courier": ""},
+    "submission": {},
+    "route": {"user_id": USER, "names": ["d9.example", "d9.example"]},
+    "raw": {},
+}
+FILL = f"""
+    INSERT INTO api_keys (id, user_id, name, token_hash, token_preview, permission)
+        SELECT gen_random_uuid(), '{USER}', i, i, '', 'sending_access' FROM generate_series(1, {ROWS}) i;
+    INSERT INTO opensend_milter.key_settings (key_id) SELECT id FROM api_keys;
+    INSERT INTO domains (id, user_id, name, status)
+        SELECT gen_random_uuid(), '{USER}', 'd' || i || '.example', 'verified' FROM generate_series(1, {ROWS}) i;
+    INSERT INTO opensend_milter.domain_settings (domain_id) SELECT id FROM domains;
+    INSERT INTO email_suppressions (id, user_id, email, reason)
+        SELECT gen_random_uuid(), '{USER}', 'u' || i || '@example.net', 'bounce' FROM generate_series(1, {ROWS}) i;
+    INSERT INTO emails (id, user_id, "from", "to", subject, status, idempotency_key)
+        SELECT gen_random_uuid(), '{USER}', 'a@d1.example', '["b@example.net"]', '', 'sent', 'k' || i
+        FROM generate_series(1, {ROWS}) i;
+    INSERT INTO opensend_milter.submissions (email_id, received_at, user_id, key_id, front_door, queue_id,
+            client_address, tls, sender, from_address, recipients, size_bytes, sha256)
+        SELECT e.id, now(), '{USER}', (SELECT id FROM api_keys LIMIT 1), 'smtp', '', '', '', 'a@d1.example',
+            'a@d1.example', ARRAY['b@example.net'], 1, sha256('') FROM emails e;
+    INSERT INTO opensend_milter.fingerprints (key_id, fingerprint, email_id, received_at)
+        SELECT (SELECT id FROM api_keys LIMIT 1), sha256(id::text::bytea), id, now() FROM emails;
+"""  # noqa: S608  # our own constants
+
+
+@pytest.fixture
+def filled(database: Database) -> Iterator[Connection]:
+    with database.connect() as connection:
+        connection.execute(FILL)
+        connection.execute("ANALYZE")
+        connection.execute("SET plan_cache_mode = force_generic_plan")
+        yield connection
+
+
+def read_in_sequence(connection: Connection) -> int:
+    """Return how many rows were read so, of all tables, since they were filled."""
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    connection.execute("SELECT pg_stat_clear_snapshot()")
+    ((read,),) = connection.execute(
+        "SELECT sum(seq_tup_read)::bigint FROM pg_stat_user_tables WHERE schemaname IN ('public', 'opensend_milter')"
+    )
+    return int(read)
+
+
+def questions(connection: Connection, count: int) -> Mapping[str, Any]:
+    keys = [row[0] for row in connection.execute("SELECT id FROM api_keys ORDER BY id LIMIT %s", (count,))]
+    names = [f"d{number}.example" for number in range(1, count + 1)]
+    spelled = [f"u{number}@example.net" for number in range(1, count + 1)]
+    return {
+        "key_ids": array(keys),
+        "ascii_domains": array(names),
+        "unicode_domains": array(names),
+        "idempotency_keys": array(f"k{number}" if number % 2 else None for number in range(count)),
+        "fingerprints": [uuid4().bytes * 2 for _ in range(count)],
+        "window": timedelta(hours=1),
+        "ordinals": array(range(1, count + 1)),
+        "recipients": array(spelled),
+        "spellings": array(spelled),
+    }
+
+
+@pytest.mark.parametrize("count", [1, 20, 100])
+def test_the_facts_of_a_batch_are_found_by_index(filled: Connection, count: int) -> None:
+    asked, before = questions(filled, count), read_in_sequence(filled)
+    rows = filled.execute(statements("intake")["facts_for"], asked, prepare=True).fetchall()
+    assert read_in_sequence(filled) == before
+    assert [row[4] for row in rows] == [True] * count
+    assert [row[5][0][1] for row in rows] == ["bounce"] * count
+
+
+def test_a_key_restricted_to_a_domain_costs_no_more(filled: Connection) -> None:
+    filled.execute("UPDATE api_keys SET domain = (SELECT id::text FROM domains WHERE name = 'd7.example')")
+    filled.execute("ANALYZE api_keys")
+    asked, before = questions(filled, 20), read_in_sequence(filled)
+    rows = filled.execute(statements("intake")["facts_for"], asked, prepare=True).fetchall()
+    assert read_in_sequence(filled) == before
+    assert {row[3] for row in rows} == {"d7.example"}
+
+
+def test_a_domain_stored_in_capitals_is_found_all_the_same(filled: Connection) -> None:
+    filled.execute("UPDATE domains SET name = 'D1.Example' WHERE name = 'd1.example'")
+    (row,) = filled.execute(statements("intake")["facts_for"], questions(filled, 1)).fetchall()
+    assert row[4] is True
+
+
+def test_a_login_is_found_by_index(filled: Connection) -> None:
+    before = read_in_sequence(filled)
+    filled.execute("SELECT opensend_milter.key_id('os_' || repeat('x', 40))")
+    assert read_in_sequence(filled) == before
+
+
+def test_a_claim_and_a_look_for_work_are_found_by_index(filled: Connection) -> None:
+    filled.execute(
+        "INSERT INTO opensend_milter.jobs (email_id, user_id, not_before, announce_at, courier)"
+        " SELECT id, user_id, now() + interval '1 day', now() + interval '1 day', '' FROM emails"
+    )
+    filled.execute("ANALYZE opensend_milter.jobs")
+    ((email_id,),) = filled.execute("SELECT email_id FROM opensend_milter.jobs LIMIT 1")
+    before = read_in_sequence(filled)
+    for name, values in HOT_JOBS.items():
+        filled.execute(statements("jobs")[name], {"id": email_id, **values}, prepare=True)
+        assert read_in_sequence(filled) == before, name
