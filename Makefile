@@ -1,6 +1,6 @@
 # `make` lists the targets. All of them run what tools/setup put into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-http bench-delivery lock clean
+.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-http bench-delivery lock deb clean
 BIN := .venv/bin
 # Compiled once, not by each of the many processes that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
@@ -45,6 +45,9 @@ bench-delivery: setup ## What announcing and delivering cost the worker
 
 lock: ## Write requirements.lock anew from pyproject.toml; ARGS="--upgrade" for newer versions
 	@tools/lock $(ARGS)
+
+deb: setup ## Build dist/opensend-milter_VERSION_ARCH.deb, for this Debian release; ARGS="--version 1.2.3"
+	@$(BIN)/python packaging/build.py $(ARGS)
 
 clean: ## Remove .venv and what the tools cached
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

@@ -24,6 +24,10 @@ COMMANDS = {
     "http": "daemons",
     "auth-gate": "daemons",
     "check-config": "settings",
+    "install": "install",
+    "doctor": "doctor",
+    "selftest": "selftest",
+    "certificate": "certificate",
 }
 """Each name with its module; a command is its function of the same name."""
 

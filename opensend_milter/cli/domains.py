@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from opensend_milter.adapters.delivery_admin import DomainChanges, DomainSettings
-from opensend_milter.cli import admin
-from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
+from opensend_milter.cli import admin, verifying
+from opensend_milter.cli.output import EX_TEMPFAIL, EX_USAGE, AsJson, ConfigPath, fail, plain, show, table_of
 from opensend_milter.config.option import HOSTNAME, REGION, WORD, Check
+from opensend_milter.core.dns_records import State
 from opensend_milter.core.errors import UsageError
 
 app = typer.Typer(help="Domains that users may send from.", no_args_is_help=True)
@@ -51,11 +52,48 @@ def add(
 
 
 @app.command("verify")
-def verify(name: Name, user: admin.OnlyOf = None, config: ConfigPath = None, as_json: AsJson = False) -> None:
-    """Vouch for a domain: from now on its user may send from it."""
-    with admin.opened(config) as (_, store):
-        domain = store.verify_domain(store.find_domain(name, user))
-    show(domain, as_json=as_json, table=lambda: f"verified {domain.name} of user {domain.user_id}")
+def verify(
+    *,
+    name: Annotated[str | None, typer.Argument(metavar="DOMAIN", help="Name of the domain, or its id.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All domains: for a timer.")] = False,
+    assume: Annotated[
+        bool, typer.Option("--assume-verified", help="You vouch for it; nothing is looked up. For closed networks.")
+    ] = False,
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="A verified domain whose ownership record is gone may not send any more.")
+    ] = False,
+    selector: Annotated[
+        list[str] | None, typer.Option("--selector", help="DKIM selector in use; may be given several times.")
+    ] = None,
+    nameserver: Annotated[
+        str, typer.Option("--nameserver", metavar="ADDRESS[:PORT]", help="Ask this one, not the system's.")
+    ] = "",
+    user: admin.OnlyOf = None,
+    config: ConfigPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask DNS for what a sender needs, print the lines that are missing, and verify a domain whose owner is proved.
+
+    Exit code 1: the ownership record is not there; 75: DNS does not answer. With --all: 0 unless DNS answers nothing.
+    """
+    if every == (name is not None):
+        fail("name one domain, or use --all", EX_USAGE)
+    with verifying.opened(config, nameserver) as verifier:
+        domains = verifier.domains(name, user)
+        if assume:
+            found = [verifier.vouch(domain) for domain in domains]
+        else:
+            found = [verifier.verify(domain, selector or (), withdraw=withdraw) for domain in domains]
+    show(
+        found if every else found[0],
+        as_json=as_json,
+        table=lambda: "\n".join(line for one in found for line in verifying.lines(one)) or "no domain",
+    )
+    proofs = [one.proof for one in found]
+    if proofs and all(proof is State.UNKNOWN for proof in proofs):
+        raise typer.Exit(EX_TEMPFAIL)
+    if not every and proofs[0] is not State.FOUND:
+        raise typer.Exit(1)
 
 
 @app.command("set")

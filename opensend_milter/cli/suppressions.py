@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import csv
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Annotated
 
 import typer
 
+from opensend_milter import config as configuration
 from opensend_milter.adapters.admin_rows import Reason
+from opensend_milter.adapters.postgres import Connection, connect, conninfo_for
+from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.adapters.postgres_suppressions import export_entries, import_entries
 from opensend_milter.cli import admin
-from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
+from opensend_milter.cli.output import AsJson, ConfigPath, exits, plain, show, table_of
+from opensend_milter.core.errors import UsageError
+from opensend_milter.core.model import UserId
+from opensend_milter.core.suppression_list import HEADER, Bad, read, sorted_out
 
 app = typer.Typer(help="Addresses that a user's mail must not reach.", no_args_is_help=True)
+
+EX_DATAERR = 65
+REPORTED_EVERY = 20_000
+SHOWN_LINES = 20
 
 Email = Annotated[str, typer.Argument(metavar="ADDRESS", help="The address; upper and lower case are the same.")]
 Why = Annotated[Reason, typer.Option("--reason", help="Why: by hand, or what the address did.")]
@@ -60,3 +77,132 @@ def remove(
         admin.confirm(f"Let mail of user {user} reach {plain(email)} again?", yes=yes)
         row = store.remove_suppression(user, email)
     show({"removed": row}, as_json=as_json, table=lambda: f"{row.email} is no longer suppressed for user {row.user_id}")
+
+
+@app.command("import")
+def import_(
+    *,
+    file: Annotated[
+        Path, typer.Argument(help="CSV of ours, Postmark or SendGrid, CSV or JSON of SES; -: standard input.")
+    ],
+    reason: Annotated[
+        Reason | None, typer.Option("--reason", help="Why all of them are suppressed, whatever the file says.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Import the good lines although there are bad ones.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")] = False,
+    user: admin.Owner = admin.DEFAULT_USER,
+    config: ConfigPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Suppress all addresses of a file, in one transaction; those that are suppressed already stay as they are.
+
+    With a bad line nothing is imported, unless --skip-bad. Exit code 65: there are bad lines.
+    """
+    with _connected(config) as (settings, connection):
+        store = AdminStore(connection, makes_users=settings.profile == "standalone")
+        with _reading(file) as content:
+            name, lines = read(content, reason)
+            entries, bad, again = sorted_out(lines, _progress("read", quiet=as_json))
+        halted = bool(bad) and not skip_bad
+        added = 0
+        if not halted:
+            owner = UserId(user) if dry_run else store.ensure_user(user)
+            stored = _progress("stored", quiet=as_json)
+            added = import_entries(connection, owner, entries.values(), dry_run=dry_run, progress=stored)
+    report: dict[str, object] = {
+        "format": name,
+        "dry_run": dry_run,
+        "imported": not halted and not dry_run,
+        "addresses": len(entries),
+        "added": added,
+        "known": 0 if halted else len(entries) - added,
+        "duplicate_lines": [entry.line for entry in again],
+        "bad_lines": [{"line": one.line, "why": one.why} for one in bad],
+    }
+    show(report, as_json=as_json, table=lambda: "\n".join(_told(report, bad, halted=halted)))
+    if bad:
+        raise typer.Exit(EX_DATAERR)
+
+
+@app.command("export")
+def export(
+    *,
+    file: Annotated[Path, typer.Argument(help="Where to; -: standard output.")] = Path("-"),
+    user: admin.Owner = admin.DEFAULT_USER,
+    config: ConfigPath = None,
+) -> None:
+    """Write a user's suppressed addresses as CSV: address, reason, since. `import` reads it."""
+    with _connected(config) as (_, connection):
+        owner = AdminStore(connection, makes_users=False).ensure_user(user)
+        with _writing(file) as output:
+            writer = csv.writer(output, lineterminator="\n")
+            writer.writerow(HEADER)
+            for address, why, since in export_entries(connection, owner):
+                writer.writerow((address, why, since.isoformat()))
+
+
+@contextmanager
+def _connected(path: Path | None) -> Iterator[tuple[configuration.Config, Connection]]:
+    with exits():
+        settings = configuration.load(path)
+        info = conninfo_for(settings.database.url, None, None)
+        with connect(info, application_name="opensend-milter-admin") as connection:
+            yield settings, connection
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[IO[bytes]]:
+    if str(file) == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        content = file.open("rb")
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from error
+    with content:
+        yield content
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[IO[str]]:
+    """Open a file for its owner alone, whole or not at all."""
+    if str(file) == "-":
+        yield sys.stdout
+        return
+    new = file.with_name(f".{file.name}.new")
+    try:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as output:
+            yield output
+        new.replace(file)
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from error
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _progress(what: str, *, quiet: bool) -> Callable[[int], None]:
+    def progress(count: int) -> None:
+        if not quiet and count % REPORTED_EVERY == 0:
+            typer.echo(f"{what}: {count:,}", err=True)
+
+    return progress
+
+
+def _told(report: dict[str, object], bad: list[Bad], *, halted: bool) -> Iterator[str]:
+    for one in bad[:SHOWN_LINES]:
+        yield f"line {one.line}: {plain(one.why)}"
+    if len(bad) > SHOWN_LINES:
+        yield f"... and {len(bad) - SHOWN_LINES} more bad lines"
+    again = report["duplicate_lines"]
+    if isinstance(again, list) and again:
+        more = " ..." if len(again) > SHOWN_LINES else ""
+        yield f"the same address again in {len(again)} line(s): {', '.join(map(str, again[:SHOWN_LINES]))}{more}"
+    if halted:
+        yield f"nothing imported: {len(bad)} bad line(s); mend them, or use --skip-bad"
+        return
+    would = "would be " if report["dry_run"] else ""
+    left = f", {len(bad)} bad line(s) left out" if bad else ""
+    yield f"{report['format']}: {report['added']} {would}added, {report['known']} suppressed already{left}"

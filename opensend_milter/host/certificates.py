@@ -7,9 +7,11 @@ import ipaddress
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -17,7 +19,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from opensend_milter.config import Tls
 from opensend_milter.core.errors import ConfigError
+from opensend_milter.host.acme import AcmeEntry, acme_entry
 
+ACME_FOLDER = Path("/var/lib/opensend-milter/certificate")
+"""Where an installation keeps what it took out of acme.json."""
+CHAIN, KEY = "fullchain.pem", "privkey.pem"
 LIFETIME = dt.timedelta(days=825)
 """Longer-lived ones are refused by some clients."""
 _CLOCK_SKEW = dt.timedelta(hours=1)
@@ -48,22 +54,50 @@ class MadeCertificate:
     pair: CertificatePair
 
 
-def find_certificate(tls: Tls, hostname: str = "") -> CertificatePair | None:
+def find_certificate(tls: Tls, hostname: str = "", *, folder: Path | None = None) -> CertificatePair | None:
     """Return the configured pair, or None where none is configured; raise ConfigError naming key, path and reason.
 
-    An expired one is returned all the same: mail with an old certificate beats no mail. `hostname` is what an
-    entry of acme.json will be chosen by.
+    An expired one is returned all the same: mail with an old certificate beats no mail. `hostname` chooses the entry
+    of acme.json, which is written into `folder`, because Postfix reads PEM files only.
     """
+    if pair := _from_acme(tls, hostname, folder):
+        return pair
     if tls.certificate and tls.key:
         return _load(tls.certificate, tls.key, "tls.certificate", "tls.key")
     if tls.folder:
-        return _load(tls.folder / "fullchain.pem", tls.folder / "privkey.pem", "tls.folder", "tls.folder")
-    if tls.acme_json:
-        wanted = f" (for {hostname})" if hostname else ""
-        raise ConfigError(
-            f"tls.acme_json: {tls.acme_json}: not supported by this version{wanted}; use tls.certificate and tls.key"
-        )
+        return _load(tls.folder / CHAIN, tls.folder / KEY, "tls.folder", "tls.folder")
     return None
+
+
+def _from_acme(tls: Tls, hostname: str, folder: Path | None) -> CertificatePair | None:
+    path = tls.acme_json
+    if path is None:
+        return None
+    entry = acme_entry(path, hostname)
+    if entry is None:
+        if tls.certificate or tls.folder:
+            return None
+        raise ConfigError(
+            f"tls.acme_json: {path}: has no certificate for {hostname or 'smtp.hostname, which is not set'}"
+        )
+    if folder is None:
+        raise ConfigError(
+            f"tls.acme_json: {path}: only Postfix is given its certificate; use tls.certificate and tls.key"
+        )
+    # Before it is written: the pair that Postfix has now is better than one that is none.
+    if not _belong_together(entry):
+        raise ConfigError(f"tls.acme_json: {path}: the key of {hostname} is not that of its certificate")
+    entry.write(folder)
+    return _load(folder / CHAIN, folder / KEY, "tls.acme_json", "tls.acme_json")
+
+
+def _belong_together(entry: AcmeEntry) -> bool:
+    try:
+        chain = x509.load_pem_x509_certificates(entry.chain)
+        private = serialization.load_pem_private_key(entry.key, password=None)
+    except (TypeError, ValueError):
+        return False
+    return _public(private.public_key()) == _public(chain[0].public_key())
 
 
 def _load(certificate: Path, key: Path, certificate_name: str, key_name: str) -> CertificatePair:
@@ -116,6 +150,26 @@ def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     return (*names.get_values_for_type(x509.DNSName), *addresses)
 
 
+def first_certificate(path: Path) -> bytes:
+    """Return the certificate that is shown to clients (DER)."""
+    return _read_chain(path, "tls")[0].public_bytes(serialization.Encoding.DER)
+
+
+def gap_in_chain(path: Path) -> str:
+    """Return what a client would miss between the certificate and an authority that it knows, or nothing."""
+    chain = _read_chain(path, "tls")
+    for one, issuer in pairwise(chain):
+        try:
+            one.verify_directly_issued_by(issuer)
+        except (ValueError, TypeError, InvalidSignature):
+            return f"{issuer.subject.rfc4514_string()} is not the issuer of {one.subject.rfc4514_string()}"
+    if len(chain) > 1:
+        return ""
+    if chain[0].issuer == chain[0].subject:
+        return "it is signed by itself: no client trusts it unless it is told to"
+    return f"the certificate of its issuer, {chain[0].issuer.rfc4514_string()}, is not in the file"
+
+
 def make_certificate(folder: Path, names: Sequence[str], *, now: dt.datetime) -> MadeCertificate:
     """Write ca.pem, fullchain.pem and privkey.pem: ECDSA P-256, which costs the least CPU per session.
 
@@ -143,8 +197,8 @@ def make_certificate(folder: Path, names: Sequence[str], *, now: dt.datetime) ->
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     pair = CertificatePair(
-        certificate=folder / "fullchain.pem",
-        key=folder / "privkey.pem",
+        certificate=folder / CHAIN,
+        key=folder / KEY,
         expires_at=leaf.not_valid_after_utc,
         names=tuple(names),
     )

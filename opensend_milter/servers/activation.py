@@ -54,5 +54,5 @@ def _listening(descriptor: int, name: str) -> socket.socket:
     if listener.type != socket.SOCK_STREAM or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         listener.detach()
         raise ConfigError(f"socket unit of {name}: expected ListenStream=, got another kind of socket")
-    listener.setblocking(False)
+    listener.setblocking(False)  # noqa: FBT003
     return listener

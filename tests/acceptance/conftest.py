@@ -2,7 +2,8 @@
 
 `sandbox` is one running sandbox per test process: `sandbox["SANDBOX_SMTP_PORT"]` and the other names that
 `opensend-milter sandbox env` prints, `sandbox.smtp()` for a logged-in connection, `sandbox.run(...)` for a
-subcommand. It is shared: a test that stops something, fills something up or counts restarts makes its own with
+subcommand. It is shared: a test that stops something takes `rough`, shared as well by those who do, without mail at
+the beginning and whole again at the end. One that needs another configuration, or counts restarts, makes its own with
 `make_sandbox()`, which takes it down at the end. The logs of each are looked through then: see tests/log_scan.py.
 """
 
@@ -18,9 +19,7 @@ from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, new_directory
 from tests.log_scan import Finding, assert_clean
 
 
-@pytest.fixture(scope="session")
-def sandbox() -> Iterator[Sandbox]:
-    """Share one running sandbox among the tests of this process."""
+def _running() -> Iterator[Sandbox]:
     if os.geteuid() != 0:
         pytest.skip("a sandbox needs root")
     sandbox = Sandbox(new_directory())
@@ -30,6 +29,25 @@ def sandbox() -> Iterator[Sandbox]:
     finally:
         found = sandbox.take_down()
     assert_clean(found)
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    """Share one running sandbox among the tests of this process."""
+    yield from _running()
+
+
+@pytest.fixture(scope="session")
+def _rough() -> Iterator[Sandbox]:
+    yield from _running()
+
+
+@pytest.fixture
+def rough(_rough: Sandbox) -> Iterator[Sandbox]:
+    """Share a sandbox that may be hit: it has no mail at the beginning."""
+    _rough.clear()
+    yield _rough
+    _rough.await_good()
 
 
 @pytest.fixture

@@ -149,31 +149,29 @@ def test_secrets_are_for_their_owner_only(sandbox: Sandbox) -> None:
 # ---------------------------------------------------------------------- what it survives
 
 
-def test_what_dies_is_started_again(make_sandbox: MakeSandbox) -> None:
-    sandbox = make_sandbox()
-    before = sandbox.pids()
+def test_what_dies_is_started_again(rough: Sandbox) -> None:
+    before = rough.pids()
     for name in PROGRAMS:
         os.kill(before[name], signal.SIGKILL)
         deadline = time.monotonic() + GONE_S
-        while sandbox.pids()[name] in {0, before[name]}:
+        while rough.pids()[name] in {0, before[name]}:
             assert time.monotonic() < deadline, name
             time.sleep(0.05)
-        sandbox.await_good()
-    assert sandbox.pids()["keeper"] == before["keeper"]
-    sandbox.run("send")
+        rough.await_good()
+    assert rough.pids()["keeper"] == before["keeper"]
+    rough.run("send")
 
 
-def test_nothing_outlives_a_killed_keeper_and_all_comes_back(make_sandbox: MakeSandbox) -> None:
-    sandbox = make_sandbox()
-    values = dict(sandbox.values)
-    client = sandbox.smtp()  # an smtpd in the middle of something
-    os.kill(sandbox.pids()["keeper"], signal.SIGKILL)
-    await_gone(sandbox.directory)
+def test_nothing_outlives_a_killed_keeper_and_all_comes_back(rough: Sandbox) -> None:
+    values = dict(rough.values)
+    client = rough.smtp()  # an smtpd in the middle of something
+    os.kill(rough.pids()["keeper"], signal.SIGKILL)
+    await_gone(rough.directory)
     client.close()
-    status = sandbox.run("status", check=False)
+    status = rough.run("status", check=False)
     assert status.returncode == 1
-    assert sandbox.up().values == values
-    sandbox.run("send")
+    assert rough.up().values == values
+    rough.run("send")
 
 
 def test_down_leaves_nothing_and_up_finds_everything(make_sandbox: MakeSandbox) -> None:
@@ -237,21 +235,20 @@ def test_with_sqs_jobs_go_by_the_queue(make_sandbox: MakeSandbox) -> None:
 
 @pytest.mark.parametrize(("name", "how"), [("dovecot", signal.SIGKILL), ("postgres", signal.SIGQUIT)])
 @pytest.mark.case(56)
-def test_a_login_while_a_server_is_down_is_put_off(make_sandbox: MakeSandbox, name: str, how: int) -> None:
-    sandbox = make_sandbox()
-    pids = sandbox.pids()
-    client = sandbox.connect()
+def test_a_login_while_a_server_is_down_is_put_off(rough: Sandbox, name: str, how: int) -> None:
+    pids = rough.pids()
+    client = rough.connect()
     os.kill(pids["keeper"], signal.SIGSTOP)  # it would start what we kill
     os.kill(pids[name], how)
     deadline = time.monotonic() + GONE_S
-    while any(line.startswith(f"{pids[name]} ") for line in processes_of(sandbox.directory)):
+    while any(line.startswith(f"{pids[name]} ") for line in processes_of(rough.directory)):
         assert time.monotonic() < deadline
     with pytest.raises(smtplib.SMTPAuthenticationError) as caught:
-        client.login("apikey", sandbox["SANDBOX_API_KEY"])
+        client.login("apikey", rough["SANDBOX_API_KEY"])
     assert (caught.value.smtp_code, caught.value.smtp_error[:5]) == (454, b"4.7.0")
     os.kill(pids["keeper"], signal.SIGCONT)
-    sandbox.await_good()
-    client.login("apikey", sandbox["SANDBOX_API_KEY"])
+    rough.await_good()
+    client.login("apikey", rough["SANDBOX_API_KEY"])
     client.quit()
 
 

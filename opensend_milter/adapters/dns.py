@@ -1,0 +1,76 @@
+"""Resolver over dnspython."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from typing import TypeVar
+
+import dns.exception
+import dns.name
+import dns.resolver
+
+from opensend_milter.core.dns_records import Unanswered
+from opensend_milter.core.errors import UsageError
+
+TIMEOUT_S = 5.0
+LIFETIME_S = 12.0
+_DNS_PORT = 53
+T = TypeVar("T")
+
+
+class DnsResolver:
+    """Asks the servers of /etc/resolv.conf, or the one that is named."""
+
+    def __init__(self, nameserver: str = "", *, timeout_s: float = TIMEOUT_S, lifetime_s: float = LIFETIME_S) -> None:
+        """`nameserver`: address, or address:port; empty: the system's."""
+        try:
+            self._resolver = dns.resolver.Resolver(configure=not nameserver)
+        except dns.resolver.NoResolverConfiguration as error:
+            raise Unanswered("no name server is configured in /etc/resolv.conf") from error
+        if nameserver:
+            self._resolver.nameservers, self._resolver.port = _server(nameserver)
+        self._resolver.timeout = timeout_s
+        self._resolver.lifetime = lifetime_s
+        # A negative answer of a moment ago must not hide the record that was added since.
+        self._resolver.cache = None
+
+    def texts(self, name: str) -> list[str]:
+        """Return the TXT records of a name, each with its strings joined; none where the name does not exist."""
+        answer = self._ask(name, lambda: self._resolver.resolve(name, "TXT", search=False), None)
+        if answer is None:
+            return []
+        return [b"".join(record.strings).decode("utf-8", errors="replace") for record in answer]
+
+    def exists(self, name: str) -> bool:
+        """Tell whether a name exists, or one below it."""
+
+        def ask() -> bool:
+            self._resolver.resolve(name, "TXT", search=False, raise_on_no_answer=False)
+            return True
+
+        return self._ask(name, ask, default=False)
+
+    def _ask(self, name: str, ask: Callable[[], T], default: T) -> T:
+        try:
+            return ask()
+        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+            return default
+        except dns.resolver.NoNameservers as error:
+            raise Unanswered(f"{name}: every name server failed (SERVFAIL or refused)") from error
+        except (dns.exception.Timeout, OSError) as error:
+            raise Unanswered(f"{name}: no answer in time") from error
+        except (dns.name.LabelTooLong, dns.name.NameTooLong, dns.name.EmptyLabel, UnicodeError) as error:
+            raise UsageError(f"{name!r} cannot be asked for: {error}") from error
+        except dns.exception.DNSException as error:
+            raise Unanswered(f"{name}: {error}") from error
+
+
+def _server(text: str) -> tuple[list[str], int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or (text.count(":") > 1 and not text.startswith("[")):
+        host, port = text, str(_DNS_PORT)
+    try:
+        return [str(ipaddress.ip_address(host.strip("[]")))], int(port)
+    except ValueError as error:
+        raise UsageError(f"--nameserver: {text!r} is no address such as 192.0.2.53 or 192.0.2.53:5353") from error

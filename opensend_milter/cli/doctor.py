@@ -1,0 +1,137 @@
+"""`doctor`: what is wrong on this host, why it matters, and what mends it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opensend_milter import config as configuration
+from opensend_milter.adapters.postgres import connect, conninfo_for
+from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.app.examining import examination, made_key, some_user
+from opensend_milter.cli.output import AsJson, ConfigPath, exits, plain, show
+from opensend_milter.core.findings import Finding, Result, chosen, examine
+from opensend_milter.host.doctor import Site
+from opensend_milter.host.probing import Draft, Probe
+
+MARKS = {Result.GOOD: "ok", Result.WARNING: "warning", Result.PROBLEM: "PROBLEM", Result.SKIPPED: "skipped"}
+BOXES = {Result.GOOD: "[x]", Result.WARNING: "[!]", Result.PROBLEM: "[ ]", Result.SKIPPED: "[-]"}
+
+
+ProbeFlag = Annotated[
+    bool, typer.Option("--probe", help="Also make a key for the moment and send a real message through every port.")
+]
+Sender = Annotated[
+    str | None, typer.Option("--from", metavar="ADDRESS", help="Of the probe; else postmaster@ a verified domain.")
+]
+Recipient = Annotated[str | None, typer.Option("--to", metavar="ADDRESS", help="Of the probe; else the sender itself.")]
+Wait = Annotated[float, typer.Option("--wait", help="Seconds to wait for the probe's delivery.")]
+Checklist = Annotated[bool, typer.Option("--checklist", help="Only the security checklist, to be ticked.")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="NAME", help="A check, such as postfix.relay, or a part.")
+]
+KeyFile = Annotated[Path | None, typer.Option("--key-file", help="File with an API key that must be good: the canary.")]
+PostfixDir = Annotated[
+    Path | None, typer.Option("--postfix-dir", help="Of our instance; else postfix/ beside the configuration.")
+]
+DovecotDir = Annotated[
+    Path | None, typer.Option("--dovecot-dir", help="Of our instance; else dovecot/ beside the configuration.")
+]
+Nameserver = Annotated[
+    str, typer.Option("--nameserver", metavar="ADDRESS[:PORT]", help="Ask this one, not the system's.")
+]
+Every = Annotated[bool, typer.Option("--all", help="Also what is good.")]
+
+
+def doctor(
+    *,
+    probe: ProbeFlag = False,
+    sender: Sender = None,
+    recipient: Recipient = None,
+    wait_s: Wait = 30.0,
+    checklist: Checklist = False,
+    only: Only = None,
+    key_file: KeyFile = None,
+    postfix_dir: PostfixDir = None,
+    dovecot_dir: DovecotDir = None,
+    nameserver: Nameserver = "",
+    every: Every = False,
+    config: ConfigPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Examine this host: what is wrong, why it matters, and what mends it. It changes nothing.
+
+    Exit code 1: there is a problem; 78: the configuration cannot be read.
+    """
+    path = config or Path(os.environ.get(configuration.PATH_VARIABLE, configuration.DEFAULT_PATH))
+    with exits(), ExitStack() as opened:
+        settings = configuration.load(config)
+        store = cache(partial(_store, settings, opened))
+        site = Site(
+            config=settings,
+            config_path=path,
+            postfix_dir=postfix_dir or path.parent / "postfix",
+            dovecot_dir=dovecot_dir or path.parent / "dovecot",
+            key_file=key_file,
+            made_key=(lambda: made_key(store(), some_user(store()))) if probe else None,
+        )
+        checks = opened.enter_context(examination(site, nameserver))
+        if site.made_key:
+            draft = partial(_draft, store, sender, recipient)
+            find = partial(_found, store)
+            checks += Probe(config=settings, draft=draft, made_key=site.made_key, find=find, wait_s=wait_s).checks()
+        selected = [check for check in chosen(checks, only or []) if check.security or not checklist]
+        findings = list(examine(checks, selected))
+    ended = {result: sum(one.result is result for one in findings) for result in Result}
+    drawn = _ticked if checklist else partial(_listed, every=every or bool(only))
+    show(
+        {"problems": ended[Result.PROBLEM], "warnings": ended[Result.WARNING], "findings": findings},
+        as_json=as_json,
+        table=lambda: "\n".join([*drawn(findings), _summary(ended)]),
+    )
+    if ended[Result.PROBLEM]:
+        raise typer.Exit(1)
+
+
+def _store(settings: configuration.Config, opened: ExitStack) -> AdminStore:
+    info = conninfo_for(settings.database.url, None, None)
+    connection = opened.enter_context(connect(info, application_name="opensend-doctor"))
+    return AdminStore(connection, makes_users=False)
+
+
+def _found(store: Callable[[], AdminStore], queue_id: str) -> tuple[str, str] | None:
+    return store().find_email(queue_id)
+
+
+def _draft(store: Callable[[], AdminStore], sender: str | None, recipient: str | None) -> Draft:
+    user = some_user(store())
+    if sender is None:
+        verified = [domain.name for domain in store().list_domains(user) if domain.status == "verified"]
+        sender = f"postmaster@{verified[0]}" if verified else "postmaster@localhost"
+    return Draft(sender=sender, recipient=recipient or sender)
+
+
+def _listed(findings: Sequence[Finding], *, every: bool) -> list[str]:
+    lines = []
+    for one in findings:
+        if one.result is Result.GOOD and not every:
+            continue
+        lines.append(f"{MARKS[one.result]:8} {one.name}: {plain(one.seen)}")
+        if one.result in {Result.PROBLEM, Result.WARNING}:
+            lines.append(f"{'':8}   why:  {one.why}")
+            lines += [f"{'':8}   mend: {plain(line)}" for line in one.mend.splitlines()]
+    return lines
+
+
+def _ticked(findings: Sequence[Finding]) -> list[str]:
+    return [f"{BOXES[one.result]} {one.name}: {plain(one.seen)}" for one in findings]
+
+
+def _summary(ended: dict[Result, int]) -> str:
+    return ", ".join(f"{count} {result.value}" for result, count in ended.items())

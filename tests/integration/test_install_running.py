@@ -1,0 +1,295 @@
+"""With it applied both take mail, and who was there before notices nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.adapters.roles import LOGIN_ROLES
+from tests.integration.copied_system import CopiedSystem, clean_environment, copied_system
+from tests.integration.private_postgres import PASSWORD, SUPERUSER, Database
+from tests.integration.test_install import LEFT_BY_THE_SYSTEM, furnish
+
+START_S = 30.0
+OF_RUNNING = (
+    "/var/log/",
+    "/var/spool/postfix/",
+    "/var/lib/postfix/",
+    "/var/lib/dovecot",
+    "/var/mail/",
+    "/run/",
+    "/tmp/",
+)
+"""Where what runs leaves its traces, whoever is installed beside it."""
+DIALOGUE = """
+import json, re, socket
+said = []
+with socket.create_connection(("127.0.0.1", 25), 20) as s, s.makefile("rwb") as f:
+    def hear():
+        while True:
+            line = f.readline().decode().rstrip()
+            said.append(re.sub("queued as \\\\S+", "queued as ID", line))
+            if line[3:4] != "-":
+                return
+    hear()
+    for line in ("EHLO client.example", "NONSENSE", "MAIL FROM:<a@example.com> SIZE=10",
+                 "RCPT TO:<someone@old.example.org>", "RCPT TO:<nobody-there@old.example.org>", "VRFY root", "DATA",
+                 "Subject: a\\r\\nX-Test: b\\r\\n\\r\\nhello\\r\\n.", "MAIL FROM:<a@example.com>",
+                 "RCPT TO:<root@localhost>", "DATA", "X-Never: a\\r\\n\\r\\nhello\\r\\n.", "AUTH PLAIN AAAA",
+                 "RSET", "QUIT"):
+        f.write(line.encode() + b"\\r\\n")
+        f.flush()
+        hear()
+print(json.dumps(said))
+"""
+SUBMIT = """
+import smtplib, ssl, sys
+port, key, recipient = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+context = ssl.create_default_context(cafile="/etc/ssl/mail/ca.pem")
+make = (lambda: smtplib.SMTP_SSL("127.0.0.1", port, timeout=30, context=context)) if port == 465 else (
+    lambda: smtplib.SMTP("127.0.0.1", port, timeout=30))
+context.check_hostname = False
+with make() as client:
+    if port != 465:
+        client.starttls(context=context)
+    try:
+        client.login("apikey", key)
+    except smtplib.SMTPAuthenticationError as error:
+        sys.exit(f"{error.smtp_code} {error.smtp_error.decode()}")
+    client.mail("app@sender.example"); client.rcpt(recipient)
+    code, text = client.data(f"From: app@sender.example\\r\\nTo: {recipient}\\r\\nSubject: x\\r\\n\\r\\n{port}\\r\\n")
+    print(code, text.decode())
+"""
+
+
+@contextmanager
+def running_host(database: Database) -> Iterator[tuple[CopiedSystem, str]]:
+    """A host whose old Postfix runs; with it, the URL of a superuser."""
+    directory = database.cluster.directory
+    directory.chmod(0o711)
+    place = f"host={quote(str(directory), safe='')}&port={database.cluster.port}"
+    with copied_system(directory) as system:
+        furnish(system, f"postgresql:///{database.name}?{place}")
+        # Roles belong to the cluster, which other tests use too: their passwords stay.
+        (system.root / "etc/opensend-milter/passwords").mkdir(mode=0o700)
+        for role in LOGIN_ROLES:
+            system.write(f"/etc/opensend-milter/passwords/{role}", (database.password_dir / role).read_text(), 0o600)
+        system.run("postfix", "start")
+        until(lambda: "daemon started" in system.read("/var/log/postfix-old.log"), "the old Postfix starts")
+        yield system, f"postgresql://{SUPERUSER}:{PASSWORD}@/{database.name}?{place}"
+
+
+@contextmanager
+def kept_running(system: CopiedSystem, name: str, *argv: str) -> Iterator[None]:
+    """Keep a program running in the foreground."""
+    with (
+        (system.root / f"run/{name}.log").open("wb") as output,
+        subprocess.Popen(
+            system.command(*argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=clean_environment()
+        ) as running,
+    ):
+        try:
+            yield
+        finally:
+            # nsenter hands no signal on.
+            for child in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGTERM)
+            running.wait(START_S)
+
+
+@contextmanager
+def started(system: CopiedSystem, name: str, user: str | None = None, role: str | None = None) -> Iterator[None]:
+    """Start one of our programs as its unit would: as its user, with its password where only it can read it."""
+    environment = ["env"]
+    if role:
+        folder = f"/run/credentials-{name}"
+        system.run("install", "-d", "-m", "0700", "-o", str(user), folder)
+        system.run("install", "-m", "0400", "-o", str(user), f"/etc/opensend-milter/passwords/{role}", folder)
+        environment.append(f"OPENSEND_MILTER_DATABASE_PASSWORD_DIR={folder}")
+    as_user = ["setpriv", f"--reuid={user}", "--regid=opensend", "--init-groups", "--no-new-privs"] if user else []
+    with kept_running(system, name, *as_user, *environment, sys.executable, "-P", "-m", "opensend_milter", name):
+        yield
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + START_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def old_log(system: CopiedSystem) -> list[str]:
+    """Return what the old Postfix logged, but for times, process ids and queue ids."""
+    lines = [
+        line for line in system.read("/var/log/postfix-old.log").splitlines() if not re.search("opensend|anvil", line)
+    ]
+    plain = (re.sub(r"^\S+ +\d+ \S+ \S+ |\[\d+\]|delays?=\S+|pid \d+", "", line) for line in lines)
+    return sorted(re.sub(r"\b[0-9A-F]{6,12}\b|message-id=<\S+>|size=\d+", "ID", line) for line in plain)
+
+
+def dialogue(system: CopiedSystem) -> list[str]:
+    found: list[str] = json.loads(system.run(sys.executable, "-c", DIALOGUE).stdout)
+    return found
+
+
+def asked(system: CopiedSystem) -> tuple[str, str]:
+    """Return what the old Postfix says of itself."""
+    return system.run("postconf", "-n").stdout, system.run("postconf", "-M").stdout
+
+
+def submit(system: CopiedSystem, port: int, key: str, *, check: bool = True) -> str:
+    done = system.run(sys.executable, "-c", SUBMIT, str(port), key, f"to-{port}@example.net", check=check)
+    return done.stdout + done.stderr
+
+
+def listens(system: CopiedSystem, port: int) -> bool:
+    probe = f"import socket; socket.create_connection(('127.0.0.1', {port}), 5).close()"
+    return system.run(sys.executable, "-c", probe, check=False).returncode == 0
+
+
+def make_key(database: Database) -> str:
+    with database.connect() as connection:
+        store = AdminStore(connection, makes_users=True)
+        user = store.ensure_user("installed")
+        store.add_domain(user, "sender.example", verified=True)
+        return store.create_key(name="installed", user_id=user, permission="full_access", domain=None).token
+
+
+def log_of_two_dialogues(system: CopiedSystem) -> tuple[list[str], list[str]]:
+    """Speak to the old Postfix, and return what both sides said."""
+    place = system.root / "var/log/postfix-old.log"
+    place.write_text("")
+    said = dialogue(system)
+    ends = (": removed", ": disconnect from", "message content rejected")
+    until(lambda: all(end in system.read("/var/log/postfix-old.log") for end in ends), "the old Postfix delivers")
+    return said, old_log(system)
+
+
+@contextmanager
+def ours(system: CopiedSystem, dovecot: tuple[str, ...] | None, postfix: tuple[str, ...] | None) -> Iterator[None]:
+    """Start what systemd would."""
+    with ExitStack() as running:
+        if dovecot:
+            running.enter_context(kept_running(system, "dovecot", *dovecot))
+        # As root, where systemd would hand it its socket.
+        running.enter_context(started(system, "auth-gate"))
+        running.enter_context(started(system, "serve", "opensend-milter", "opensend_milter"))
+        running.enter_context(started(system, "worker", "opensend-worker", "opensend_worker"))
+        sockets = system.root / "var/spool/postfix-opensend/opensend-milter"
+        for name in ("auth.sock", "milter.sock"):
+            until(lambda name=name: (sockets / name).is_socket(), f"{name} is there")  # type: ignore[misc]
+        if postfix:
+            system.run(*postfix, "start")
+            running.callback(system.run, *postfix, "stop")
+        until(lambda: listens(system, 587), "port 587 answers")
+        yield
+
+
+OWN_DOVECOT = ("dovecot", "-F", "-c", "/etc/opensend-milter/dovecot/dovecot.conf")
+OWN_POSTFIX = ("postfix", "-c", "/etc/opensend-milter/postfix")
+
+
+@pytest.mark.case(66)
+@pytest.mark.parametrize("mode", ["instance", "services"])
+def test_both_take_mail_and_the_old_one_notices_nothing(database: Database, mode: str) -> None:
+    is_instance = mode == "instance"
+    options = () if is_instance else ("--mode", "services", "--dovecot", "existing")
+    with running_host(database) as (system, url), ExitStack() as running:
+        key = make_key(database)
+        if not is_instance:
+            running.enter_context(kept_running(system, "old-dovecot", "dovecot", "-F"))
+        before_said, before_logged = log_of_two_dialogues(system)
+        before_asked, before = asked(system), system.written()
+
+        applied = system.install("--apply", *options, DATABASE_URL=url)
+        assert "db init" in applied.stderr
+        with ours(system, OWN_DOVECOT if is_instance else None, OWN_POSTFIX if is_instance else None):
+            for port in (2587, 587, 465):
+                assert submit(system, port, key).startswith("250 2.0.0 Ok: queued as"), port
+            if is_instance:  # the delays of an existing Dovecot would hold for what follows
+                assert "535" in submit(system, 587, "os_wrong", check=False)
+            assert log_of_two_dialogues(system) == (before_said, before_logged)
+            if is_instance:
+                assert asked(system) == before_asked
+            else:
+                settings, entries = asked(system)
+                assert settings == before_asked[0]
+                assert entries.startswith(before_asked[1]), "their entries, then ours"
+            maildir = system.root / "var/lib/opensend-milter/maildir/new"
+            until(lambda: maildir.is_dir() and len(list(maildir.iterdir())) == 3, "the worker delivers all three")
+            refused = system.install("--undo", check=False)
+            assert "3 messages lie in" in refused.stderr
+        assert "nothing to do" in system.install("--apply", *options, DATABASE_URL=url).stdout
+        system.install("--undo", "--force")
+        assert {path for path in system.changes(before) if not f"{path}/".startswith(OF_RUNNING)} == LEFT_BY_THE_SYSTEM
+        assert dialogue(system) == before_said
+        assert not listens(system, 587)
+        system.run("postfix", "stop")
+
+
+SYSTEMCTL = """#!/bin/sh
+echo "$*" >>/run/systemctl.log
+"""
+
+
+def test_systemd_is_told_in_the_right_order(database: Database) -> None:
+    """No systemd runs in the copy: a program of its name writes down what it is asked."""
+    with running_host(database) as (system, url):
+        system.write("/run/systemctl.log", "")
+        system.write("/usr/bin/systemctl", SYSTEMCTL, 0o755)
+        (system.root / "run/systemd/system").mkdir()
+        system.install("--apply", DATABASE_URL=url)
+        reload, restart, start = system.read("/run/systemctl.log").splitlines()
+        assert (reload, start) == ("daemon-reload", "start opensend-milter.target")
+        assert {"restart", "opensend-milter.service", "opensend-auth-gate.socket"} <= set(restart.split())
+        assert "opensend-prune.service" not in restart
+        system.write("/run/systemctl.log", "")
+        system.install("--apply", DATABASE_URL=url)
+        assert not system.read("/run/systemctl.log"), "nothing changed, so nothing is restarted"
+        system.install("--undo")
+        stop, reload = system.read("/run/systemctl.log").splitlines()
+        assert stop.startswith("stop opensend-milter.target")
+        assert reload == "daemon-reload"
+        system.run("postfix", "stop")
+
+
+def test_output_holds_no_secret_and_a_database_that_is_away_undoes_all(database: Database) -> None:
+    with running_host(database) as (system, url):
+        passwords = [path.read_text().strip() for path in (system.root / "etc/opensend-milter/passwords").iterdir()]
+        before = system.written()
+        plan = system.install("--plan", "--json")
+        steps = json.loads(plan.stdout)["steps"]
+        assert {step["state"] for step in steps} == {"to be done", "as it should be"}
+        away = system.install("--apply", DATABASE_URL=url.replace(database.name, "no_such_database"), check=False)
+        assert away.returncode == 69, away
+        assert {path for path in system.changes(before) if not f"{path}/".startswith(OF_RUNNING)} == LEFT_BY_THE_SYSTEM
+        place = "/etc/opensend-milter/opensend-milter.yaml"
+        right = system.read(place)
+        system.write(place, right.replace(f"port={database.cluster.port}", "port=1"))
+        locked_out = system.install("--apply", DATABASE_URL=url, check=False)
+        assert locked_out.returncode == 69
+        assert "role opensend_dovecot_auth cannot log in at database.url" in locked_out.stderr
+        assert f"local {database.name} opensend_dovecot_auth,opensend_milter," in locked_out.stderr
+        system.write(place, right)
+        applied = system.install("--apply", DATABASE_URL=url)
+        status = system.install("--status", "--json")
+        assert {thing["state"] for thing in json.loads(status.stdout)["things"]} == {"as installed"}
+        journal = system.root / "var/lib/opensend-milter/install/journal.jsonl"
+        assert journal.stat().st_mode & 0o777 == 0o600
+        for done in (plan, away, locked_out, applied, status, system.install("--plan")):
+            assert not [one for one in (*passwords, PASSWORD) if one in done.stdout + done.stderr]
+        other = system.install("--plan", "--mode", "services", check=False)
+        assert (other.returncode, "installed with the other mode" in other.stdout) == (1, True)
+        system.run("postfix", "stop")
