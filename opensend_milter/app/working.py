@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 
 from opensend_milter.adapters import postgres, prometheus
 from opensend_milter.adapters.maildir import MaildirCourier
@@ -141,17 +142,21 @@ def open_couriers(config: Config) -> Mapping[CourierName, Courier]:
 def composer(config: Config) -> Callable[[Job], Parcel]:
     """Return what makes a message ready to leave."""
     delivery, hostname = config.delivery, _hostname(config)
-    box = PostgresFeedbackBox(_info(config), name="opensend-signing", timeout_s=STORE_TIMEOUT_S)
+    one_reads = Lock()
 
     @cache
     def signing() -> tuple[Links, bytes]:
-        secret = box.secret()
-        box.close()
+        box = PostgresFeedbackBox(_info(config), name="opensend-signing", timeout_s=STORE_TIMEOUT_S)
+        try:
+            secret = box.secret()
+        finally:
+            box.close()
         links = Links(key=derived(secret, "link"), public_url=config.http.public_url)
         return links, derived(secret, "return-path")
 
     def compose(job: Job) -> Parcel:
-        links, key = signing()
+        with one_reads:
+            links, key = signing()
         if delivery.bounce_domain:
             sender = return_path(key, job.email_id, delivery.bounce_domain)
         else:

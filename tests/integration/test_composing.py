@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -23,13 +26,17 @@ HTML = (
 
 
 def composed(database: Private, given: Job, *, public_url: str = "", **delivery: str) -> Parcel:
+    return composing(database, public_url=public_url, **delivery)(given)
+
+
+def composing(database: Private, *, public_url: str = "", **delivery: str) -> Callable[[Job], Parcel]:
     config = Config(
         database=Database(url=database.url, password_dir=database.password_dir),
         smtp=Smtp(hostname="mx.example.com"),
         delivery=Delivery(**delivery),  # type: ignore[arg-type]  # texts only
         http=Http(public_url=public_url),
     )
-    return composer(config)(given)
+    return composer(config)
 
 
 @pytest.mark.case(26)
@@ -53,6 +60,20 @@ def test_a_message_is_dressed_only_where_its_domain_asks(database: Private) -> N
     assert b"List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n" in dressed
     again = composed(database, job(raw=HTML, route=asks, attempts=3), public_url="https://mail.example.com").content
     assert again == dressed, "each attempt sends the same bytes"
+
+
+def test_many_first_messages_at_once_are_all_composed(database: Private) -> None:
+    """A worker that starts beside a backlog: all of its threads want the secret, which one of them reads."""
+    for _ in range(20):
+        compose, together = composing(database, bounce_domain="bounces.example.com"), threading.Barrier(8)
+
+        def first(compose: Callable[[Job], Parcel] = compose, together: threading.Barrier = together) -> Parcel:
+            together.wait()
+            return compose(job())
+
+        with ThreadPoolExecutor(8) as threads:
+            parcels = [one.result() for one in [threads.submit(first) for _ in range(8)]]
+        assert len({parcel.sender for parcel in parcels}) == 1
 
 
 def test_couriers_that_cannot_work_say_so_at_start() -> None:
