@@ -1,6 +1,6 @@
-# `make` lists the targets. All of them run what tools/setup put into .venv.
+# `make` lists the targets. All but `docs` run what tools/setup put into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-http bench-delivery lock deb clean
+.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-http bench-delivery docs lock deb clean
 BIN := .venv/bin
 # Compiled once, not by each of the many processes that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
@@ -42,6 +42,13 @@ bench-http: setup ## POST /v1/send beside SMTP, with rate limits and without
 
 bench-delivery: setup ## What announcing and delivering cost the worker
 	@$(BIN)/python -m bench.delivery $(ARGS)
+
+# In an environment of its own: nobody but a reader of the site needs it.
+docs: ## Build the documentation as a site, in build/site/; a dead link is an error
+	@test -x build/docs/bin/mkdocs || python3 -m venv build/docs
+	@build/docs/bin/pip install --quiet --disable-pip-version-check --require-hashes -r docs/requirements.txt
+	@NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 lock: ## Write requirements.lock anew from pyproject.toml; ARGS="--upgrade" for newer versions
 	@tools/lock $(ARGS)

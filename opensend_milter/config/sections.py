@@ -75,6 +75,12 @@ class Smtp:
         text="offer AUTH without TLS: for development, and only where host is a loopback address",
         renders=True,
     )
+    proxies: str = option(
+        "",
+        "networks of balancers, separated by spaces; set: all three ports speak the PROXY protocol and nothing else",
+        renders=True,
+        check=NETWORKS,
+    )
     client_logins_per_minute: int = option(
         6_000, "of one client address; 0: no limit", renders=True, check=whole(0, 1_000_000)
     )

@@ -57,6 +57,8 @@ def _main_values(config: Config, site: PostfixSite) -> Mapping[str, templates.Va
         "AUTH_SOCKET": config.auth.socket,
         "MESSAGE_SIZE_LIMIT": config.size.max_message_bytes,
         "RECIPIENT_LIMIT": config.size.max_recipients,
+        # It says who the client is: who may connect is for the firewall, or systemd, to say.
+        "PROXY_PROTOCOL": "haproxy" if config.smtp.proxies else None,
         "LOGINS_PER_MINUTE": config.smtp.client_logins_per_minute,
         "MESSAGES_PER_MINUTE": config.smtp.client_messages_per_minute,
         "MILTER_SOCKET": config.milter.socket,

@@ -82,6 +82,11 @@ def drop_ins(config: Config) -> Iterator[File]:
         owner = f"SocketGroup={config.http.socket_group}\nSocketMode=0660\n" if config.http.socket else ""
         text = f"[Socket]\nListenStream=\nListenStream={listen}\n{owner}"
         yield _drop_in("opensend-http.socket", "listen.conf", text, "http listens elsewhere")
+    if config.smtp.proxies:
+        text = f"[Service]\nIPAddressDeny=any\nIPAddressAllow=localhost {config.smtp.proxies}\n"
+        yield _drop_in(
+            "opensend-postfix.service", "proxies.conf", text, "the balancers' word is believed: nobody else gets in"
+        )
     certificate = certificate_file(config.tls)
     if certificate:
         text = f"[Path]\nPathChanged=\nPathChanged={certificate}\n"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import smtplib
+import socket
+import ssl
 import subprocess
 from contextlib import suppress
 
 import pytest
+import yaml
 
 from opensend_milter.host import machine
 from tests.acceptance.running_sandbox import MakeSandbox, Sandbox
-from tests.acceptance.submitting import eventually
+from tests.acceptance.submitting import eventually, rows
 
 
 @pytest.mark.case(17)
@@ -105,6 +110,47 @@ def test_a_client_that_is_too_fast_is_put_off(make_sandbox: MakeSandbox) -> None
     with pytest.raises(smtplib.SMTPResponseException) as refused:
         _log_in_for_ever(sandbox)
     assert (refused.value.smtp_code, refused.value.smtp_error[:5]) == (450, b"4.7.1")
+
+
+def test_behind_a_balancer_the_client_is_who_it_says(make_sandbox: MakeSandbox) -> None:
+    """PROXY protocol, version 1: what is recorded is the client's address; who does not speak it gets nothing."""
+    sandbox = make_sandbox()
+    config = sandbox.directory / "opensend-milter.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["smtp"]["proxies"] = "127.0.0.0/8"
+    config.write_text(yaml.safe_dump(settings))
+    os.kill(sandbox.pid("postfix"), signal.SIGTERM)  # it is rendered again when it is started again
+    port = int(sandbox["SANDBOX_SMTP_PORT"])
+    with eventually(lambda: _connected_as("203.0.113.9", port)) as client:
+        client.starttls(context=ssl.create_default_context(cafile=sandbox["SANDBOX_TLS_CA"]))
+        client.login("apikey", sandbox["SANDBOX_API_KEY"])
+        client.sendmail("a@sandbox.test", ["b@example.net"], b"From: a@sandbox.test\r\n\r\nx\r\n")
+    assert rows(sandbox, "SELECT client_address FROM opensend_milter.submissions") == [("203.0.113.9",)]
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as plain:
+        plain.sendall(b"EHLO me\r\n")
+        assert b"220 " not in plain.recv(4096)
+
+
+class _Proxied(smtplib.SMTP):
+    """A client behind a balancer."""
+
+    address = ""
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        connection = socket.create_connection((host, port), timeout)
+        connection.sendall(f"PROXY TCP4 {self.address} 192.0.2.1 40000 587\r\n".encode())
+        return connection
+
+
+def _connected_as(address: str, port: int) -> smtplib.SMTP | None:
+    client = _Proxied(timeout=30)
+    client.address, client._host = address, "127.0.0.1"  # type: ignore[attr-defined]  # what STARTTLS checks the name of
+    try:
+        client.connect("127.0.0.1", port)
+    except (OSError, smtplib.SMTPException):
+        client.close()
+        return None
+    return client
 
 
 def _log_in_for_ever(sandbox: Sandbox) -> None:

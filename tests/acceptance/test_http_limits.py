@@ -129,15 +129,15 @@ def test_a_bulk_is_taken_as_far_as_the_limit_goes(sandbox: Sandbox, per_minute: 
 def test_the_rest_of_a_bulk_fits_when_it_was_said_to(sandbox: Sandbox) -> None:
     """All of it, after the seconds that Retry-After names."""
     ours = client(sandbox, per_minute=600)
-    first = ours.send("/v1/send-bulk", {"messages": [ours.mail(subject="first")] * 100})
-    assert first.body["accepted"] == 100
+    first = ours.send("/v1/send-bulk", {"messages": [ours.mail(subject="first")] * 98})
+    assert first.body["accepted"] == 98
     second = ours.send("/v1/send-bulk", {"messages": [ours.mail(subject=f"{n:02}") for n in range(40)]})
     rest = [one["index"] for one in second.body["results"] if one["status"] == "rejected"]
     assert 0 < len(rest) < 40
     time.sleep(int(second.headers["retry-after"]))  # what a client would do
     third = ours.send("/v1/send-bulk", {"messages": [ours.mail(subject=f"{n:02}") for n in rest]})
     assert third.body["accepted"] == len(rest)
-    assert ours.stored() == [f"{n:02}" for n in range(40)] + ["first"] * 100
+    assert ours.stored() == [f"{n:02}" for n in range(40)] + ["first"] * 98
 
 
 def test_a_bulk_that_is_repeated_as_a_whole_gets_to_its_end(sandbox: Sandbox) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opensend_milter.config import Config
+from opensend_milter.config import Config, Smtp
 from opensend_milter.host import shipped_units, units
 from opensend_milter.host.confinement import UNITS, attempt_all, running_as
 from opensend_milter.servers import http_server
@@ -159,3 +159,11 @@ def _lines(name: str) -> list[str]:
     return [
         line for line in (shipped_units.folder() / name).read_text().splitlines() if line and not line.startswith("#")
     ]
+
+
+def test_behind_balancers_nobody_else_reaches_postfix() -> None:
+    """Their word on the client's address is believed, so only they may give it."""
+    config = Config(smtp=Smtp(proxies="192.0.2.0/28 2001:db8::/64"))
+    (found,) = [one for one in shipped_units.drop_ins(config) if one.path.name == "proxies.conf"]
+    assert found.path.parent.name == "opensend-postfix.service.d"
+    assert found.content == b"[Service]\nIPAddressDeny=any\nIPAddressAllow=localhost 192.0.2.0/28 2001:db8::/64\n"
