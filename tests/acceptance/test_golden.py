@@ -25,8 +25,6 @@ from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.submitting import TAKEN, Answer, Stored, delivered, eventually, rows, stored, submit
 from tests.opensend_worker import Row, RowAttachment, ShownAttachment, faults, shown, shown_by
 
-pytestmark = pytest.mark.xdist_group("golden")
-
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.eml"))
 SIGNED = {"dkim-relaxed": b"relaxed", "dkim-simple": b"simple"}

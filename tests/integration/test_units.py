@@ -23,7 +23,6 @@ from tests.integration.confined_host import HOME, Host, host_with, mail_flows, s
 from tests.integration.overlaid_system import overlaid_system, why_not
 from tests.integration.private_postgres import Cluster, Database
 
-pytestmark = pytest.mark.xdist_group("units")
 SELFTEST = HOME / "bin" / "selftest"
 LIMITS = {
     "opensend-milter.service": 1.0,
