@@ -17,7 +17,7 @@ sandbox: setup ## Start the whole product privately and send a first message (ro
 
 test: ## Run all tests; pass pytest's arguments as ARGS="..."
 	@tools/setup tests
-	@$(BIN)/pytest -n 4 --dist load --maxschedchunk 12 $(ARGS)
+	@$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
 lint: setup ## Check format, lint, types and layers
 	@$(BIN)/ruff format --check

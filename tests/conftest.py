@@ -22,6 +22,11 @@ def pytest_configure() -> None:
     logging.getLogger().addHandler(_heard)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: nobody waits for it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     """Look when all that the test had is closed; a failure of the test itself stays what it is."""

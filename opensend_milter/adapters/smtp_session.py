@@ -76,12 +76,17 @@ class Session:
             if relay.tls == "tls"
             else smtplib.SMTP(local_hostname=hostname, timeout=relay.timeout_s)
         )
+        self._is_cut = False
         # Otherwise only its constructor says for whom the certificate must be, and that connects at once.
         self._smtp._host = hop.host  # type: ignore[attr-defined]  # noqa: SLF001
 
     def open(self) -> None:
         """Connect, greet, start TLS and log in."""
-        greeting = Answer(*_decoded(self._smtp.connect(self._hop.host, self._hop.port)))
+        # Its own connect() waits for the greeting before anybody could cut the connection that it has just made.
+        self._smtp.sock = self._smtp._get_socket(self._hop.host, self._hop.port, self._relay.timeout_s)  # type: ignore[attr-defined]  # noqa: SLF001
+        if self._is_cut:
+            raise smtplib.SMTPServerDisconnected("told to stop")
+        greeting = self.answer()
         if greeting.code != _READY:
             raise DeliveryDeferred(f"{self._hop}: {greeting}")
         # The final dot goes by itself; with Nagle's algorithm it waits 40 ms for the other side's delayed ACK.
@@ -120,6 +125,7 @@ class Session:
 
     def cut(self) -> None:
         """End it under the thread that uses it."""
+        self._is_cut = True
         connection = self._smtp.sock
         if connection is None:
             return

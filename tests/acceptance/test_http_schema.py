@@ -13,7 +13,7 @@ import pytest
 from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.second_front_door import front_door
 
-EXAMPLES = 12
+EXAMPLES = 6
 SETTINGS = """
 seed = 5
 hooks = "{hooks}"
@@ -39,6 +39,7 @@ def url(sandbox: Sandbox) -> Iterator[str]:
         yield found
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_the_server_does_what_its_document_says(sandbox: Sandbox, url: str, tmp_path: Path) -> None:
     """Good data, bad data, other methods, no key, one request after another: all checks that there are."""

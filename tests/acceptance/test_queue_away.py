@@ -17,6 +17,7 @@ EVERY_S = 0.2
 
 
 @pytest.mark.case(57)
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_every_250_is_announced_later_and_each_row_claimed_once(make_sandbox: MakeSandbox) -> None:
     """The client never notices; what was taken meanwhile leaves, by the queue or past it, and nothing leaves twice."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import smtplib
 import socket
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from opensend_milter.adapters import smtp
 from opensend_milter.adapters.smtp import SmtpCourier
+from opensend_milter.adapters.smtp_session import Hop, Session as OurSession
 from opensend_milter.config import Relay
 from opensend_milter.core.errors import (
     ConfigError,
@@ -139,6 +141,17 @@ def test_a_connection_that_breaks_inside_a_large_message(how: str) -> None:
         with pytest.raises(DeliveryDeferred):
             courier.send(parcel(raw=RAW + b"x" * 78 * 400_000))
         assert sink.delivered == []
+
+
+def test_a_connection_cut_while_it_is_made_waits_for_no_greeting() -> None:
+    with Sink({"connect": STALL}) as sink:
+        session = OurSession(Relay(timeout_s=30), Hop("127.0.0.1", sink.port), hostname="h", context=None)
+        session.cut()
+        begun = time.monotonic()
+        with pytest.raises(smtplib.SMTPServerDisconnected):
+            session.open()
+        session.close()
+        assert time.monotonic() - begun < 10
 
 
 @pytest.mark.case(59)
