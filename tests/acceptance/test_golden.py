@@ -99,14 +99,14 @@ class Application:
         return b"v=DKIM1; k=rsa; p=" + b64encode(der) if name == b"golden._domainkey.sandbox.test." else None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def application() -> Application:
     return Application(rsa.generate_private_key(public_exponent=65_537, key_size=2_048))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sent(sandbox: Sandbox, application: Application) -> Mapping[str, Sent]:
-    """Hand all of them in, one after the other."""
+    """Hand all of them in, one after the other; once, because sent again they are repeats and not stored."""
     found = {}
     with sandbox.smtp() as client:
         for name in NAMES:
@@ -125,7 +125,7 @@ def sent(sandbox: Sandbox, application: Application) -> Mapping[str, Sent]:
 Kept = Callable[[str], Stored]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def kept(sandbox: Sandbox, sent: Mapping[str, Sent]) -> Kept:
     """Return a function that looks a message up, once."""
     return cache(lambda name: stored(sandbox, sent[name].queue_id))
