@@ -10,9 +10,13 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.log_scan import Forbidden, Grown, Heard, assert_clean, findings, look_through
 
+# The suite has eight minutes; who wants more asks for it: --hypothesis-profile=default.
+settings.register_profile("suite", max_examples=50)
+settings.load_profile("suite")
 _heard = Heard()
 _statements = Grown()
 

@@ -13,7 +13,7 @@ import pytest
 from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.second_front_door import front_door
 
-EXAMPLES = 6
+EXAMPLES = 4
 SETTINGS = """
 seed = 5
 hooks = "{hooks}"
