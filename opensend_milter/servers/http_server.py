@@ -344,8 +344,13 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
-        if transport.get_extra_info("socket").family == socket.AF_UNIX:
+        connection = transport.get_extra_info("socket")
+        if connection.family == socket.AF_UNIX:
             self.client = _UNIX_PEER
+        else:
+            # asyncio does so only for sockets that were made with IPPROTO_TCP; head and body are two writes, and with
+            # Nagle's algorithm the second one waits 40 ms for the client's delayed ACK.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def data_received(self, data: bytes) -> None:

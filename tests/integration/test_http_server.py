@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import http.client
 import json
 import os
@@ -35,6 +36,8 @@ from opensend_milter.servers.http_server import MOST_REQUESTS
 from tests.integration.private_postgres import Database
 
 START_S = 30.0
+_PIDFD_GETFD = 438
+_libc = ctypes.CDLL(None)
 JSON = dict[str, Any]
 MAIL = json.dumps({"from": "app@example.org", "to": "to@example.net", "subject": "hi", "body": "hello"}).encode()
 REQUEST = (
@@ -468,3 +471,37 @@ def test_what_announces_too_much_is_told_so_before_it_is_sent(database: Database
             answer += more
         assert answer.startswith(b"HTTP/1.1 413 ")
         assert b'"code":"payload_too_large"' in answer
+
+
+def test_an_answer_is_not_held_back_for_an_acknowledgement(database: Database) -> None:
+    """Head and body leave as two packets: without TCP_NODELAY each request on a kept connection takes 40 ms longer."""
+    with front(database) as running, running.connect() as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        with theirs(running.daemon.process.pid, client) as end:
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+@contextmanager
+def theirs(pid: int, client: socket.socket) -> Iterator[socket.socket]:
+    """Lend the server's own end of a connection."""
+    process = os.pidfd_open(pid)
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            if not str(entry.readlink()).startswith("socket:"):
+                continue
+            descriptor = _libc.syscall(_PIDFD_GETFD, process, int(entry.name), 0)
+            with socket.socket(fileno=descriptor) as found:
+                if found.family == socket.AF_INET and _peer(found) == client.getsockname():
+                    yield found
+                    return
+    finally:
+        os.close(process)
+    raise AssertionError("the server has no such connection")
+
+
+def _peer(found: socket.socket) -> object:
+    try:
+        return found.getpeername()
+    except OSError:
+        return None
