@@ -7,25 +7,14 @@ import sys
 
 import milter
 
-_WANTED = (
-    milter.P_HDR_LEADSPC
-    | milter.P_NR_MAIL
-    | milter.P_NR_RCPT
-    | milter.P_NR_HDR
-    | milter.P_NR_BODY
-    | milter.P_NOCONNECT
-    | milter.P_NOHELO
-    | milter.P_NODATA
-    | milter.P_NOEOH
-    | milter.P_NOUNKNOWN
-)
+from opensend_milter.servers.milter import WANTED
 
 
 def _negotiate(_: object, options: list[int]) -> int:
-    if options[1] & _WANTED != _WANTED:
+    if options[1] & WANTED != WANTED:
         sys.stderr.write("null_milter: Postfix does not offer what is to be compared\n")
         return int(milter.REJECT)
-    options[:] = [0, _WANTED, 0, 0]
+    options[:] = [0, WANTED, 0, 0]
     return int(milter.CONTINUE)
 
 

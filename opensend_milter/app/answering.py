@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from opensend_milter.adapters.postgres import conninfo_for
 from opensend_milter.adapters.postgres_feedback import PostgresFeedbackBox
 from opensend_milter.adapters.postgres_submissions import PostgresSubmissions
 from opensend_milter.adapters.sns import SnsTopics
-from opensend_milter.app.limiting import open_throttle
+from opensend_milter.app.limiting import limits_of, open_throttle
 from opensend_milter.app.serving import Lanes, open_lanes
 from opensend_milter.config import Config, load
 from opensend_milter.config.changes import Reads
@@ -28,7 +27,6 @@ from opensend_milter.core.errors import ConfigError
 from opensend_milter.core.feedback import of_link
 from opensend_milter.core.links import Link, Links
 from opensend_milter.core.model import EmailId
-from opensend_milter.core.rates import RateLimits
 from opensend_milter.core.request import RequestLimits
 from opensend_milter.core.signing import derived
 from opensend_milter.host.certificates import find_certificate
@@ -105,7 +103,7 @@ class Answering:
         if config == self._config:
             return
         before, self._lanes = self._lanes, open_lanes(config, "opensend_http")
-        self._throttle.set_limits(RateLimits(**dataclasses.asdict(config.limits)))
+        self._throttle.set_limits(limits_of(config))
         self.site = self._site(config)
         # A request that has begun may still hand in a message.
         closing = threading.Timer(self._config.milter.hard_timeout_s * 2, before.close)

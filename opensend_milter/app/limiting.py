@@ -20,18 +20,17 @@ log = logging.getLogger(__name__)
 
 def open_throttle(config: Config, role: postgres.Role) -> Throttle:
     """Start the limiter of a process."""
-    limits, timeout_s = config.limits, config.milter.soft_timeout_s
+    timeout_s = config.milter.soft_timeout_s
     info = postgres.conninfo_for(config.database.url, config.database.password_dir, role)
     leases: Leases = PostgresLeases(info, name="opensend-rates", timeout_s=timeout_s)
-    asked = RateLimits(
-        total_per_minute=limits.total_per_minute,
-        client_per_minute=limits.client_per_minute,
-        key_per_minute=limits.key_per_minute,
-        failed_per_minute=limits.failed_per_minute,
-    )
-    throttle = Throttle(leases, asked, timeout_s=timeout_s)
+    throttle = Throttle(leases, limits_of(config), timeout_s=timeout_s)
     throttle.start()
     return throttle
+
+
+def limits_of(config: Config) -> RateLimits:
+    """Return the section `limits`."""
+    return RateLimits(**dataclasses.asdict(config.limits))
 
 
 def limited(throttle: Throttle, accept: Callable[[Message], Outcome], message: Message) -> Outcome:

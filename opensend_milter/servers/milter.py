@@ -48,7 +48,7 @@ DISCARD: int = milter.DISCARD
 REJECT: int = milter.REJECT
 TEMPFAIL: int = milter.TEMPFAIL
 
-_WANTED = (
+WANTED = (
     milter.P_HDR_LEADSPC  # without it white space after the colon is lost, and with it simple DKIM signatures
     | milter.P_NR_MAIL
     | milter.P_NR_RCPT
@@ -196,7 +196,7 @@ class Callbacks:
     def negotiate(self, context: Context, options: list[int]) -> int:
         offered = options[1]
         nr = milter.P_NR_MAIL | milter.P_NR_RCPT | milter.P_NR_HDR | milter.P_NR_BODY
-        wanted = _WANTED if offered & nr == nr else _WANTED & ~nr
+        wanted = WANTED if offered & nr == nr else WANTED & ~nr
         options[0], options[1], options[2], options[3] = 0, offered & wanted, 0, 0
         context.setpriv(Connection(replies=offered & nr != nr))
         return CONTINUE

@@ -67,9 +67,9 @@ class Throttle:
             decision = self.check(client_address, key_id, count)
         return count if decision.allowed else 0, decision
 
-    def check_at_once(self, client_address: str, key_id: KeyId | None = None, count: int = 1) -> Decision | None:
-        """Decide without waiting; None: `check` must ask the store."""
-        return self._blocks.decide(self.limits.of_message(client_address, key_id), count)
+    def check_at_once(self, client_address: str, key_id: KeyId) -> Decision | None:
+        """Decide on one message without waiting; None: `check` must ask the store."""
+        return self._blocks.decide(self.limits.of_message(client_address, key_id), 1)
 
     def failing(self, client_address: str) -> Decision | None:
         """Return the refusal of a client that failed to log in too often, without asking anybody."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
@@ -11,30 +10,22 @@ import socket
 import time
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from email import message_from_bytes, policy
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests import asking
 from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.submitting import Account, delivered, eventually, revoke, rows, unique
+from tests.asking import Answer
 
 TO = "to@example.net"
 PNG = b64encode(b"\x89PNG\r\n\x1a\n" + bytes(200)).decode()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer."""
-
-    status: int
-    headers: dict[str, str]
-    body: Any
-
-
-def ask(  # as one reads a request
+def ask(
     sandbox: Sandbox,
     method: str,
     path: str,
@@ -42,24 +33,10 @@ def ask(  # as one reads a request
     key: str | None = None,
     **headers: str,
 ) -> Answer:
-    """Make one request; what is no bytes is sent as JSON."""
-    url = urlsplit(sandbox["SANDBOX_HTTP_URL"])
-    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=60)
-    body = payload if isinstance(payload, bytes) or payload is None else json.dumps(payload).encode()
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    if body is not None:
-        sent.setdefault("Content-Type", "application/json")
+    """Ask with the sandbox's key, another, or none (empty)."""
     if key != "":
-        sent.setdefault("Authorization", f"Bearer {key or sandbox['SANDBOX_API_KEY']}")
-    try:
-        connection.request(method, path, body, sent)
-        response = connection.getresponse()
-        content = response.read()
-        found = {name.lower(): value for name, value in response.getheaders()}
-        is_json = found.get("content-type", "").startswith("application/json")
-        return Answer(response.status, found, json.loads(content) if is_json else content)
-    finally:
-        connection.close()
+        headers = {"Authorization": f"Bearer {key or sandbox['SANDBOX_API_KEY']}"} | headers
+    return asking.ask(urlsplit(sandbox["SANDBOX_HTTP_URL"]).port or 0, method, path, payload, **headers)
 
 
 def mail(**changes: object) -> dict[str, object]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import re
 import signal
 import smtplib
 import ssl
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, LiteralString
 from urllib.parse import urlsplit
@@ -23,16 +20,10 @@ import yaml
 
 from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, closed_on_failure
 from tests.acceptance.submitting import Account, authenticate, eventually, rows
+from tests.asking import Answer, ask
 
 FAILED_PER_MINUTE = 3
 PUT_OFF, WRONG, TAKEN = 454, 535, 235
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: Any
 
 
 @dataclass(frozen=True)
@@ -43,14 +34,8 @@ class Client:
     key: str
 
     def send(self, path: str, payload: object, **more: str) -> Answer:
-        url = urlsplit(self.account.sandbox["SANDBOX_HTTP_URL"])
-        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
-        headers |= {name.replace("_", "-"): value for name, value in more.items()}
-        with closing(http.client.HTTPConnection(str(url.hostname), url.port, timeout=60)) as connection:
-            connection.request("POST", path, json.dumps(payload), headers)
-            found = connection.getresponse()
-            content = json.loads(found.read())
-        return Answer(found.status, {name.lower(): value for name, value in found.getheaders()}, content)
+        port = urlsplit(self.account.sandbox["SANDBOX_HTTP_URL"]).port or 0
+        return ask(port, "POST", path, payload, Authorization=f"Bearer {self.key}", **more)
 
     def mail(self, **changes: object) -> dict[str, object]:
         sender = f"a@{self.account.domain}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import http.client
 import json
 import os
 import secrets
@@ -33,6 +32,7 @@ from opensend_milter.servers.http_api import LOGINS_AT_ONCE, Api
 from opensend_milter.servers.http_records import Records
 from opensend_milter.servers.http_server import application
 from opensend_milter.servers.throttle import Throttle
+from tests.asking import Answer, ask
 from tests.integration.private_postgres import Database
 from tests.integration.serving import await_ready
 
@@ -48,13 +48,6 @@ QUICK: Settings = {"milter": {"soft_timeout_s": 2, "hard_timeout_s": 3, "spool_a
 
 
 @dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: Any
-
-
-@dataclass(frozen=True)
 class Answering:
     """A running `opensend-milter http`, its database, and a key that may send from example.org."""
 
@@ -63,14 +56,7 @@ class Answering:
     key: str
 
     def ask(self, method: str, path: str, payload: object = None, key: str = "", **headers: str) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        sent |= {"Authorization": f"Bearer {key or self.key}", "Content-Type": "application/json"}
-        with closing(connection):
-            connection.request(method, path, None if payload is None else json.dumps(payload), sent)
-            answer = connection.getresponse()
-            found = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, found, json.loads(answer.read()))
+        return ask(self.port, method, path, payload, Authorization=f"Bearer {key or self.key}", **headers)
 
     def leave(self, payload: object, name: str, after: Callable[[], object], cut: int = 0) -> None:
         """Send a request, without its last octets where `cut` says so, and hang up instead of listening."""

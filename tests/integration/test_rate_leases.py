@@ -220,10 +220,10 @@ def test_many_threads_share_round_trips(database: Database) -> None:
 def test_decides_at_once_or_not_at_all(database: Database) -> None:
     """What an event loop may call: it never waits."""
     with throttled(database, limits(total=6_000)) as throttle:
-        assert throttle.check_at_once("192.0.2.7") is None
+        assert throttle.check_at_once("192.0.2.7", KEY) is None
         for _ in range(20):
             assert throttle.check("192.0.2.7").allowed
-        decided = [throttle.check_at_once("192.0.2.7") for _ in range(3)]
+        decided = [throttle.check_at_once("192.0.2.7", KEY) for _ in range(3)]
         assert any(one and one.allowed for one in decided)
 
 
