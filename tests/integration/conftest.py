@@ -1,18 +1,17 @@
-"""One Postgres cluster per test process, one fresh database per test."""
+"""One Postgres cluster per test process, one database per test that is as good as new."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from opensend_milter.adapters import migrations
+from tests.integration.emptied_database import Databases
 from tests.integration.private_postgres import Cluster, Database, running_cluster
 
 _TEMPLATE = "template_opensend"
-_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
@@ -37,12 +36,16 @@ def cluster(_shared_cluster: Cluster) -> Iterator[Cluster]:
     _shared_cluster.start()
 
 
+@pytest.fixture(scope="session")
+def _databases(_shared_cluster: Cluster, _template: Path) -> Databases:
+    return Databases(_shared_cluster, _TEMPLATE)
+
+
 @pytest.fixture
-def database(cluster: Cluster, _template: Path) -> Iterator[Database]:
-    """A fresh database as `db init` leaves it, with the roles' passwords."""
-    name = f"test_{next(_numbers)}"
-    cluster.new_database(name, template=_TEMPLATE)
+def database(cluster: Cluster, _databases: Databases, _template: Path) -> Iterator[Database]:
+    """A database as `db init` leaves it, with the roles' passwords."""
+    name = _databases.take()
     yield Database(name, cluster, _template)
     cluster.resume()
     cluster.start()
-    cluster.drop_database(name)
+    _databases.give_back(name)
