@@ -1,6 +1,6 @@
 # `make` lists the targets. All but `docs` run what tools/setup put into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-http bench-delivery docs lock deb clean
+.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-http bench-delivery bench-flame docs lock deb clean
 BIN := .venv/bin
 # Compiled once, not by each of the many processes that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
@@ -42,6 +42,9 @@ bench-http: setup ## POST /v1/send beside SMTP, with rate limits and without
 
 bench-delivery: setup ## What announcing and delivering cost the worker
 	@$(BIN)/python -m bench.delivery $(ARGS)
+
+bench-flame: setup ## Draw where serve's time goes under load; needs py-spy
+	@$(BIN)/python -m bench.flame $(ARGS)
 
 # In an environment of its own: nobody but a reader of the site needs it.
 docs: ## Build the documentation as a site, in build/site/; a dead link is an error

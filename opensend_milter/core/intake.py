@@ -86,6 +86,12 @@ def _question(message: Message, reading: Reading, identity: Identity) -> Questio
     )
 
 
+def _held() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 @dataclass(eq=False, slots=True)
 class _Waiting:
     message: Message
@@ -93,7 +99,8 @@ class _Waiting:
     outcome: Outcome | None = None
     taken: bool = False
     withdrawn: bool = False
-    done: threading.Event = field(default_factory=threading.Event)
+    done: threading.Lock = field(default_factory=_held)
+    """Released when there is an outcome: one waits for it, and an Event takes half as long again."""
 
 
 class Gatherer:
@@ -139,10 +146,10 @@ class Gatherer:
             if self._stopped:
                 return OURS
             self._queue.put(waiting)
-        if not waiting.done.wait(self._soft_s):
+        if not waiting.done.acquire(timeout=self._soft_s):
             with self._lock:
                 waiting.withdrawn = not waiting.taken
-            if waiting.withdrawn or not waiting.done.wait(max(self._hard_s - self._soft_s, 0)):
+            if waiting.withdrawn or not waiting.done.acquire(timeout=max(self._hard_s - self._soft_s, 0)):
                 waiting.outcome = OURS
         outcome = waiting.outcome or OURS
         waited_ms = (time.monotonic() - waiting.since) * 1000
@@ -186,7 +193,7 @@ class Gatherer:
         counting.batch(len(batch))
         for waiting, outcome in zip(batch, self._outcomes([w.message for w in batch]), strict=True):
             waiting.outcome = outcome
-            waiting.done.set()
+            waiting.done.release()
 
     def _outcomes(self, messages: list[Message], *, again: bool = False) -> list[Outcome]:
         try:

@@ -7,6 +7,7 @@ import pytest
 
 from bench.compare import FULL, QUICK, WISHES, named, picture
 from bench.figures import Figures, Spread, percentile, ratios, spread, together
+from bench.flame import draw, folded
 from bench.goals import C_MILTER, OURS, STATIC_AUTH, Goal, goals, rate_ratio, table
 from bench.load import Load, body, header
 from bench.systems import overridden
@@ -138,3 +139,24 @@ def test_the_picture_is_svg_with_a_bar_for_each_system() -> None:
     root = ET.fromstring(picture(results))  # noqa: S314  # our own
     rectangles = root.findall("{http://www.w3.org/2000/svg}rect")
     assert len(rectangles) == 1 + 2 + 2  # background, legend, bars
+
+
+def test_a_frame_is_as_wide_as_its_share() -> None:
+    root = folded(
+        ["run (a.py:1);read (opensend_milter/core/message.py:2) 30", "run (a.py:1) 69", "seldom (b.py:1);<x> 1", ""]
+    )
+    assert (root.samples, root.depth) == (100, 3)
+    drawing = ET.fromstring(draw(root, "a & b"))  # noqa: S314  # ours
+    drawn = {
+        frame[0].text: (frame[1].get("fill"), float(frame[1].get("width", "0")))
+        for frame in drawing
+        if frame.tag.endswith("}g")
+    }
+    assert drawn["run (a.py:1): 99.0%"][1] == pytest.approx(1187)
+    assert drawn["read (opensend_milter/core/message.py:2): 30.0%"] == ("#f0803c", 359.0)
+    assert "<x>: 1.0%" in drawn
+    assert len(drawn) == 5
+
+
+def test_a_frame_too_narrow_to_read_is_left_out() -> None:
+    assert "seldom" not in draw(folded(["often 999", "seldom 1"]), "")
