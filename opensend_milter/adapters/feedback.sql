@@ -2,9 +2,6 @@
 INSERT INTO opensend_milter.feedback (kind, source_id, email_id, payload)
 SELECT * FROM unnest(%(kinds)s::text[], %(source_ids)s::text[], %(email_ids)s::uuid[], %(payloads)s::jsonb[]);
 
--- check -- is the database there
-SELECT 1;
-
 -- secret -- what all keys of ours are derived from
 SELECT secret FROM opensend_milter.secrets WHERE name = 'signing';
 

@@ -51,8 +51,11 @@ class _Record:
     applied_at: datetime
 
 
-def init(url: str, password_dir: Path | None) -> list[str]:
-    """Make a database that has no OpenSend ready; return the names of the migrations applied."""
+def init(url: str, password_dir: Path | None, *, new_passwords: bool = False) -> list[str]:
+    """Make a database that has no OpenSend ready; return the names of the migrations applied.
+
+    `new_passwords`: also where roles have one that is not in the directory, so that other hosts are locked out.
+    """
     with _locked(url) as connection:
         records = _records(connection)
         foreign = [] if _made_by_us(records) else _tables(connection, OPENSEND_TABLES)
@@ -61,10 +64,10 @@ def init(url: str, password_dir: Path | None) -> list[str]:
                 f"this database has tables that `db init` did not make: {', '.join(foreign)}; "
                 "beside OpenSend use `db migrate`, otherwise an empty database"
             )
-        return _bring_up(connection, ("opensend", "ours"), records, password_dir)
+        return _bring_up(connection, ("opensend", "ours"), records, password_dir, new_passwords=new_passwords)
 
 
-def migrate(url: str, password_dir: Path | None) -> list[str]:
+def migrate(url: str, password_dir: Path | None, *, new_passwords: bool = False) -> list[str]:
     """Put our schema beside OpenSend's, or bring it up to date; return the names of the migrations applied.
 
     A table of OpenSend's is never altered: our roles get rights on it, nothing else. In a database that `init` made,
@@ -78,7 +81,9 @@ def migrate(url: str, password_dir: Path | None) -> list[str]:
                 f"this is no OpenSend database: schema public has no table {', '.join(missing)}; "
                 "without OpenSend use `db init`"
             )
-        return _bring_up(connection, _owners(beside=not _made_by_us(records)), records, password_dir)
+        return _bring_up(
+            connection, _owners(beside=not _made_by_us(records)), records, password_dir, new_passwords=new_passwords
+        )
 
 
 def status(url: str) -> list[MigrationStatus]:
@@ -185,12 +190,19 @@ def _files(owner: _Owner) -> list[_File]:
 
 
 def _bring_up(
-    connection: Connection, owners: Sequence[_Owner], records: Mapping[str, _Record], password_dir: Path | None
+    connection: Connection,
+    owners: Sequence[_Owner],
+    records: Mapping[str, _Record],
+    password_dir: Path | None,
+    *,
+    new_passwords: bool,
 ) -> list[str]:
     """Apply what is pending; whatever can be refused is refused before anything is changed."""
     files = [file for owner in owners for file in _files(owner)]
     _check_records({file.name: file for file in files}, records)
     roles.check(connection)
+    if password_dir and not new_passwords:
+        roles.keep_passwords(connection, password_dir)
     roles.create(connection)
     _create_record_table(connection)
     pending = [file for file in files if file.name not in records]

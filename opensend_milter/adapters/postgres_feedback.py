@@ -61,10 +61,6 @@ class PostgresFeedbackBox:
             }
             self._execute("put", values)
 
-    def check(self) -> None:
-        """Return if the database answers."""
-        self._execute("check", {})
-
     def secret(self) -> bytes:
         """Return what all keys of ours are derived from."""
         rows = self._execute("secret", {})

@@ -12,8 +12,9 @@ from typing import LiteralString
 
 from psycopg import errors
 
-from opensend_milter.adapters import migrations
+from opensend_milter.adapters import migrations, postgres_connections
 from opensend_milter.adapters.postgres import Connection, Role, connect, conninfo_for, store_errors
+from opensend_milter.adapters.postgres_connections import BUSY_SHARE
 from opensend_milter.adapters.postgres_domains import STAND_IN, connect_as_owner
 from opensend_milter.adapters.roles import KEY_READER, LOGIN_ROLES
 from opensend_milter.config import Config
@@ -23,7 +24,6 @@ from opensend_milter.core.findings import Check, Seen, good, problem, skipped, w
 REACHABLE = "database.reachable"
 SLOW_S = 0.05
 CLOCK_S, CLOCK_WRONG_S = 5.0, 120.0
-BUSY_SHARE = 0.85
 LATE_S, VERY_LATE_S = 300.0, 3_600.0
 FEEDBACK_LATE_S = 1_800.0
 _TRIES = 5
@@ -141,6 +141,7 @@ class Inspection:
             ("database.indexes", "without them each message reads a whole table", self._indexes, False),
             ("database.clock", "expiry, limits and retries are reckoned by the database's clock", self._clock, False),
             ("database.connections", "a process that gets no connection answers 451", self._connections, False),
+            ("database.limits", "a role has so many connections for all hosts together", self._limits, False),
             ("outbox.age", "a message that is due and not taken up has no worker", self._outbox, False),
             ("outbox.leases", "messages of a worker that died wait until another takes them over", self._leases, False),
             ("outbox.uncertain", "a message whose outcome is not known waits for a person", self._uncertain, False),
@@ -299,6 +300,9 @@ class Inspection:
         if int(str(used)) > int(str(most)) * BUSY_SHARE:
             return warning(shown, "SELECT usename, count(*) FROM pg_stat_activity GROUP BY 1 ORDER BY 2 DESC;")
         return good(shown)
+
+    def _limits(self) -> Seen:
+        return postgres_connections.seen(self.rows(postgres_connections.IN_USE, list(LOGIN_ROLES)), self._config)
 
     def _jobs(self) -> tuple[int, float, int, int]:
         ((waiting, late_s, overdue, uncertain),) = self.rows(_WAITING)

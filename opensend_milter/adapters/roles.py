@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
-from typing import get_args
+from typing import LiteralString, get_args
 
 from psycopg import errors, sql
 
@@ -27,9 +27,12 @@ CONNECTION_LIMITS: Mapping[Role, int] = {
 }
 """Together below Postgres's default of 100: our processes cannot lock the administrator out."""
 
+KEEP = "copy that directory from one of them; if there is none, --new-passwords makes new ones"
+
 _PRIVILEGES = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOINHERIT NOREPLICATION NOBYPASSRLS"
 _RACES = (errors.DuplicateObject, errors.UniqueViolation, errors.DeadlockDetected, errors.InternalError_)
 """What two runners in one cluster do to each other; `tuple concurrently updated` is an InternalError_."""
+_SECURED: LiteralString = "SELECT rolname FROM pg_authid WHERE rolpassword IS NOT NULL"
 _ROUNDS = 50
 _PAUSE_S = 0.02
 _PRIVILEGE_NOT_GRANTED = "01007"
@@ -96,6 +99,24 @@ def _no_grant_left_out(connection: Connection) -> Iterator[None]:
         connection.remove_notice_handler(hear)
     if warnings:
         raise UsageError(f"{warnings[0]}; connect as the owner of OpenSend's tables, or as a superuser")
+
+
+def locked_out(connection: Connection, directory: Path) -> str:
+    """Say which roles have a password that is not in the directory, but on other hosts; nothing: none."""
+    readable = connection.execute("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT')").fetchone()
+    # Who may not see passwords takes a role that is there for one that has one.
+    rows = connection.execute(_SECURED if readable == (True,) else "SELECT rolname FROM pg_roles").fetchall()
+    # After the question: another runner writes the file before it sets the password.
+    lost = [role for role in LOGIN_ROLES if (role,) in rows and not (directory / role).exists()]
+    if not lost:
+        return ""
+    return f"{', '.join(lost)}: the password is not in {directory}, and with a new one other hosts cannot log in"
+
+
+def keep_passwords(connection: Connection, directory: Path) -> None:
+    """Refuse to lock other hosts out."""
+    if text := locked_out(connection, directory):
+        raise UsageError(f"{text}: {KEEP}")
 
 
 def set_passwords(connection: Connection, directory: Path) -> None:

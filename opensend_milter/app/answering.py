@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -129,9 +130,10 @@ class Answering:
 
 
 def _pair(config: Config) -> tuple[Path, Path]:
-    pair = find_certificate(config.tls, config.smtp.hostname)
+    # What comes out of acme.json is root's, and Postfix's.
+    pair = find_certificate(dataclasses.replace(config.tls, acme_json=None))
     if pair is None:
-        raise ConfigError("http.tls: expected false, because the section tls names no certificate, got true")
+        raise ConfigError("http.tls: expected false, or a certificate in tls.certificate or tls.folder, got true")
     log.info("the certificate is good until %s", f"{pair.expires_at:%Y-%m-%d %H:%M} UTC")
     return pair.certificate, pair.key
 

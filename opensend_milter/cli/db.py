@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -14,9 +16,14 @@ from opensend_milter.core.errors import UsageError
 
 app = typer.Typer(help="Make the database ready and keep it so.", no_args_is_help=True)
 
+NewPasswords = Annotated[
+    bool,
+    typer.Option("--new-passwords", help="Also for roles whose password other hosts have: those cannot log in then."),
+]
+
 
 @app.command()
-def init(config: ConfigPath = None, as_json: AsJson = False) -> None:
+def init(new_passwords: NewPasswords = False, config: ConfigPath = None, as_json: AsJson = False) -> None:
     """Make a database without OpenSend ready: tables, roles, rights, passwords.
 
     Run it again at any time: what is there is left alone, rights and passwords are set anew. The database must exist
@@ -26,17 +33,18 @@ def init(config: ConfigPath = None, as_json: AsJson = False) -> None:
         settings = configuration.load(config)
         if settings.profile == "opensend":
             raise UsageError("profile is opensend, and OpenSend makes its own tables: use `db migrate`")
-        _run(migrations.init, settings.database, as_json=as_json)
+        _run(partial(migrations.init, new_passwords=new_passwords), settings.database, as_json=as_json)
 
 
 @app.command()
-def migrate(config: ConfigPath = None, as_json: AsJson = False) -> None:
+def migrate(new_passwords: NewPasswords = False, config: ConfigPath = None, as_json: AsJson = False) -> None:
     """Put our tables beside OpenSend's, or bring them up to date after an upgrade.
 
     They live in a schema of their own. OpenSend's tables stay as they are: our roles get rights on them, nothing else.
     """
     with exits():
-        _run(migrations.migrate, configuration.load(config).database, as_json=as_json)
+        settings = configuration.load(config)
+        _run(partial(migrations.migrate, new_passwords=new_passwords), settings.database, as_json=as_json)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -16,8 +16,8 @@ from psycopg import conninfo
 
 from opensend_milter import config as configuration
 from opensend_milter.adapters import migrations
-from opensend_milter.adapters.postgres import Role, connect, conninfo_for
-from opensend_milter.adapters.roles import LOGIN_ROLES
+from opensend_milter.adapters.postgres import Role, connect, conninfo_for, store_errors
+from opensend_milter.adapters.roles import KEEP, LOGIN_ROLES, locked_out
 from opensend_milter.cli import output
 from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
 from opensend_milter.core.errors import OpensendError, StoreUnavailable, UsageError
@@ -30,6 +30,10 @@ EX_FAULTS, EX_TERMINATED = 1, 143
 
 What = Literal["plan", "apply", "undo", "status"]
 Below = Annotated[Path, typer.Option("--root", help="The directory of another system, instead of this one.")]
+NewPasswords = Annotated[
+    bool,
+    typer.Option("--new-passwords", help="Also for roles whose password other hosts have: those cannot log in then."),
+]
 Force = Annotated[bool, typer.Option("--force", help="With --undo: also where messages lie in the queue.")]
 
 
@@ -43,6 +47,7 @@ def install(  # noqa: PLR0917  # typer calls it by name
         Mode, typer.Option("--mode", help="A Postfix instance of our own, or services in yours.")
     ] = "instance",
     dovecot: Annotated[Dovecot, typer.Option("--dovecot", help="A Dovecot of our own, or yours.")] = "own",
+    new_passwords: NewPasswords = False,
     force: Force = False,
     config: ConfigPath = None,
     as_json: AsJson = False,
@@ -57,15 +62,16 @@ def install(  # noqa: PLR0917  # typer calls it by name
         output.fail(f"--{chosen[0]} and --{chosen[1]} do not go together", output.EX_USAGE)
     with _exits():
         place = Root(root.resolve() if root != HERE else HERE)
+        choice = Choice(mode=mode, dovecot=dovecot)
         match chosen[0]:
             case "undo":
                 _undo(place, force=force, as_json=as_json)
             case "status":
                 _status(place, as_json=as_json)
             case "apply":
-                _apply(_drawn_up(place, Choice(mode=mode, dovecot=dovecot), config), as_json=as_json)
+                _apply(_drawn_up(place, choice, config, new_passwords=new_passwords), as_json=as_json)
             case _:
-                _show(_drawn_up(place, Choice(mode=mode, dovecot=dovecot), config), as_json=as_json)
+                _show(_drawn_up(place, choice, config, new_passwords=new_passwords), as_json=as_json)
 
 
 @contextmanager
@@ -79,7 +85,7 @@ def _exits() -> Iterator[None]:
             raise UsageError(str(error)) from error
 
 
-def _drawn_up(root: Root, choice: Choice, path: Path | None) -> Plan:
+def _drawn_up(root: Root, choice: Choice, path: Path | None, *, new_passwords: bool) -> Plan:
     place = path or root.at(configuration.DEFAULT_PATH)
     if not place.is_file():
         mend = "write it: docs/opensend-milter.example.yaml has every key with its default"
@@ -87,8 +93,20 @@ def _drawn_up(root: Root, choice: Choice, path: Path | None) -> Plan:
     # As the units will read it: nothing of this shell's environment, but for who makes the tables.
     config = configuration.load(place, {})
     database = _database(place, config.database.url) if root.is_here else None
+    faults = list(_locked_out(place)) if root.is_here and not new_passwords else []
     edition = version("opensend-milter")
-    return preflight.draw_up(config, place.read_bytes(), choice, root, database=database, edition=edition)
+    return preflight.draw_up(
+        config, place.read_bytes(), choice, root, database=database, faults_of_database=faults, edition=edition
+    )
+
+
+def _locked_out(place: Path) -> Iterator[Fault]:
+    """Look before a file has the new passwords: the step of the database would not find them missing."""
+    info = conninfo_for(configuration.load(place).database.url, None, None)
+    # A database that is out says so when its step is taken; until then no password is changed.
+    with suppress(StoreUnavailable), store_errors(), connect(info, application_name="opensend-install") as connection:
+        if what := locked_out(connection, PASSWORDS):
+            yield Fault(what=what, mend=KEEP)
 
 
 def _database(place: Path, units_url: str) -> Action:
@@ -118,7 +136,8 @@ def _log_in(url: str, role: Role) -> None:
         raise StoreUnavailable(
             f"role {role} cannot log in at database.url: {error}\n"
             "over a unix socket pg_hba.conf needs a line of ours before `local all all peer`:\n"
-            f"local {name} {','.join(LOGIN_ROLES)} scram-sha-256"
+            f"local {name} {','.join(LOGIN_ROLES)} scram-sha-256\n"
+            "where the passwords were made just now they are gone with the rest: then --apply --new-passwords"
         ) from error
 
 

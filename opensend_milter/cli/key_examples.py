@@ -1,53 +1,73 @@
-"""How an application uses a new key: lines that can be pasted."""
+"""How an application uses a key: lines that can be pasted, filled in as the configuration says."""
 
 from __future__ import annotations
 
-import shlex
 import socket
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from opensend_milter.adapters.admin_rows import NewKey
 from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.cli.snippets import CLIENTS, SNIPPETS, USERNAME, Access, Client, Encryption
 from opensend_milter.config import Config
 
-USERNAME = "apikey"
 PLACEHOLDER = "example.org"
+NO_KEY = "YOUR_API_KEY"
+SHOWN = [Client.SWAKS, Client.PYTHON]
+"""Where none was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """How an application reaches us, told by the configuration."""
-
-    host: str
-    port: int
-    tls: str
-    """`starttls`, `tls` or `none`."""
-    domain: str | None
-    """A domain that the key may send from."""
-    ca_file: Path | None
+def snippets_of(clients: Sequence[Client], access: Access) -> dict[Client, str]:
+    """Return what each of these clients needs."""
+    return {client: one.write(access) for client, one in SNIPPETS.items() if client in clients or Client.ALL in clients}
 
 
-def example_of(settings: Config, store: AdminStore, key: NewKey, ca_file: Path | None) -> Example:
-    """Return how to reach us with this key, as the configuration and its domains say."""
-    smtp = settings.smtp
-    verified = [domain.name for domain in store.list_domains(key.user_id) if domain.status == "verified"]
-    everywhere = smtp.host in {"0.0.0.0", "::"}  # noqa: S104  # what it means, not where we bind
-    certificate = settings.tls.certificate or settings.tls.folder or settings.tls.acme_json
+def domain_of(store: AdminStore, user_id: str) -> str | None:
+    """Return a domain that the user may send from."""
+    return next((domain.name for domain in store.list_domains(user_id) if domain.status == "verified"), None)
+
+
+def access_of(settings: Config, *, key: str, sender: str | None, domain: str | None, ca_file: Path | None) -> Access:
+    """Return how to reach us, as the configuration says; the sender is an address of the domain unless it is given."""
+    smtp, domain = settings.smtp, domain or PLACEHOLDER
+    host = smtp.hostname or _named(smtp.host)
     port = smtp.submission_port or smtp.relay_port
-    tls = "starttls" if port else "tls"
+    certificate = settings.tls.certificate or settings.tls.folder or settings.tls.acme_json
+    tls: Encryption = "starttls" if port else "tls"
     if smtp.plaintext_auth and not certificate and port:
         tls = "none"
-    return Example(
-        host=smtp.hostname or (socket.getfqdn() if everywhere else smtp.host),
+    return Access(
+        host=host,
         port=port or smtp.smtps_port,
         tls=tls,
-        domain=key.domain or (verified[0] if verified else None),
-        ca_file=ca_file.resolve() if ca_file else None,
+        http_url=_http_url(settings, host),
+        key=key,
+        sender=sender or f"hello@{domain}",
+        recipient=f"postmaster@{domain}",
+        ca_file=ca_file.resolve() if ca_file and tls != "none" else None,
     )
 
 
-def introduce(key: NewKey, example: Example) -> str:
+def _named(host: str) -> str:
+    everywhere = host in {"0.0.0.0", "::"}  # noqa: S104  # what it means, not where we bind
+    return socket.getfqdn() if everywhere else host
+
+
+def _http_url(settings: Config, host: str) -> str:
+    http = settings.http
+    if http.public_url or http.socket:
+        return http.public_url.rstrip("/") or f"https://{host}"
+    listens = host if http.tls else _named(http.host)
+    listens = f"[{listens}]" if ":" in listens else listens
+    return f"{'https' if http.tls else 'http'}://{listens}:{http.port}"
+
+
+def titled(snippets: dict[Client, str]) -> str:
+    """Put titles between them."""
+    return "\n".join(f"With {SNIPPETS[client].title}:\n\n{text}" for client, text in snippets.items())
+
+
+def introduce(key: NewKey, access: Access, snippets: dict[Client, str], *, lacks_domain: bool) -> str:
     """Show a key, once, and how to use it."""
     scope = f"sends from {key.domain} only" if key.domain else "sends from any verified domain of its user"
     lines = [
@@ -55,55 +75,20 @@ def introduce(key: NewKey, example: Example) -> str:
         "",
         f"    {key.token}",
         "",
-        "Keep it now: it is not stored and cannot be shown again. The user name is always 'apikey'.",
+        f"Keep it now: it is not stored and cannot be shown again. The user name is always '{USERNAME}'.",
     ]
-    if example.domain is None:
+    if lacks_domain:
         lines += [
             "",
             f"No domain of user {key.user_id} is verified yet: `opensend-milter domain add DOMAIN --verified`;",
             f"then put DOMAIN in place of {PLACEHOLDER} below.",
         ]
-    if example.tls != "none" and not example.ca_file:
+    if access.tls != "none" and not access.ca_file:
         lines += [
             "",
-            "Both examples verify our certificate. Where no public authority signed it, give them its file:",
-            "--tls-ca-path FILE to swaks, cafile=FILE to create_default_context().",
+            "It verifies our certificate. Where no public authority signed it, `--ca-file FILE` names which did.",
         ]
-    return "\n".join(
-        [*lines, "", "With swaks:", "", _swaks(key, example), "", "With Python:", "", _python(key, example)]
-    )
-
-
-def _swaks(key: NewKey, example: Example) -> str:
-    domain = example.domain or PLACEHOLDER
-    line = ["swaks", "--server", example.host, "--port", str(example.port)]
-    line += {"starttls": ["--tls"], "tls": ["--tls-on-connect"], "none": []}[example.tls]
-    if example.tls != "none":
-        line += ["--tls-verify", *(["--tls-ca-path", str(example.ca_file)] if example.ca_file else [])]
-    line += ["--auth", "PLAIN", "--auth-user", USERNAME, "--auth-hide-password"]
-    line += ["--from", f"hello@{domain}", "--to", f"postmaster@{domain}", "--h-Subject", "Hello"]
-    # A program's arguments are visible to every user of the machine, its environment is not.
-    return f"SWAKS_OPT_auth_password={key.token} {shlex.join(line)}"
-
-
-def _python(key: NewKey, example: Example) -> str:
-    domain = example.domain or PLACEHOLDER
-    trust = f"cafile={str(example.ca_file)!r}" if example.ca_file else ""
-    context = f"context=ssl.create_default_context({trust})"
-    server = f"{example.host!r}, {example.port}"
-    opening = f"smtplib.SMTP_SSL({server}, {context})" if example.tls == "tls" else f"smtplib.SMTP({server})"
-    return "\n".join([
-        "import smtplib",
-        *(["import ssl"] if example.tls != "none" else []),
-        "from email.message import EmailMessage",
-        "",
-        "message = EmailMessage()",
-        f'message["From"] = "hello@{domain}"',
-        f'message["To"] = "postmaster@{domain}"',
-        'message["Subject"] = "Hello"',
-        'message.set_content("It works.")',
-        f"with {opening} as smtp:",
-        *([f"    smtp.starttls({context})"] if example.tls == "starttls" else []),
-        f'    smtp.login("{USERNAME}", "{key.token}")',
-        "    smtp.send_message(message)",
-    ])  # fmt: skip
+    others = [client for client in CLIENTS if client not in snippets]
+    if others:
+        lines += ["", f"Other clients: `opensend-milter key snippet CLIENT`, of {', '.join(others)}."]
+    return "\n".join([*lines, "", titled(snippets)])

@@ -22,6 +22,8 @@ from opensend_milter.adapters.admin_rows import (
 )
 from opensend_milter.cli import admin, key_examples
 from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
+from opensend_milter.cli.snippets import USERNAME, Access, Client
+from opensend_milter.core.address import envelope_address
 from opensend_milter.core.errors import UsageError
 
 app = typer.Typer(help="API keys: the passwords that applications log in with.", no_args_is_help=True)
@@ -39,9 +41,17 @@ Authority = Annotated[
     Path | None,
     typer.Option(
         "--ca-file",
-        help="PEM file of the authority that signed our certificate, where it is none of the public ones: the examples "
+        help="PEM file of the authority that signed our certificate, where it is none of the public ones: the snippets "
         "then verify against it.",
     ),
+]
+Snippets = Annotated[
+    list[Client],
+    typer.Option("--snippet", help="Show how this client is set up, or `all`; can be given several times."),
+]
+Clients = Annotated[list[Client], typer.Argument(help="Which clients, or `all`.")]
+Sender = Annotated[
+    str | None, typer.Option("--from", metavar="ADDRESS", help="Who sends; else hello@ a verified domain of the user.")
 ]
 AllowFrom = Annotated[
     str | None,
@@ -91,26 +101,52 @@ def create(
     user: admin.Owner = admin.DEFAULT_USER,
     domain: Domain = None,
     permission: Allowed = "sending_access",
+    clients: Snippets = key_examples.SHOWN,
     ca_file: Authority = None,
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and show it, once, with examples that can be pasted."""
+    """Make a key and show it, once, with lines that clients can be set up with."""
     with admin.opened(config) as (settings, store):
         user_id = store.ensure_user(user)
         key = store.create_key(name=name, user_id=user_id, permission=permission, domain=domain)
-        example = key_examples.example_of(settings, store, key, ca_file)
+        own = key.domain or key_examples.domain_of(store, user_id)
+    access = key_examples.access_of(settings, key=key.token, sender=None, domain=own, ca_file=ca_file)
+    snippets = key_examples.snippets_of(clients, access)
     show(
-        {
-            **dataclasses.asdict(key),
-            "username": key_examples.USERNAME,
-            "host": example.host,
-            "port": example.port,
-            "tls": example.tls,
-        },
+        {**dataclasses.asdict(key), **_reached(access), "snippets": snippets},
         as_json=as_json,
-        table=lambda: key_examples.introduce(key, example),
+        table=lambda: key_examples.introduce(key, access, snippets, lacks_domain=own is None),
     )
+
+
+@app.command("snippet")
+def snippet(
+    *,
+    clients: Clients,
+    user: admin.Owner = admin.DEFAULT_USER,
+    sender: Sender = None,
+    ca_file: Authority = None,
+    config: ConfigPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how clients are set up, with YOUR_API_KEY where the key goes: we do not know it any more."""
+    with admin.opened(config) as (settings, store):
+        if sender and not envelope_address(sender):
+            raise UsageError(f"--from: {sender!r} is no address such as someone@example.org")
+        own = key_examples.domain_of(store, user)
+    access = key_examples.access_of(settings, key=key_examples.NO_KEY, sender=sender, domain=own, ca_file=ca_file)
+    snippets = key_examples.snippets_of(clients, access)
+    alone = len(snippets) == 1
+    show(
+        {**_reached(access), "snippets": snippets},
+        as_json=as_json,
+        table=lambda: "".join(snippets.values()) if alone else key_examples.titled(snippets),
+    )
+
+
+def _reached(access: Access) -> dict[str, object]:
+    return {"username": USERNAME, "host": access.host, "port": access.port, "tls": access.tls}
 
 
 @app.command("list")

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from opensend_milter.core.errors import ConfigError, OpensendError, StoreUnavailable, TemporaryError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE, EX_TEMPFAIL, EX_CONFIG = 64, 69, 70, 75, 78
 
@@ -37,11 +37,17 @@ def show(value: Any, *, as_json: bool, table: Callable[[], Table | str]) -> None
     if isinstance(drawn, str):
         sys.stdout.write(drawn.rstrip("\n") + "\n")
     else:
+        # Not before: the processes that stay draw nothing, and start a tenth faster without it.
+        from rich.console import Console  # noqa: PLC0415
+
         Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200).print(drawn)
 
 
 def table_of(columns: Sequence[str], rows: Iterator[Sequence[object]] | Sequence[Sequence[object]]) -> Table:
     """Draw rows of which some cells were written by strangers: nothing in them is markup or moves the cursor."""
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
     drawn = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         drawn.add_row(*(Text(plain(cell)) for cell in row))

@@ -112,10 +112,11 @@ def _https(config: Config) -> Iterator[Clash]:
         return
     if config.http.socket:
         yield Clash(("http.tls", "http.socket"), "false, because a unix socket needs no TLS", shown("true"))
-    elif not (config.tls.certificate or config.tls.folder or config.tls.acme_json):
+    elif not (config.tls.certificate or config.tls.folder):
+        without = "only Postfix is given that of tls.acme_json" if config.tls.acme_json else "none is named"
         yield Clash(
             ("http.tls", "tls.certificate", "tls.folder", "tls.acme_json"),
-            "false, because the section tls names no certificate",
+            f"false, or a certificate in tls.certificate or tls.folder, because {without}",
             shown("true"),
         )
 

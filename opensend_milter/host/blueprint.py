@@ -171,9 +171,6 @@ class Blueprint:
             log_file=None,
             version=self.host.dovecot_version,
         )
-        # Dovecot wants the name alone where a socket is in its own directory.
-        here = config.auth.dovecot_socket.relative_to(RUN_DIR)
-        config = replace(config, auth=replace(config.auth, dovecot_socket=here))
         for name, content in dovecots.render_dovecot(config, site).items():
             yield File(
                 path=DOVECOT / name, content=content.encode(), mode=0o600, why="Dovecot as the judge of keys",
@@ -196,10 +193,11 @@ class Blueprint:
                 yield File(path=EXISTING_PASSDB, content=_render("existing-2.3.conf.in", values), why=why)
             case "2.4":
                 lines = "\n".join(f"      {name} = {value}" for name, value in parameters.items())
-                content = _render("existing-2.4.conf.in", values | {"PARAMETERS": lines}, "PARAMETERS")
-                yield File(
-                    path=EXISTING_PASSDB, content=content, mode=0o640, group="dovecot", why=why, secrets=(password,)
-                )
+                passdb = _render("existing-passdb-2.4.conf.in", {"PARAMETERS": lines}, "PARAMETERS")
+                path = DOVECOT / dovecots.PASSDB_FILE
+                yield File(path=path, content=passdb, mode=0o600, why=why, secrets=(password,))
+                values["PASSDB_FILE"] = path
+                yield File(path=EXISTING_PASSDB, content=_render("existing-2.4.conf.in", values), why=why)
 
     # ------------------------------------------------------------------ Postfix
 

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from opensend_milter.core.errors import OpensendError
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped, warning
 from opensend_milter.host import machine
 from opensend_milter.host.checks_postfix import numbers
-from opensend_milter.host.dovecot import DovecotSite, render_dovecot
+from opensend_milter.host.dovecot import ROLE, DovecotSite, render_dovecot
 
 READABLE = "dovecot.configuration"
 OLDEST = (2, 3)
@@ -184,12 +184,20 @@ def _rendered(written: Sequence[Config], directory: Path, ask: Callable[[str], s
     for config in written:
         differing = [
             name
-            for name, content in render_dovecot(config, site).items()
+            for name, content in render_dovecot(_with_password(config, directory), site).items()
             if _entries(content) != _entries((directory / name).read_text(errors="replace"))
         ]
         if not differing:
             return good("as the configuration says")
     return warning(f"not as the configuration says: {', '.join(differing)}", "opensend-milter install --apply")
+
+
+def _with_password(config: Config, directory: Path) -> Config:
+    """Let it know the password where only units are told: in the place that they load it from."""
+    beside = directory.parent / "passwords"
+    if config.database.password_dir or not (beside / ROLE).is_file():
+        return config
+    return replace(config, database=replace(config.database, password_dir=beside))
 
 
 def _entries(content: str) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from opensend_milter.config import Config
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped, warning
+from opensend_milter.host.dovecot import greeting
 
 ANSWER_S = 5.0
 _GROUP_MAY = 0o060
@@ -154,13 +155,10 @@ def _negotiates(endpoint: socket.socket) -> str:
 
 
 def _greets_as_dovecot(endpoint: socket.socket) -> str:
-    received = b""
-    while b"\nDONE\n" not in received:
-        more = endpoint.recv(4096)
-        if not more:
-            return "closed before its greeting ended"
-        received += more
-    return "" if b"\nMECH\tPLAIN" in b"\n" + received else "offers no PLAIN"
+    said = greeting(endpoint)
+    if not said:
+        return "closed before its greeting ended"
+    return "" if b"\nMECH\tPLAIN" in b"\n" + said else "offers no PLAIN"
 
 
 def _comes_back(place: Place, tmpfiles: tuple[Path, ...]) -> Seen:

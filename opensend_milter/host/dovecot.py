@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import secrets
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +20,7 @@ from opensend_milter.host import templates
 
 ROLE = "opensend_dovecot_auth"
 SQL_FILE = "dovecot-sql.conf"
+PASSDB_FILE = "existing-passdb.conf"
 Version = Literal["2.3", "2.4"]
 
 # Dovecot 2.3 splits its connect line at spaces, expands nothing in it, and libpq reads quotes and backslashes.
@@ -40,13 +44,17 @@ class DovecotSite:
 
 def render_dovecot(config: Config, site: DovecotSite) -> Mapping[str, str]:
     """Return file names and their content, all to be written with mode 0600: they hold a password."""
+    listener = config.auth.dovecot_socket
+    if listener.is_relative_to(site.base_dir):
+        # Dovecot wants the name alone where a socket is in its own directory.
+        listener = listener.relative_to(site.base_dir)
     values: dict[str, templates.Value] = {
         "BASE_DIR": site.base_dir,
         "STATE_DIR": site.state_dir,
         "LOG_FILE": site.log_file,
         "INTERNAL_USER": site.internal_user,
         "LOGIN_USER": site.login_user,
-        "AUTH_SOCKET": config.auth.dovecot_socket,
+        "AUTH_SOCKET": listener,
         "AUTH_GROUP": config.auth.socket_group,
     }
     parameters = connection_parameters(config.database)
@@ -87,7 +95,23 @@ def connection_parameters(database: Database) -> Mapping[str, str]:
         if not _WRITABLE.fullmatch(value):
             shown = "the password" if name == "password" else repr(value)
             raise ConfigError(f"database: {name}: {shown} has characters that Dovecot's configuration cannot hold")
-    return parameters
+    # In libpq's own order, whichever way they came: the same configuration is rendered the same.
+    ordered = conninfo.conninfo_to_dict(conninfo.make_conninfo("", **parameters))
+    return {name: str(value) for name, value in ordered.items()}
+
+
+def greeting(endpoint: socket.socket) -> bytes:
+    """Return what an auth socket says to a new client; nothing where it hangs up before the end of it."""
+    said = b""
+    # 2.3 begins by itself, 2.4 when the client has named itself: by a number that nobody else has.
+    with suppress(BrokenPipeError):
+        endpoint.sendall(f"VERSION\t1\t1\nCPID\t{2**30 + secrets.randbelow(2**30)}\n".encode())
+    with suppress(ConnectionError):
+        while more := endpoint.recv(4096):
+            said += more
+            if b"\nDONE\n" in said:
+                return said
+    return b""
 
 
 def _password(path: Path) -> str:

@@ -6,7 +6,7 @@ import errno
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,10 +41,18 @@ _PLACES = ("milter.socket", "milter.spool_dir", "auth.socket", "auth.dovecot_soc
 
 
 def draw_up(
-    config: Config, written: bytes, choice: Choice, root: Root, *, database: Action | None = None, edition: str = ""
+    config: Config,
+    written: bytes,
+    choice: Choice,
+    root: Root,
+    *,
+    database: Action | None = None,
+    faults_of_database: Sequence[Fault] = (),
+    edition: str = "",
 ) -> Plan:
     """Return the plan for this host; one with faults cannot be applied."""
     host, faults = survey(config, root)
+    faults += faults_of_database
     blueprint = Blueprint(config, written, choice, host, database)
     try:
         faults += faults_of(blueprint)

@@ -25,7 +25,7 @@ from psycopg import sql
 from opensend_milter import config as configuration
 from opensend_milter.host import machine
 from opensend_milter.host.certificates import find_certificate
-from opensend_milter.host.dovecot import DovecotSite, Version, render_dovecot
+from opensend_milter.host.dovecot import DovecotSite, Version, greeting, render_dovecot
 from opensend_milter.host.keeper import NotStarted, Program, heir, tail
 from opensend_milter.host.postfix import PostfixSite, render_postfix
 from opensend_milter.host.sandbox_state import DATABASE, QUEUE_NAME, SUPERUSER, Layout, SandboxState, service_url
@@ -314,19 +314,13 @@ def greets_as_smtp(port: int, ca: Path | None = None) -> bool:
 
 def greets_as_dovecot(path: Path) -> bool:
     """Tell whether Dovecot, or our gate, greets on an auth socket."""
-    received = b""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as endpoint:
             endpoint.settimeout(PROBE_S)
             endpoint.connect(str(path))
-            while b"\nDONE\n" not in received:
-                more = endpoint.recv(4096)
-                if not more:
-                    return False
-                received += more
+            return bool(greeting(endpoint))
     except OSError:
         return False
-    return True
 
 
 def accepts(path: Path) -> bool:

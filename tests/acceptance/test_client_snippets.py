@@ -1,7 +1,8 @@
-"""Every example of docs/clients.md sends: with the real program, through a running gateway."""
+"""Each example of docs/clients.md, and all that `key create` prints, sends: the real program through a real gateway."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ def needs(path: str) -> None:
 
 
 def run(*command: str, at: Path, sandbox: Sandbox, text: str | None = None, **more: str) -> None:
-    """Run a program that trusts the sandbox's authority and nothing of this machine's own."""
+    """Run a program that trusts the sandbox's authority and nothing of this machine's own, unless it is told whom."""
     done = subprocess.run(
         command,
         cwd=at,
@@ -49,7 +50,9 @@ def shell(example: str, at: Path, sandbox: Sandbox) -> None:
 
 
 def swaks(example: str, at: Path, sandbox: Sandbox) -> None:
-    shell(example.replace("--tls-verify", f"--tls-verify --tls-ca-path {sandbox['SANDBOX_TLS_CA']}"), at, sandbox)
+    if "--tls-ca-path" not in example:
+        example = example.replace("--tls-verify", f"--tls-verify --tls-ca-path {sandbox['SANDBOX_TLS_CA']}")
+    shell(example, at, sandbox)
 
 
 def python(example: str, at: Path, sandbox: Sandbox) -> None:
@@ -92,14 +95,16 @@ def postfix(example: str, at: Path, sandbox: Sandbox) -> None:
         place.mkdir()
     shutil.chown(places["data"], "postfix")
     key = places["conf"] / "opensend_key"
-    key.write_text(filled(EXAMPLES["postfix-key"], sandbox, recipient_of(example)))
+    settings, comment, entry = example.partition("# /etc/postfix/opensend_key,")
+    assert comment
+    key.write_text(comment + entry)
     key.chmod(0o600)
     (places["conf"] / "main.cf").write_text(
         "compatibility_level = 3.6\nmyhostname = relaying.test\nmydestination =\ninet_interfaces = loopback-only\n"
         f"queue_directory = {places['queue']}\ndata_directory = {places['data']}\nmaillog_file = {at / 'mail.log'}\n"
         f"maillog_file_prefixes = {at}\nalias_maps =\nmaximal_backoff_time = 2\nminimal_backoff_time = 1\n"
         "queue_run_delay = 1\nsmtp_host_lookup = native\n"
-        + trusting(example, sandbox).replace("/etc/postfix/opensend_key", str(key))
+        + trusting(settings, sandbox).replace("/etc/postfix/opensend_key", str(key))
     )
     (places["conf"] / "master.cf").write_text(
         "pickup unix n - n 60 1 pickup\ncleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\n"
@@ -135,7 +140,8 @@ SENDERS: Mapping[str, Send] = {
 
 
 def trusting(example: str, sandbox: Sandbox) -> str:
-    assert "/etc/ssl/certs/ca-certificates.crt" in example
+    """Name the sandbox's authority, as the printed one does."""
+    assert "/etc/ssl/certs/ca-certificates.crt" in example or sandbox["SANDBOX_TLS_CA"] in example
     return example.replace("/etc/ssl/certs/ca-certificates.crt", sandbox["SANDBOX_TLS_CA"])
 
 
@@ -165,8 +171,27 @@ def delivered_to(sandbox: Sandbox, recipient: str) -> list[bytes]:
     return [raw for raw in (path.read_bytes() for path in sandbox.inbox()) if mark in raw]
 
 
-def test_every_example_has_its_test() -> None:
-    assert set(EXAMPLES) == {*SENDERS, "postfix-key"}
+@pytest.fixture(scope="session")
+def printed(sandbox: Sandbox) -> Mapping[str, str]:
+    """Make a key where only port 465 is on, with all that is printed for it."""
+    variables = {"PATH": os.environ["PATH"], "OPENSEND_MILTER_CONFIG": str(sandbox.directory / "opensend-milter.yaml")}
+    variables |= {"OPENSEND_MILTER_SMTP_RELAY_PORT": "0", "OPENSEND_MILTER_SMTP_SUBMISSION_PORT": "0"}
+    variables["OPENSEND_MILTER_SMTP_HOSTNAME"] = HOST
+    variables["OPENSEND_MILTER_DATABASE_URL"] = sandbox["SANDBOX_DATABASE_URL"]
+    command = ["key", "create", "--user", "sandbox", "--domain", sandbox["SANDBOX_FROM_DOMAIN"], "--snippet", "all"]
+    done = subprocess.run(
+        [sys.executable, "-m", "opensend_milter", *command, "--ca-file", sandbox["SANDBOX_TLS_CA"], "--json"],
+        env=variables, stdout=subprocess.PIPE, check=True, timeout=60,
+    )  # fmt: skip
+    made = json.loads(done.stdout)
+    assert (made["port"], made["tls"]) == (int(sandbox["SANDBOX_SMTPS_PORT"]), "tls")
+    snippets: dict[str, str] = made["snippets"]
+    assert all(made["token"] in text for text in snippets.values())
+    return snippets
+
+
+def test_every_example_has_its_test(printed: Mapping[str, str]) -> None:
+    assert set(EXAMPLES) == set(SENDERS) == set(printed)
 
 
 @pytest.fixture
@@ -179,8 +204,20 @@ def place() -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", SENDERS)
 def test_an_example_sends(name: str, sandbox: Sandbox, place: Path) -> None:
+    """What the page shows, with the values of the page's table: STARTTLS."""
     recipient = f"{unique()}@snippets.test"
-    example = filled(EXAMPLES[name], sandbox, recipient)
+    sends(name, filled(EXAMPLES[name], sandbox, recipient), recipient, sandbox, place)
+
+
+@pytest.mark.parametrize("name", SENDERS)
+def test_what_is_printed_sends_as_it_is(name: str, sandbox: Sandbox, printed: Mapping[str, str], place: Path) -> None:
+    """Nothing is put in but whom it is for: TLS from the first byte, and the authority's file."""
+    recipient = f"{unique()}@snippets.test"
+    example = printed[name].replace(f"postmaster@{sandbox['SANDBOX_FROM_DOMAIN']}", recipient)
+    sends(name, example, recipient, sandbox, place)
+
+
+def sends(name: str, example: str, recipient: str, sandbox: Sandbox, place: Path) -> None:
     if recipient not in example:
         example += f"# {recipient}\n"
     SENDERS[name](example, place, sandbox)

@@ -15,6 +15,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from opensend_milter.adapters.postgres_connections import IN_USE, needed
+from opensend_milter.adapters.roles import LOGIN_ROLES
 from opensend_milter.app.examining import examination
 from opensend_milter.config import Config, Milter, Size, Smtp, Tls, load
 from opensend_milter.core.findings import Finding, Result, chosen, examine
@@ -386,3 +388,13 @@ def test_another_certificate_than_the_one_that_is_shown(site: Site, tmp_path: Pa
     found = examined(renewed, "smtp.certificate")["smtp.certificate"]
     assert found.result is Result.PROBLEM
     assert "reload" in found.mend
+
+
+def test_no_process_holds_more_connections_than_is_reckoned(sandbox: Sandbox, site: Site) -> None:
+    """What `database.limits` reckons with is what the processes do, and not far from it."""
+    with psycopg.connect(sandbox["SANDBOX_DATABASE_URL"]) as connection:
+        rows = connection.execute(IN_USE, [list(LOGIN_ROLES)]).fetchall()
+    used = {role: number for role, _, number, *_ in rows}
+    reckoned = needed(site.config)
+    assert {role: used[role] for role in reckoned if used[role] > reckoned[role]} == {}
+    assert used["opensend_worker"] >= site.config.delivery.concurrency

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from opensend_milter import cli
 from opensend_milter.adapters import migrations
 from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.cli.snippets import CLIENTS
 from tests.integration.private_postgres import Database
 
 Run = Callable[..., Result]
@@ -135,20 +136,47 @@ def test_restricted_key_stores_the_domains_id(database: Database, run: Run) -> N
     assert "gone: sends nothing" in run("key", "list").stdout
 
 
-def test_examples_can_be_pasted(run: Run, tmp_path: Path) -> None:
+def test_snippets_can_be_pasted(run: Run, tmp_path: Path) -> None:
     run("domain", "add", "example.org", "--verified")
     shown = run("key", "create", "--ca-file", str(tmp_path / "my ca.pem")).stdout
     token = next(line.strip() for line in shown.splitlines() if line.startswith("    os_"))
-    swaks = next(line for line in shown.splitlines() if " swaks " in line)
+    swaks, python = shown.partition("With swaks:\n\n")[2].split("\nWith Python:\n\n")
     variable, _, arguments = swaks.partition(" swaks ")
     assert variable == f"SWAKS_OPT_auth_password={token}"
     assert token not in arguments
     for part in ("--server mail.example.org --port 587 --tls --tls-verify", "--from hello@example.org", "my ca.pem'"):
         assert part in arguments
-    python = shown.partition("With Python:\n\n")[2]
     compile(python, "example", "exec")
-    for part in ("'mail.example.org', 587", "starttls", f'login("apikey", "{token}")', "hello@example.org"):
+    for part in ('"mail.example.org", 587', "starttls", f'login("apikey", "{token}")', "hello@example.org"):
         assert part in python
+    assert "Other clients: `opensend-milter key snippet CLIENT`, of curl, django, nodemailer" in shown
+
+
+def test_only_the_clients_that_are_asked_for_are_shown(run: Run) -> None:
+    run("domain", "add", "example.org", "--verified")
+    made = json.loads(run("key", "create", "--snippet", "msmtp", "--snippet", "curl", "--json").stdout)
+    assert sorted(made["snippets"]) == ["curl", "msmtp"]
+    assert f"password {made['token']}\n" in made["snippets"]["msmtp"]
+    every = run("key", "create", "--snippet", "all").stdout
+    assert every.count("\nWith ") == len(CLIENTS)
+    assert "Other clients" not in every
+    assert run("key", "create", "--snippet", "pine").exit_code == 2
+
+
+def test_snippets_are_shown_without_a_key(database: Database, run: Run) -> None:
+    """No key is made for it; one client alone is printed bare, so that it can go into a file."""
+    nobodys = run("key", "snippet", "python").stdout
+    assert '"hello@example.org"' in nobodys
+    run("domain", "add", "shop.example", "--verified")
+    shown = run("key", "snippet", "python").stdout
+    compile(shown, "snippet", "exec")
+    assert '"YOUR_API_KEY"' in shown
+    assert '"hello@shop.example"' in shown
+    assert '"a@b.example"' in run("key", "snippet", "python", "--from", "a@b.example").stdout
+    refused = run("key", "snippet", "msmtp", "--from", "a@b.example\npassword x")
+    assert (refused.exit_code, "--from: " in refused.stderr) == (64, True)
+    with database.connect() as connection:
+        assert connection.execute("SELECT count(*) FROM public.api_keys").fetchone() == (0,)
 
 
 def test_revoke_takes_the_beginning_of_an_id(database: Database, run: Run) -> None:

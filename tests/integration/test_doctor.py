@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -25,7 +26,9 @@ from psycopg import sql
 
 from opensend_milter.adapters import sqs_inspection
 from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.adapters.postgres_connections import UNLIMITED, RoleUse, judged, seen
 from opensend_milter.adapters.postgres_inspection import Inspection
+from opensend_milter.adapters.roles import CONNECTION_LIMITS
 from opensend_milter.app.examining import examination, made_key, some_user
 from opensend_milter.app.sender_records import wanted_of
 from opensend_milter.config import (
@@ -212,6 +215,67 @@ def test_a_role_with_too_much_power(database: Database, config: Config) -> None:
             assert inspected(config, "database.roles")["database.roles"].result is Result.GOOD
         finally:
             connection.execute("ALTER ROLE opensend_worker NOCREATEDB")
+
+
+def test_a_role_with_too_few_connections(database: Database, config: Config) -> None:
+    """What is configured is reckoned before it is missing; the mend gives enough."""
+    usual = CONNECTION_LIMITS["opensend_worker"]
+    with database.connect() as connection:
+        connection.execute("ALTER ROLE opensend_worker CONNECTION LIMIT 3")
+        try:
+            found = inspected(config, "database.limits")["database.limits"]
+            assert found.result is Result.PROBLEM
+            assert "too few: opensend_worker 0 of 3, and 11 may be wanted" in found.seen
+            connection.execute(found.mend)
+            assert inspected(config, "database.limits")["database.limits"].result is Result.GOOD
+            connection.execute("ALTER ROLE opensend_worker CONNECTION LIMIT 1")
+            with worker(database):
+                assert "opensend_worker 1 of 1" in inspected(config, "database.limits")["database.limits"].seen
+        finally:
+            connection.execute(sql.SQL("ALTER ROLE opensend_worker CONNECTION LIMIT {}").format(sql.Literal(usual)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "role"),
+    [
+        ({"milter": Milter(processes=16)}, "opensend_milter"),
+        ({"delivery": Delivery(concurrency=16)}, "opensend_worker"),
+    ],
+)
+def test_more_is_configured_than_a_role_may_have(config: Config, changed: dict[str, Any], role: str) -> None:
+    found = inspected(dataclasses.replace(config, **changed), "database.limits")["database.limits"]
+    assert (found.result, found.seen.startswith(f"too few: {role} 0 of ")) == (Result.PROBLEM, True)
+    assert f"ALTER ROLE {role} CONNECTION LIMIT " in found.mend
+
+
+def use(*, limit: int = 20, used: int = 2, wanted: int = 11) -> RoleUse:
+    return RoleUse(role="opensend_worker", limit=limit, used=used, wanted=wanted)
+
+
+@pytest.mark.parametrize(
+    ("roles", "most", "expected", "mend"),
+    [
+        ([use()], 97, Result.GOOD, ""),
+        ([use(limit=UNLIMITED, used=90, wanted=90)], 97, Result.GOOD, ""),
+        ([use(used=17)], 97, Result.GOOD, ""),
+        ([use(used=18)], 97, Result.WARNING, "LIMIT 40;"),
+        ([use(used=20)], 97, Result.PROBLEM, "LIMIT 40;"),
+        ([use(wanted=20)], 97, Result.GOOD, ""),
+        ([use(wanted=22)], 97, Result.PROBLEM, "LIMIT 22;"),
+        ([use(limit=0, used=0)], 97, Result.PROBLEM, "LIMIT 11;"),
+        ([use(), use()], 21, Result.WARNING, "max_connections = 44;"),
+        ([], 97, Result.GOOD, ""),
+    ],
+)
+def test_how_few_connections_are_too_few(roles: list[RoleUse], most: int, expected: Result, mend: str) -> None:
+    found = judged(roles, most)
+    assert (found.result, mend in found.mend) == (expected, True)
+
+
+def test_two_hosts_want_twice_as_much(config: Config) -> None:
+    """Sessions from two addresses are two hosts'; a role that nobody uses yet will be used by this one."""
+    rows = [("opensend_worker", 20, 4, 2, 97), ("opensend_http", 20, 0, 0, 97)]
+    assert "opensend_worker 4 of 20, and 22 may be wanted" in seen(rows, config).text
 
 
 def test_a_role_whose_commits_are_not_on_disk(database: Database, config: Config) -> None:

@@ -22,6 +22,7 @@ import uvicorn
 
 from opensend_milter.adapters.postgres import conninfo_for
 from opensend_milter.adapters.postgres_feedback import PostgresFeedbackBox
+from opensend_milter.adapters.postgres_submissions import PostgresSubmissions
 from opensend_milter.adapters.sns import SnsTopics
 from opensend_milter.config import Http
 from opensend_milter.core.errors import TemporaryError
@@ -109,6 +110,7 @@ def _main(given: JSON) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     box = PostgresFeedbackBox(given["info"], name="opensend-http", timeout_s=2)
+    desk = PostgresSubmissions(given["info"], connections=1, timeout_s=2)
 
     def fetch(url: str) -> bytes:
         if url != CERTIFICATE_URL:
@@ -124,7 +126,7 @@ def _main(given: JSON) -> None:
 
     http_server.run(
         Http(port=given["port"]),
-        http_events.routes(hear=hear, check=box.check),
+        http_events.routes(hear=hear, check=desk.check),
         lambda: print("READY", file=sys.stderr, flush=True),  # noqa: T201
         max_body_bytes=300_000,
     )

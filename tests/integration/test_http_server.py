@@ -294,8 +294,8 @@ def certificates(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def encrypted(database: Database, folder: Path) -> Iterator[Front]:
-    with front(database, http={"tls": True}, tls={"folder": str(folder)}) as plain:
+def encrypted(database: Database, folder: Path, **more: str) -> Iterator[Front]:
+    with front(database, http={"tls": True}, tls={"folder": str(folder), **more}) as plain:
         connect = plain.connect
 
         def secured() -> socket.socket:
@@ -327,6 +327,12 @@ def test_https_takes_messages_and_a_renewed_certificate_without_a_break(database
             assert served.ask("GET", "/healthz")[0] == 200
             open_before.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert open_before.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
+def test_https_shows_the_files_that_are_named_beside_an_acme_json(database: Database, certificates: Path) -> None:
+    """It is Postfix that is given what acme.json holds; its file is not even for us to read."""
+    with encrypted(database, certificates, acme_json=str(certificates / "acme.json")) as served:
+        assert served.ask("GET", "/healthz")[0] == 200
 
 
 def test_a_renewed_certificate_that_cannot_be_used_is_refused(database: Database, certificates: Path) -> None:

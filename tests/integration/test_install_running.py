@@ -265,8 +265,27 @@ def test_systemd_is_told_in_the_right_order(database: Database) -> None:
         system.run("postfix", "stop")
 
 
+def refused_without_passwords(system: CopiedSystem, database: Database, url: str) -> None:
+    """As on a second host: the plan says so, nothing is changed, and the first host's password is still good."""
+    place = system.root / "etc/opensend-milter/passwords"
+    place.rename(place.with_name("aside"))
+    before = system.written()
+    plan = system.install("--plan", DATABASE_URL=url, check=False)
+    refused = system.install("--apply", DATABASE_URL=url, check=False)
+    for said in (plan.stdout, refused.stderr):
+        assert "the password is not in /etc/opensend-milter/passwords, and with a new one" in said
+        assert "copy that directory from one of them; if there is none, --new-passwords" in said
+    assert (plan.returncode, refused.returncode) == (1, 1)
+    assert not system.changes(before)
+    assert "ERROR" not in system.install("--plan", "--new-passwords", DATABASE_URL=url).stdout
+    with database.connect("opensend_milter") as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    place.with_name("aside").rename(place)
+
+
 def test_output_holds_no_secret_and_a_database_that_is_away_undoes_all(database: Database) -> None:
     with running_host(database) as (system, url):
+        refused_without_passwords(system, database, url)
         passwords = [path.read_text().strip() for path in (system.root / "etc/opensend-milter/passwords").iterdir()]
         before = system.written()
         plan = system.install("--plan", "--json")

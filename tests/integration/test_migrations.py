@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -193,7 +194,7 @@ def test_new_roles_may_nothing_and_have_no_password(bare: Cluster) -> None:
 
 
 def test_passwords(bare: Cluster, tmp_path: Path) -> None:
-    """One file per role, kept at the next run, made anew when it is gone; the server never sees one."""
+    """One file per role, kept at the next run, made anew when it is gone and asked for; the server never sees one."""
     url = bare.new_database("site")
     directory = tmp_path / "deep" / "passwords"
     migrations.init(url, directory)
@@ -203,7 +204,7 @@ def test_passwords(bare: Cluster, tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
 
     (directory / "opensend_http").unlink()
-    migrations.init(url, directory)
+    migrations.init(url, directory, new_passwords=True)
     after = {path.name: path.read_text().strip() for path in directory.iterdir()}
     assert {name for name, password in after.items() if before[name] != password} == {"opensend_http"}
     for role, password in after.items():
@@ -234,6 +235,43 @@ def test_roles_that_may_too_much_are_refused(bare: Cluster, statement: str, comp
     with pytest.raises(UsageError, match=complaint):
         migrations.init(url, None)
     assert rows(url, "SELECT to_regnamespace('opensend_milter')") == [(None,)]
+
+
+@pytest.mark.parametrize("sees_passwords", [True, False])
+def test_a_second_host_does_not_lock_out_the_first(bare: Cluster, tmp_path: Path, *, sees_passwords: bool) -> None:
+    """Nothing is changed, no file written; with a copy of the passwords, or on purpose, it goes on."""
+    bare.execute(sql.SQL("CREATE ROLE cloud LOGIN CREATEROLE PASSWORD 'x'"))
+    bare.new_database("site", owner="cloud")
+    url = bare.url("site") if sees_passwords else bare.url("site", "cloud", "x")
+    first, second = tmp_path / "first", tmp_path / "second"
+    migrations.init(url, first)
+    (first / "opensend_http").rename(tmp_path / "aside")
+    for command in (migrations.init, migrations.migrate):
+        with pytest.raises(UsageError, match=r"opensend_http: the password is not in .*copy that directory"):
+            command(url, first)
+        with pytest.raises(
+            UsageError, match=r"opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http:"
+        ):
+            command(url, second)
+    assert not second.exists()
+    (tmp_path / "aside").rename(first / "opensend_http")
+    password = (first / "opensend_http").read_text().strip()
+    assert rows(bare.url("site", "opensend_http", password), "SELECT 1") == [(1,)]
+
+    shutil.copytree(first, second)
+    migrations.init(url, second)
+    assert rows(bare.url("site", "opensend_http", password), "SELECT 1") == [(1,)]
+    migrations.init(url, tmp_path / "third", new_passwords=True)
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        rows(bare.url("site", "opensend_http", password), "SELECT 1")
+
+
+def test_roles_that_have_no_password_yet_are_given_one(bare: Cluster, tmp_path: Path) -> None:
+    """Who may see that there is none is not asked for a copy."""
+    url = bare.new_database("site")
+    migrations.init(url, None)
+    migrations.init(url, tmp_path / "passwords")
+    assert sorted(path.name for path in (tmp_path / "passwords").iterdir()) == sorted(roles.LOGIN_ROLES)
 
 
 def test_managed_postgres(bare: Cluster, tmp_path: Path) -> None:

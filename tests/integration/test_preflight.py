@@ -17,9 +17,10 @@ import pytest
 
 from opensend_milter.config import Auth, Config, Database, Milter, Smtp, Tls
 from opensend_milter.host import install, preflight
-from opensend_milter.host.blueprint import Blueprint, Choice
+from opensend_milter.host.blueprint import DOVECOT, EXISTING_PASSDB, Blueprint, Choice
 from opensend_milter.host.certificates import make_certificate
-from opensend_milter.host.plan import File, Link, Plan, Root
+from opensend_milter.host.dovecot import PASSDB_FILE
+from opensend_milter.host.plan import Fault, File, Link, Plan, Root
 from tests.integration.small_system import small_system
 
 FOLDER = Path("/etc/ssl/mail")
@@ -123,6 +124,14 @@ def test_what_is_in_the_way_is_said_with_its_mend(root: Path, case: Case) -> Non
     assert all(fault.mend for fault in faults)
 
 
+def test_what_is_wrong_in_the_database_stands_in_the_way_too(root: Path) -> None:
+    """Who asked the database says so; the steps are shown all the same."""
+    fault = Fault(what="opensend_worker: the password is not in /etc/opensend-milter/passwords", mend="copy it")
+    plan = preflight.draw_up(GOOD, b"", Choice(), Root(root), faults_of_database=[fault])
+    assert plan.faults == (fault,)
+    assert plan.steps
+
+
 def test_a_port_of_another_address_is_free(root: Path) -> None:
     listener("127.0.0.9:587")(root)
     assert plan_of(root).faults == ()
@@ -152,10 +161,13 @@ def test_services_hold_off_what_the_existing_main_cf_sets(root: Path) -> None:
 def test_dovecot_2_4_gets_its_own_form(root: Path) -> None:
     host, _ = preflight.survey(GOOD, Root(root))
     newer = Blueprint(GOOD, b"", Choice(dovecot="existing"), replace(host, dovecot_version="2.4")).plan()
-    (passdb,) = [step for step in newer.steps if isinstance(step, File) and step.path.name.startswith("00-")]
+    files = {step.path: step for step in newer.steps if isinstance(step, File)}
+    passdb, included_in = files[DOVECOT / PASSDB_FILE], files[EXISTING_PASSDB]
     assert b"passdb opensend {" in passdb.content
-    assert passdb.mode == 0o640
+    assert passdb.mode == 0o600
     assert passdb.secrets
+    assert f"!include_try {passdb.path}\n".encode() in included_in.content
+    assert included_in.mode == 0o644
 
 
 def test_what_a_package_brought_is_used_as_it_is(root: Path) -> None:
