@@ -15,6 +15,7 @@ import typer
 from opensend_milter import app as composition
 from opensend_milter.cli import output
 from opensend_milter.cli.output import AsJson
+from opensend_milter.cli.snippets import SNIPPETS, Access, Client
 from opensend_milter.host import sandbox, sandbox_mail, sandbox_state
 from opensend_milter.host.machine import Lacking
 
@@ -147,7 +148,8 @@ def demo(directory: Directory = sandbox.DEFAULT_DIR, as_json: AsJson = False) ->
             text="It works.",
         )
         sent = sandbox_mail.send(variables, draft, find_email=composition.find_email, wait_s=30.0)
-    shown = {"sent": sent, "swaks": _swaks(variables), "python": _python(variables), "undo": _undo(place)}
+    examples = {client.value: _example(client, variables) for client in (Client.SWAKS, Client.PYTHON)}
+    shown = {"sent": sent, **examples, "undo": _undo(place)}
     output.show({**variables, **shown}, as_json=as_json, table=lambda: _demo_text(variables, sent, place))
 
 
@@ -166,34 +168,27 @@ inbox: {variables["SANDBOX_INBOX"]}
 
 With swaks:
 
-{_swaks(variables)}
-
+{_example(Client.SWAKS, variables)}
 With Python:
 
-{_python(variables)}
+{_example(Client.PYTHON, variables)}
 Names and values for a script: opensend-milter sandbox env --dir {place}
 Undo: {_undo(place)}
 """
 
 
-def _swaks(variables: Mapping[str, str]) -> str:
-    return (
-        f"swaks --server {variables['SANDBOX_SMTP_HOST']} --port {variables['SANDBOX_SMTP_PORT']} "
-        f"--tls --tls-verify --tls-ca-path {variables['SANDBOX_TLS_CA']} "
-        f"--auth PLAIN --auth-user apikey --auth-password {variables['SANDBOX_API_KEY']} "
-        f"--from demo@{variables['SANDBOX_FROM_DOMAIN']} --to {RECIPIENT}"
+def _example(client: Client, variables: Mapping[str, str]) -> str:
+    access = Access(
+        host=variables["SANDBOX_SMTP_HOST"],
+        port=int(variables["SANDBOX_SMTP_PORT"]),
+        tls="starttls",
+        http_url=variables["SANDBOX_HTTP_URL"],
+        key=variables["SANDBOX_API_KEY"],
+        sender=f"demo@{variables['SANDBOX_FROM_DOMAIN']}",
+        recipient=RECIPIENT,
+        ca_file=Path(variables["SANDBOX_TLS_CA"]),
     )
-
-
-def _python(variables: Mapping[str, str]) -> str:
-    return f"""\
-import smtplib, ssl
-with smtplib.SMTP("{variables["SANDBOX_SMTP_HOST"]}", {variables["SANDBOX_SMTP_PORT"]}) as smtp:
-    smtp.starttls(context=ssl.create_default_context(cafile="{variables["SANDBOX_TLS_CA"]}"))
-    smtp.login("apikey", "{variables["SANDBOX_API_KEY"]}")
-    message = "From: demo@{variables["SANDBOX_FROM_DOMAIN"]}\\nTo: {RECIPIENT}\\nSubject: Hello\\n\\nHello.\\n"
-    smtp.sendmail("demo@{variables["SANDBOX_FROM_DOMAIN"]}", ["{RECIPIENT}"], message)
-"""
+    return SNIPPETS[client].write(access)
 
 
 def _undo(place: Path) -> str:
