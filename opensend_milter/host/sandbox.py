@@ -162,7 +162,7 @@ def _write_files(layout: Layout, state: SandboxState) -> None:
             "socket_group": "postfix",
             "dovecot_socket": str(layout.run / "dovecot-auth.sock"),
         },
-        "delivery": {"poll_interval_s": 0.1},
+        "delivery": {"poll_interval_s": 0.25},
         "relay": {"host": "127.0.0.1", "port": ports["inbox"]},
         "maildir": {"folder": str(layout.inbox)},
         "http": {"host": "127.0.0.1", "port": ports["http"], "public_url": state_file.http_url(state)},
@@ -274,8 +274,9 @@ def down(directory: Path, *, purge: bool, say: Say) -> None:
         pid = state_file.keeper_pid(directory)
         if pid:
             say("stopping")
+            # The lock is free a moment before the process is gone.
             os.kill(pid, signal.SIGTERM)
-            if not _until(lambda: not state_file.keeper_pid(directory), STOP_S):
+            if not _until(lambda: start_clock(pid) is None, STOP_S):
                 os.kill(pid, signal.SIGKILL)
         _clear(directory)
         state_file.remove_short_path(directory, state)

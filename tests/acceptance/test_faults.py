@@ -23,9 +23,9 @@ from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.submitting import MAIL, Answer, count, eventually, log_in, rows, submit, unique
 
 CLIENTS = 20
-PAUSE_S = 0.1
+PAUSE_S = 0.25
 """Between two messages of one client: the machine is to have time for what is tested."""
-LONGEST_MOMENT_S = 0.5
+LONGEST_MOMENT_S = 0.4
 BLOWS = 4
 COMMIT_S = 0.01
 """For each message of a batch, where COMMIT is made slow."""

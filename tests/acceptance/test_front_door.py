@@ -7,14 +7,14 @@ import signal
 import smtplib
 import socket
 import ssl
-import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import yaml
 
-from opensend_milter.host import machine
-from tests.acceptance.running_sandbox import MakeSandbox, Sandbox
+from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.submitting import eventually, rows
 
 
@@ -86,17 +86,30 @@ def test_some_refusals_on_a_connection_do_not_end_it(sandbox: Sandbox) -> None:
         assert client.data(b"From: a@sandbox.test\r\n\r\nx\r\n")[0] == 250
 
 
-def test_a_client_that_is_too_fast_is_put_off(make_sandbox: MakeSandbox) -> None:
+@pytest.fixture
+def other_rules(rough: Sandbox) -> Iterator[Sandbox]:
+    """Share a sandbox whose configuration may be changed: afterwards it is as it was, and Postfix counts anew."""
+    before = yaml.safe_load((rough.directory / "opensend-milter.yaml").read_text())["smtp"]
+    yield rough
+    change(rough, **{"proxies": "", **before})
+    rough.await_good()
+
+
+def change(sandbox: Sandbox, **smtp: object) -> None:
+    """Change the section smtp, and end Postfix: its configuration is written anew when it is started again."""
+    config, pid = sandbox.directory / "opensend-milter.yaml", sandbox.pid("postfix")
+    settings = yaml.safe_load(config.read_text())
+    settings["smtp"] |= smtp
+    config.write_text(yaml.safe_dump(settings))
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: True if not Path(f"/proc/{pid}").exists() else None)
+
+
+def test_a_client_that_is_too_fast_is_put_off(other_rules: Sandbox) -> None:
     """Logins and messages are counted apart, by address, and 450 says: later."""
-    sandbox = make_sandbox()
-    folder = f"{sandbox.directory}/postfix"
-    limits = ("smtpd_client_auth_rate_limit=3", "smtpd_client_message_rate_limit=4")
-    for command in (("postconf", "-e", *limits), ("postfix", "reload")):
-        path = f"/usr/sbin/{command[0]}"
-        subprocess.run(
-            [path, "-c", folder, *command[1:]], check=True, capture_output=True, env=machine.environment({}), timeout=60
-        )
-    eventually(lambda: True if "reload -- version" in sandbox.log("postfix") else None)
+    sandbox = other_rules
+    change(sandbox, client_logins_per_minute=3, client_messages_per_minute=4)
+    sandbox.await_good()
     mail = b"From: a@sandbox.test\r\n\r\nx\r\n"
     with sandbox.smtp() as client:
         answers = []
@@ -112,14 +125,10 @@ def test_a_client_that_is_too_fast_is_put_off(make_sandbox: MakeSandbox) -> None
     assert (refused.value.smtp_code, refused.value.smtp_error[:5]) == (450, b"4.7.1")
 
 
-def test_behind_a_balancer_the_client_is_who_it_says(make_sandbox: MakeSandbox) -> None:
+def test_behind_a_balancer_the_client_is_who_it_says(other_rules: Sandbox) -> None:
     """PROXY protocol, version 1: what is recorded is the client's address; who does not speak it gets nothing."""
-    sandbox = make_sandbox()
-    config = sandbox.directory / "opensend-milter.yaml"
-    settings = yaml.safe_load(config.read_text())
-    settings["smtp"]["proxies"] = "127.0.0.0/8"
-    config.write_text(yaml.safe_dump(settings))
-    os.kill(sandbox.pid("postfix"), signal.SIGTERM)  # it is rendered again when it is started again
+    sandbox = other_rules
+    change(sandbox, proxies="127.0.0.0/8")
     port = int(sandbox["SANDBOX_SMTP_PORT"])
     with eventually(lambda: _connected_as("203.0.113.9", port)) as client:
         client.starttls(context=ssl.create_default_context(cafile=sandbox["SANDBOX_TLS_CA"]))

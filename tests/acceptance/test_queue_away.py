@@ -13,7 +13,7 @@ from tests.acceptance.running_sandbox import MakeSandbox
 from tests.acceptance.submitting import eventually, rows
 
 OUTAGE_S = 60.0
-EVERY_S = 0.2
+EVERY_S = 0.4
 
 
 @pytest.mark.case(57)

@@ -101,7 +101,7 @@ class Databases:
 
     @contextmanager
     def _connected(self, name: str) -> Iterator[Connection]:
-        with psycopg.connect(self.cluster.url(name), autocommit=True) as connection:
+        with psycopg.connect(self.cluster.here(name), autocommit=True) as connection:
             yield connection
 
     @staticmethod

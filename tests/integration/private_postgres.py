@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from opensend_milter.adapters.postgres import Connection, Role
 
@@ -71,8 +72,9 @@ class Cluster:
         password.write_text(PASSWORD)
         password.chmod(0o644)
         subprocess.run(
-            [*_as_postgres(), program("initdb"), "--no-sync", "--auth=scram-sha-256", f"--username={SUPERUSER}",
-             f"--pwfile={password}", "--encoding=UTF8", "--locale=C.UTF-8", f"--pgdata={self.directory / 'data'}"],
+            [*_as_postgres(), program("initdb"), "--no-sync", "--auth-host=scram-sha-256", "--auth-local=trust",
+             f"--username={SUPERUSER}", f"--pwfile={password}",
+             "--encoding=UTF8", "--locale=C.UTF-8", f"--pgdata={self.directory / 'data'}"],
             check=True, stdout=subprocess.DEVNULL, cwd=self.directory,
         )  # fmt: skip
 
@@ -148,9 +150,13 @@ class Cluster:
     def _url(self, database: str, port: int, user: str = SUPERUSER, password: str = PASSWORD) -> str:
         return f"postgresql://{user}:{quote(password, safe='')}@127.0.0.1:{port}/{database}"
 
+    def here(self, database: str) -> str:
+        """Return the superuser's way in by the socket, without a password: it costs half of the way over TCP."""
+        return make_conninfo(host=str(self.directory), port=self.port, user=SUPERUSER, dbname=database)
+
     def execute(self, *statements: sql.Composed | sql.SQL) -> None:
         """Run statements as superuser, each on its own."""
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+        with psycopg.connect(self.here("postgres"), autocommit=True) as connection:
             for statement in statements:
                 connection.execute(statement)
 
@@ -196,7 +202,8 @@ class Database:
     @contextmanager
     def connect(self, role: Role | None = None) -> Iterator[Connection]:
         """Open an autocommit connection, as superuser unless a role is named; close it at the end."""
-        with psycopg.connect(self.url_for(role) if role else self.url, autocommit=True) as connection:
+        info = self.url_for(role) if role else self.cluster.here(self.name)
+        with psycopg.connect(info, autocommit=True) as connection:
             yield connection
 
 

@@ -18,7 +18,7 @@ from opensend_milter.adapters.postgres_jobs import SQL, Keeping, PostgresJobStor
 from opensend_milter.core.errors import RowRefused, StoreUnavailable
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.model import Address, EmailId, Job, Lane, Route, Sent, UserId
-from tests.integration.outbox import LANE, add_email, end_leases, events, job_store, rows, state
+from tests.integration.outbox import LANE, add_email, add_emails, end_leases, events, job_store, rows, state
 from tests.integration.private_postgres import Database
 from tests.jobs import RAW
 
@@ -329,7 +329,7 @@ def test_an_email_deleted_while_it_was_sent(database: Database, store: PostgresJ
 
 def test_two_claim_at_once_and_nobody_twice(database: Database) -> None:
     """200 jobs, four threads."""
-    expected = {add_email(database) for _ in range(200)}
+    expected = set(add_emails(database, 200))
     found: list[EmailId] = []
 
     def work(number: int) -> None:

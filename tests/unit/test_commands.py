@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from opensend_milter.cli import COMMANDS, GROUPS, app_of, main
+from opensend_milter.cli import COMMANDS, GROUPS, app_of, main, output
 
 NAMES = [*COMMANDS, *GROUPS]
 
@@ -37,3 +38,20 @@ def test_an_unknown_command_is_named(monkeypatch: pytest.MonkeyPatch, capsys: py
         main()
     assert ended.value.code == 2
     assert "No such command 'sevre'" in capsys.readouterr().err
+
+
+STAYING = [name for name, module in COMMANDS.items() if module == "daemons"]
+
+
+@pytest.mark.parametrize("name", STAYING)
+@pytest.mark.parametrize("spelling", ["--config", "-c"])
+def test_who_stays_says_the_same_however_it_is_started(
+    name: str, spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the units spell it typer is not even asked."""
+    path = tmp_path / "none.yaml"
+    monkeypatch.setattr(sys, "argv", ["opensend-milter", name, spelling, str(path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == output.EX_CONFIG
+    assert str(path) in capsys.readouterr().err
