@@ -100,7 +100,8 @@ def sampled(stand: Stand, seconds: float) -> Frame:
     if not sampler:
         raise SystemExit("the sampler is missing: .venv/bin/pip install py-spy")
     ours = stand.ours()
-    children = Path(f"/proc/{stand.pids['serve']}/task/{stand.pids['serve']}/children").read_text().split()
+    (serve,) = ours.groups["milter"]
+    children = Path(f"/proc/{serve}/task/{serve}/children").read_text().split()
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "stacks"
         options = [

@@ -157,8 +157,13 @@ class Stand:
     # ------------------------------------------------------------------ systems
 
     def ours(self, name: str = OURS, *, serve: int | None = None, socket: Path | None = None) -> System:
-        """Return the product: the sandbox's own `serve`, or one beside it."""
-        return self._system(name, serve or self.pids["serve"], socket or self.config.milter.socket)
+        """Return the product, with a `serve` as it is shipped: the sandbox's own has two processes on any machine."""
+        if serve is None or socket is None:
+            socket = self.place / "ours.sock"
+            shipped = {"socket": str(socket), "processes": 0}
+            serve = self.run_ours("ours-serve", "serve", self.write_config("ours", {"milter": shipped}))
+            await_true("serve", partial(accepts, socket))
+        return self._system(name, serve, socket)
 
     def alone(self) -> System:
         """Return Postfix without a milter; it takes a message to its queue, and delivers it to nobody."""

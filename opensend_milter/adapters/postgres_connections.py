@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import LiteralString
@@ -51,7 +50,6 @@ class RoleUse:
 
 def needed(config: Config, cores: int | None = None) -> Mapping[Role, int]:
     """Return how many the processes of one host hold at most: two lanes and a limiter a process, and so on."""
-    processes = config.milter.processes or min(cores or os.cpu_count() or 1, 4)
     # Housekeeping, and the commands of both timers.
     worker = 3 + bool(config.queue.url) + bool(config.metrics.worker_port)
     if config.profile == "standalone":
@@ -60,7 +58,7 @@ def needed(config: Config, cores: int | None = None) -> Mapping[Role, int]:
     return {
         "opensend_dovecot_auth": 5,
         # For a moment those of before a restart or a change are there too.
-        "opensend_milter": processes * 3 * 2,
+        "opensend_milter": config.milter.children(cores) * 3 * 2,
         "opensend_worker": worker,
         "opensend_http": 8 + 1 + 1 + 2 * 2,
     }

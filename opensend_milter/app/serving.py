@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +33,6 @@ from opensend_milter.servers.unix_socket import group_of
 log = logging.getLogger(__name__)
 
 BATCH = 64
-MOST_PROCESSES = 4
 
 
 BESIDE_OPENSEND = Carries(max_line_octets=None, eight_bit=True, utf8_addresses=False)
@@ -179,7 +177,7 @@ def _serve(path: Path | None, config: Config, group: int | None, join: Callable[
 
     supervisor = Supervisor(
         child,
-        count=settings.processes or min(os.cpu_count() or 1, MOST_PROCESSES),
+        count=settings.children(),
         drain_s=settings.drain_s,
         reload=lambda: reloading.reload(_make_spool),
         healthy=lambda: settings.socket.exists() and settings.socket.stat().st_ino == inode,

@@ -3,6 +3,8 @@
 # ruff: noqa: RUF009  # option() is dataclasses.field() with more to say
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -146,7 +148,7 @@ class Milter:
         check=SOCKET,
     )
     socket_group: str = option("postfix", "group that may connect to the socket", check=GROUP)
-    processes: int = option(0, "worker processes; 0: one per core, at most four", check=whole(0, 64))
+    processes: int = option(0, "worker processes; 0: one for four cores, at most four", check=whole(0, 64))
     soft_timeout_s: float = option(10.0, "a message not taken up by then gets 451", check=number(1, 25))
     hard_timeout_s: float = option(25.0, "a database call is cut off at this age", check=number(2, 100))
     drain_s: float = option(20.0, "how long SIGTERM waits for messages in hand", check=number(0, 600))
@@ -155,6 +157,10 @@ class Milter:
     )
     spool_above_bytes: int = option(1_048_576, "larger messages are spooled to a file", check=whole(4_096, 2**30))
     gather_window_ms: float = option(2.0, "how long a busy process gathers a batch", check=number(0, 100))
+
+    def children(self, cores: int | None = None) -> int:
+        """Return how many processes answer: Postfix needs most of the cores, and the fewer, the larger a batch."""
+        return self.processes or min(math.ceil((cores or os.cpu_count() or 1) / 4), 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

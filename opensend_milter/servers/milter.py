@@ -119,7 +119,8 @@ class Transaction:
     def add_header(self, name: bytes, value: bytes) -> None:
         # Beyond the limit nothing is kept: the size alone refuses it.
         if self.size <= self.door.max_message_bytes:
-            self.header += name + b":" + re.sub(rb"\r?\n", b"\r\n", value) + b"\r\n"
+            unfolded = b"\n" not in value
+            self.header += b"%b:%b\r\n" % (name, value if unfolded else re.sub(rb"\r?\n", b"\r\n", value))
         else:
             self.body_size += len(name) + len(value)
 

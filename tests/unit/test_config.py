@@ -13,6 +13,7 @@ from opensend_milter.config import (
     PATH_VARIABLE,
     Config,
     Key,
+    Milter,
     check_front_door,
     effective,
     load,
@@ -324,3 +325,10 @@ def test_the_effective_configuration_is_masked(config_file: Path) -> None:
     assert shown["database.url"].masked
     assert shown["database.url"].source == "DATABASE_URL"
     assert not shown["smtp.host"].masked
+
+
+@pytest.mark.parametrize(
+    ("processes", "cores", "children"), [(0, 1, 1), (0, 4, 1), (0, 5, 2), (0, 16, 4), (0, 64, 4), (7, 1, 7)]
+)
+def test_processes_are_sized_to_the_machine(processes: int, cores: int, children: int) -> None:
+    assert Milter(processes=processes).children(cores) == children
