@@ -273,16 +273,22 @@ class Blueprint:
         if not self.host.has_systemd:
             return
         systemctl = program("systemctl")
-        units = [name for name in shipped_units.names() if name not in self._left_out() and _stays(name)]
+        units = [name for name in shipped_units.names() if name not in self._left_out()]
+        timers = [name for name in units if name.endswith(".timer")]
         yield Command(
             name="start",
             why="systemd reads the units and starts them",
             run=(
                 (systemctl, "daemon-reload"),
-                (systemctl, "restart", *units),
+                (systemctl, "restart", *filter(_stays, units)),
                 (systemctl, "start", shipped_units.TARGET),
             ),
-            back=((systemctl, "stop", shipped_units.TARGET, *units),),
+            back=(
+                (systemctl, "stop", shipped_units.TARGET, *units),
+                # systemd would remember of units that are gone when they ran last, and that they failed.
+                (systemctl, "clean", "--what=state", *timers),
+                (systemctl, "reset-failed", "opensend-*"),
+            ),
         )
 
     def _reloads(self) -> Iterator[Command]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import smtplib
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -41,6 +42,8 @@ class Running:
 
     process: subprocess.Popen[bytes]
     log_path: Path
+    ends_its_own: bool
+    """KillMode=mixed: only the main process is told."""
 
     @property
     def log(self) -> str:
@@ -49,7 +52,10 @@ class Running:
 
     def stop(self) -> int:
         """Stop it as systemd does; return its exit code."""
-        self.process.terminate()
+        descendants = [] if self.ends_its_own else list(_descendants(self.process.pid))
+        for pid in (self.process.pid, *descendants):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         return self.process.wait(STOP_S)
 
 
@@ -69,10 +75,9 @@ class Host:
         try:
             yield running
         finally:
-            if running.process.poll() is None:
-                running.process.terminate()
             try:
-                running.process.wait(STOP_S)
+                if running.process.poll() is None:
+                    running.stop()
             except subprocess.TimeoutExpired:
                 running.process.kill()
                 running.process.wait()
@@ -103,7 +108,7 @@ class Host:
                 stderr=log,
                 pass_fds=(passing.fileno(),) if passing else (),
             )
-            running = Running(process, log_path)
+            running = Running(process, log_path, units.read(unit).last("KillMode") == "mixed")
             if notifies:
                 _await_ready(endpoint, running)
         return running
@@ -114,6 +119,14 @@ class Host:
             [sys.executable, "-m", "tests.integration.confined", str(self.system.root), unit, "--", *command],
             cwd=ROOT, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL,
         )  # fmt: skip
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Postfix's master is a child of the script that starts it, and would outlive that."""
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            yield child
+            yield from _descendants(child)
 
 
 def name_of_socket(unit: str) -> str:

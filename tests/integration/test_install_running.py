@@ -259,8 +259,11 @@ def test_systemd_is_told_in_the_right_order(database: Database) -> None:
         system.install("--apply", DATABASE_URL=url)
         assert not system.read("/run/systemctl.log"), "nothing changed, so nothing is restarted"
         system.install("--undo")
-        stop, reload = system.read("/run/systemctl.log").splitlines()
+        stop, clean, forget, reload = system.read("/run/systemctl.log").splitlines()
         assert stop.startswith("stop opensend-milter.target")
+        assert "opensend-certificate.service" in stop, "also what a timer or a path has started"
+        assert clean == "clean --what=state opensend-domains.timer opensend-prune.timer"
+        assert forget == "reset-failed opensend-*"
         assert reload == "daemon-reload"
         system.run("postfix", "stop")
 

@@ -34,7 +34,8 @@ def _seconds(unit: str, name: str) -> float:
 def test_every_line_is_tried_or_said_not_to_be(name: str) -> None:
     """A restriction that no test applies is named in the documentation."""
     said = (ROOT / "docs" / "units.md").read_text().partition("## What is tested")[2]
-    not_tried = set(re.findall(r"^\| `(\w+)` \|", said, re.MULTILINE))
+    cells = re.findall(r"^\| (`[^|]+`) \|", said, re.MULTILINE)
+    not_tried = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
     assert not_tried == set(confined.NOT_TRIED)
     known = confined.APPLIED | set(confined.NOT_TRIED) | confined.OF_A_RUNNING_SYSTEMD
     assert units.read(name).names("Service") - known == set()

@@ -1,0 +1,272 @@
+"""Units under a real systemd: it starts them, watches over them, starts them again, and forgets them at undo."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from opensend_milter.adapters.roles import LOGIN_ROLES
+from opensend_milter.host import shipped_units
+from opensend_milter.host.certificates import make_certificate
+from tests.integration.copied_system import State
+from tests.integration.private_postgres import PASSWORD, SUPERUSER, Cluster, Database
+from tests.integration.systemd_host import DATABASE_DIR, HOME, PROGRAM, SystemdHost, booted, until
+from tests.integration.test_install import LEFT_BY_THE_SYSTEM, furnish
+from tests.integration.test_install_running import OF_RUNNING, make_key
+
+# Together, from the beginning: so one process of the tests boots it once.
+pytestmark = pytest.mark.long
+OURS = {f"opensend-{name}.service" for name in ("milter", "auth-gate", "worker", "http", "dovecot", "postfix")}
+STAY = {
+    *OURS, "opensend-auth-gate.socket", "opensend-http.socket", "opensend-milter.target", "opensend-certificate.path",
+    "opensend-prune.timer", "opensend-domains.timer",
+}  # fmt: skip
+SEND = """
+import http.client, json, smtplib, ssl, sys, time
+key, subject = sys.argv[1:]
+def smtp():
+    with smtplib.SMTP("127.0.0.1", 587, "client.example", timeout=20) as client:
+        context = ssl.create_default_context(cafile="/etc/ssl/mail/ca.pem")
+        context.check_hostname = False
+        client.starttls(context=context)
+        client.login("apikey", key)
+        text = f"From: app@sender.example\\nTo: b@example.net\\nSubject: {subject} by SMTP\\n\\nHello.\\n"
+        client.sendmail("app@sender.example", ["b@example.net"], text)
+def http_():
+    client = http.client.HTTPConnection("127.0.0.1", 8025, timeout=20)
+    mail = {"from": "app@sender.example", "to": "b@example.net", "subject": f"{subject} by HTTP", "body": "Hello."}
+    client.request("POST", "/v1/send", json.dumps(mail), {"X-API-Key": key, "Content-Type": "application/json"})
+    answer = client.getresponse()
+    if answer.status != 202:
+        raise OSError(f"{answer.status} {answer.read()}")
+refused = []
+for way in (smtp, http_):
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            way()
+            break
+        except OSError as error:
+            refused.append(str(error))
+            if time.monotonic() > deadline:
+                sys.exit(f"{way.__name__}: {error}")
+            time.sleep(0.1)
+print(json.dumps(refused))
+"""
+"""A client as they are: what is refused for now it tries again."""
+
+
+@dataclass(frozen=True, slots=True)
+class MailHost:
+    """A host that `install --apply` has furnished, and what it was before."""
+
+    host: SystemdHost
+    key: str
+    before: dict[str, State]
+    secrets: frozenset[str]
+
+    def mail_flows(self, subject: str) -> list[str]:
+        """Send by both doors until both have taken it, and wait until both are delivered; return what was refused."""
+        script = self.host.run(str(HOME / "bin/python"), "-c", SEND, self.key, subject).stdout
+        until(lambda: self.delivered(subject) == {"SMTP", "HTTP"}, f"{subject} arrives")
+        refused: list[str] = json.loads(script)
+        return refused
+
+    def delivered(self, subject: str) -> set[str]:
+        """Name the doors by which a subject came."""
+        folder = self.host.root / "var/lib/opensend-milter/maildir/new"
+        texts = "".join(path.read_text() for path in folder.iterdir()) if folder.is_dir() else ""
+        return set(re.findall(f"^Subject: {subject} by (SMTP|HTTP)", texts, re.MULTILINE))
+
+    def main_pid(self, unit: str) -> str:
+        """Return its number inside."""
+        return self.host.shown(unit, "MainPID")
+
+    def is_new(self, unit: str, old: str) -> bool:
+        """Tell whether another main process of the unit is ready."""
+        shown = self.host.systemctl("show", "--property=MainPID,SubState", unit).splitlines()
+        return "SubState=running" in shown and f"MainPID={old}" not in shown
+
+
+@pytest.fixture(scope="module")
+def mail_host(_shared_cluster: Cluster, _template: Path) -> Iterator[MailHost]:
+    directory, name = _shared_cluster.directory, "systemd_host"
+    # As /run/postgresql is: everybody may go through it to the socket.
+    directory.chmod(0o755)
+    _shared_cluster.new_database(name, template="template_opensend")
+    database = Database(name, _shared_cluster, _template)
+    place = f"host={DATABASE_DIR}&port={_shared_cluster.port}"
+    with booted(directory) as host:
+        furnish(host, f"postgresql:///{name}?{place}")
+        # Roles belong to the cluster, which other tests use too: their passwords stay.
+        (host.root / "etc/opensend-milter/passwords").mkdir(mode=0o700)
+        secrets = {role: (_template / role).read_text().strip() for role in LOGIN_ROLES}
+        for role, secret in secrets.items():
+            host.write(f"/etc/opensend-milter/passwords/{role}", secret + "\n", 0o600)
+        before = host.written()
+        host.install("--apply", DATABASE_URL=f"postgresql://{SUPERUSER}:{PASSWORD}@/{name}?{place}")
+        yield MailHost(host, make_key(database), before, frozenset(secrets.values()))
+    _shared_cluster.drop_database(name)
+
+
+def test_all_come_up_and_mail_flows(mail_host: MailHost) -> None:
+    host = mail_host.host
+    assert host.systemctl("is-system-running", check=False) == "running"
+    active = host.systemctl("list-units", "--plain", "--no-legend", "--state=active", "opensend-*")
+    assert {line.split()[0] for line in active.splitlines()} == STAY
+    assert host.shown("opensend-milter.service", "WatchdogUSec") == "30s"
+    assert not mail_host.mail_flows("first")
+    timers = host.systemctl("list-timers", "--no-legend")
+    assert {"opensend-prune.timer", "opensend-domains.timer"} <= set(timers.split())
+    for unit in OURS:
+        shown = host.systemctl("show", unit)
+        assert not any(secret in shown for secret in mail_host.secrets)
+        assert host.journal(unit)
+    verified = host.run("systemd-analyze", "verify", "--man=no", *sorted(shipped_units.names()))
+    assert not verified.stdout + verified.stderr
+
+
+def test_what_is_killed_is_started_again(mail_host: MailHost) -> None:
+    """All at once is harder than one by one: none may need another to be there."""
+    host = mail_host.host
+    old = {unit: mail_host.main_pid(unit) for unit in OURS}
+    master = (host.root / "var/spool/postfix-opensend/pid/master.pid").read_text().strip()
+    # The last may be gone with the first by the time its turn comes.
+    host.run("kill", "-KILL", *old.values(), master, check=False)
+    refused = mail_host.mail_flows("killed")
+    for unit, pid in old.items():
+        until(lambda unit=unit, pid=pid: mail_host.is_new(unit, pid), f"{unit} is there again")  # type: ignore[misc]
+        assert host.shown(unit, "NRestarts") == "1", unit
+    assert not [text for text in refused if "535" in text or text.startswith("(5")], "never for good"
+
+
+def test_postfix_is_stopped_in_order(mail_host: MailHost) -> None:
+    """Its main process is a shell, which must not be the only one that hears of it."""
+    host, unit = mail_host.host, "opensend-postfix.service"
+    mail_host.mail_flows("before-stop")
+    before = host.times_said(unit, "terminating on signal 15")
+    host.systemctl("restart", unit)
+    until(lambda: host.times_said(unit, "terminating on signal 15") == before + 1, "its master hears of it")
+    mail_host.mail_flows("after-stop")
+
+
+def test_the_watchdog_ends_a_serve_that_stands_still(mail_host: MailHost) -> None:
+    host, unit = mail_host.host, "opensend-milter.service"
+    drop_in = f"/run/systemd/system/{unit}.d/impatient.conf"
+    host.write(drop_in, "[Service]\nWatchdogSec=2\n")
+    try:
+        host.systemctl("daemon-reload")
+        host.systemctl("restart", unit)
+        old = mail_host.main_pid(unit)
+        host.run("kill", "-STOP", old)
+        until(lambda: mail_host.is_new(unit, old), "another serve")
+        assert "Watchdog timeout" in host.journal(unit)
+        mail_host.mail_flows("watchdog")
+    finally:
+        (host.root / drop_in.removeprefix("/")).unlink()
+        host.systemctl("daemon-reload")
+        host.systemctl("restart", unit)
+
+
+def test_reload_reads_the_configuration_again(mail_host: MailHost) -> None:
+    host, place = mail_host.host, "/etc/opensend-milter/opensend-milter.yaml"
+    reloads = [unit for unit in sorted(OURS) if host.shown(unit, "CanReload") == "yes"]
+    assert set(reloads) == OURS
+    ours = [unit for unit in reloads if unit not in {"opensend-dovecot.service", "opensend-postfix.service"}]
+    pids = {unit: mail_host.main_pid(unit) for unit in reloads}
+    right = host.read(place)
+    for content, said in (
+        (right + "log: {level: debug}\n", 'log.level: "info" -> "debug" (in force)'),
+        (right + "log: {level: loud}\n", "not reloaded, the old configuration stays"),
+        (right, 'log.level: "debug" -> "info" (in force)'),
+    ):
+        (host.root / place.removeprefix("/")).write_text(content)
+        host.systemctl("reload", *reloads)
+        for unit in ours:
+            until(lambda unit=unit, said=said: said in host.journal(unit), f"{unit}: {said}")  # type: ignore[misc]
+    assert {unit: mail_host.main_pid(unit) for unit in reloads} == pids
+    mail_host.mail_flows("reloaded")
+
+
+def test_a_wrong_configuration_is_not_tried_again(mail_host: MailHost) -> None:
+    host, unit, place = mail_host.host, "opensend-worker.service", "/etc/opensend-milter/opensend-milter.yaml"
+    right = host.read(place)
+    (host.root / place.removeprefix("/")).write_text(right + "wrong: 1\n")
+    host.systemctl("restart", unit, check=False)
+    shown = host.systemctl("show", "--property=SubState,ExecMainStatus", unit).splitlines()
+    assert sorted(shown) == ["ExecMainStatus=78", "SubState=failed"]
+    (host.root / place.removeprefix("/")).write_text(right)
+    host.systemctl("start", unit)
+    mail_host.mail_flows("mended")
+
+
+def test_the_target_stops_and_starts_all(mail_host: MailHost) -> None:
+    host = mail_host.host
+    host.systemctl("stop", "opensend-*")
+    for unit in STAY:
+        assert host.shown(unit, "ActiveState") == "inactive", unit
+    assert not list((host.root / "var/spool/postfix-opensend/opensend-milter").iterdir())
+    # As at boot.
+    host.systemctl("start", "multi-user.target")
+    mail_host.mail_flows("booted")
+    pids = {unit: mail_host.main_pid(unit) for unit in OURS}
+    host.systemctl("restart", "opensend-milter.target")
+    for unit, old in pids.items():
+        assert mail_host.is_new(unit, old), unit
+    mail_host.mail_flows("restarted")
+
+
+def test_another_certificate_is_shown(mail_host: MailHost) -> None:
+    host = mail_host.host
+    reloads = {
+        unit: host.times_said(unit, f"Reloaded {unit}")
+        for unit in ("opensend-postfix.service", "opensend-http.service")
+    }
+    made = make_certificate(host.root / "etc/ssl/mail", ["relay.example.org"], now=dt.datetime.now(dt.UTC))
+    asked = "import ssl; print(ssl.get_server_certificate(('127.0.0.1', 465)))"
+    new = made.pair.certificate.read_text().split("-----END")[0]
+    until(
+        lambda: host.run(str(HOME / "bin/python"), "-c", asked, check=False).stdout.startswith(new), "Postfix shows it"
+    )
+    for unit, times in reloads.items():
+        until(lambda unit=unit, times=times: host.times_said(unit, f"Reloaded {unit}") > times, f"{unit} reads it")  # type: ignore[misc]
+    mail_host.mail_flows("certified")
+
+
+def test_the_timers_services_run(mail_host: MailHost) -> None:
+    host = mail_host.host
+    host.systemctl("start", "opensend-prune.service")
+    assert "nothing to delete" in host.journal("opensend-prune.service")
+    # Nobody answers DNS here: it says so, and changes nothing.
+    host.systemctl("start", "opensend-domains.service", check=False)
+    assert host.shown("opensend-domains.service", "ExecMainStatus") == "75"
+    assert "nothing was changed" in host.journal("opensend-domains.service")
+
+
+def test_what_must_be_denied_is(mail_host: MailHost) -> None:
+    said = mail_host.host.run(str(PROGRAM), "selftest", "--security").stdout
+    commands = [line for line in said.splitlines() if line.startswith("systemd-run ")]
+    assert len(commands) == 4
+    for command in commands:
+        assert "all as it must be" in mail_host.host.run(*shlex.split(command)).stdout
+
+
+def test_undo_leaves_nothing(mail_host: MailHost) -> None:
+    """Also nothing of what systemd knows: when a timer ran last, what failed."""
+    host = mail_host.host
+    host.systemctl("start", "opensend-domains.service", check=False)
+    assert "opensend-domains.service" in host.systemctl("list-units", "--failed")
+    undone = host.install("--undo", "--force")
+    assert "steps taken back" in undone.stdout
+    assert "opensend" not in host.systemctl("list-units", "--all", "opensend-*", "--no-legend")
+    assert host.systemctl("is-system-running", check=False) == "running"
+    running = (*OF_RUNNING, "/var/tmp/", "/var/lib/systemd/", "/etc/ssl/mail/")  # traces of what ran
+    assert {path for path in host.changes(mail_host.before) if not f"{path}/".startswith(running)} == LEFT_BY_THE_SYSTEM
+    assert not [path for path in host.changes(mail_host.before) if "opensend" in path]
