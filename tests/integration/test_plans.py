@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from opensend_milter.adapters.intake_rows import array
-from opensend_milter.adapters.postgres import Connection, statements
+from opensend_milter.adapters.postgres import Connection, connect, statements
 from tests.integration.private_postgres import Database
 
 ROWS = 20_000
@@ -122,3 +122,12 @@ def test_a_claim_and_a_look_for_work_are_found_by_index(filled: Connection) -> N
     for name, values in HOT_JOBS.items():
         filled.execute(statements("jobs")[name], {"id": email_id, **values}, prepare=True)
         assert read_in_sequence(filled) == before, name
+
+
+def test_an_attachment_is_compressed_the_fast_way(database: Database) -> None:
+    with connect(database.url_for("opensend_milter"), application_name="test") as connection:
+        ((known,),) = connection.execute("SELECT enumvals FROM pg_settings WHERE name = 'default_toast_compression'")
+        ((used,),) = connection.execute("SHOW default_toast_compression")
+        ((planned,),) = connection.execute("SHOW plan_cache_mode")
+    assert used == ("lz4" if "lz4" in known else "pglz")
+    assert planned == "force_generic_plan"
