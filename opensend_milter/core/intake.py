@@ -99,8 +99,20 @@ class _Waiting:
     outcome: Outcome | None = None
     taken: bool = False
     withdrawn: bool = False
+    given_up: bool = False
+    """Its client has been told to come again, whatever the outcome will be."""
     done: threading.Lock = field(default_factory=_held)
     """Released when there is an outcome: one waits for it, and an Event takes half as long again."""
+
+    def note(self, outcome: Outcome) -> None:
+        waited_ms = (time.monotonic() - self.since) * 1000
+        match outcome:
+            case Refuse():
+                maillog.refused(self.message, outcome, waited_ms)
+            case Repeat():
+                maillog.repeated(self.message, outcome.email_id, waited_ms)
+            case email_id:
+                maillog.accepted(self.message, email_id, waited_ms)
 
 
 class Gatherer:
@@ -150,17 +162,10 @@ class Gatherer:
             with self._lock:
                 waiting.withdrawn = not waiting.taken
             if waiting.withdrawn or not waiting.done.acquire(timeout=max(self._hard_s - self._soft_s, 0)):
-                waiting.outcome = OURS
-        outcome = waiting.outcome or OURS
-        waited_ms = (time.monotonic() - waiting.since) * 1000
-        match outcome:
-            case Refuse():
-                maillog.refused(message, outcome, waited_ms)
-            case Repeat():
-                maillog.repeated(message, outcome.email_id, waited_ms)
-            case email_id:
-                maillog.accepted(message, email_id, waited_ms)
-        return outcome
+                waiting.given_up = True
+                waiting.note(OURS)
+                return OURS
+        return waiting.outcome or OURS
 
     def _run(self) -> None:
         busy = False
@@ -193,7 +198,19 @@ class Gatherer:
         counting.batch(len(batch))
         for waiting, outcome in zip(batch, self._outcomes([w.message for w in batch]), strict=True):
             waiting.outcome = outcome
+            if not waiting.given_up:
+                self._note(waiting, outcome)
+        # All at the end: those who wait and this thread take turns at the interpreter.
+        for waiting in batch:
             waiting.done.release()
+
+    @staticmethod
+    def _note(waiting: _Waiting, outcome: Outcome) -> None:
+        try:
+            waiting.note(outcome)
+        except Exception:
+            # What is stored is stored, and whoever comes next needs this thread.
+            log.exception("%s: not noted", waiting.message.queue_id)
 
     def _outcomes(self, messages: list[Message], *, again: bool = False) -> list[Outcome]:
         try:

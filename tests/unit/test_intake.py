@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from opensend_milter.core import message as message_module
+from opensend_milter.core import maillog, message as message_module
 from opensend_milter.core.errors import AlreadyStored, StoreUnavailable
 from opensend_milter.core.intake import Gatherer, Intake
 from opensend_milter.core.model import (
@@ -185,13 +186,29 @@ def test_a_message_withdrawn_after_the_soft_limit_is_never_stored() -> None:
 
 
 @pytest.mark.case(56)
-def test_the_hard_limit_ends_a_wait_for_a_hung_store() -> None:
+def test_the_hard_limit_ends_a_wait_for_a_hung_store(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     release = threading.Event()
     with gatherer(Store(lambda _: await_release(release)), soft_s=0.1, hard_s=0.3) as opened:
         began = time.monotonic()
         assert opened.accept(message()) == OURS
         assert 0.25 < time.monotonic() - began < 3
         release.set()
+    (line,) = caplog.messages
+    assert "status=refused code=451" in line, "what the client was told, though it is stored after all"
+
+
+def test_a_line_that_cannot_be_written_stops_nobody(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space")
+
+    with gatherer(Store()) as opened:
+        monkeypatch.setattr(maillog, "accepted", fail)
+        first, second = message(), message()
+        assert [opened.accept(first), opened.accept(second)] == [first.id, second.id]
+    assert [line.partition(":")[0] for line in caplog.messages] == [first.queue_id, second.queue_id]
 
 
 def test_stopping_finishes_what_was_handed_in() -> None:
