@@ -8,10 +8,12 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from opensend_milter.host import units
 from opensend_milter.host.sandbox_programs import accepts
 from opensend_milter.servers.milter import reply_lines
 from tests.integration.private_postgres import Cluster, Database
@@ -431,6 +433,25 @@ def test_sigterm_under_load_loses_nothing(database: Database) -> None:
             client.join()
         assert_each_once(served, taken)
         assert "Traceback" not in served.log
+
+
+@pytest.mark.case(60)
+def test_what_is_in_hand_is_answered_though_systemd_stops_us(cluster: Cluster, database: Database) -> None:
+    with serving(database.url, database.password_dir) as served, served.client() as client:
+        assert client.message(served.key, MAIL) == TAKEN
+        cluster.pause()
+        with ThreadPoolExecutor() as threads:
+            answer = threads.submit(client.message, served.key, MAIL)
+            time.sleep(0.5)
+            # Whom it tells goes by the unit.
+            told = [] if units.read("opensend-milter.service").last("KillMode") == "mixed" else served.children()
+            for pid in (served.process.pid, *told):
+                os.kill(pid, signal.SIGTERM)
+            time.sleep(0.5)
+            cluster.resume()
+            assert answer.result() == TAKEN
+        assert served.stop() == 0
+        assert served.counts()[0] == 2
 
 
 @pytest.mark.case(56)
