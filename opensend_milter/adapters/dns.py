@@ -42,6 +42,11 @@ class DnsResolver:
             return []
         return [b"".join(record.strings).decode("utf-8", errors="replace") for record in answer]
 
+    def alias(self, name: str) -> str:
+        """Return what a name is another name of (CNAME); empty: of none."""
+        answer = self._ask(name, lambda: self._resolver.resolve(name, "CNAME", search=False), None)
+        return "" if answer is None else str(answer[0].target.to_text(omit_final_dot=True)).lower()
+
     def exists(self, name: str) -> bool:
         """Tell whether a name exists, or one below it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 from psycopg import errors
 from psycopg.rows import class_row
@@ -11,9 +12,13 @@ from psycopg.rows import class_row
 from opensend_milter.adapters.postgres import Connection, Role, connect, conninfo_for
 from opensend_milter.adapters.postgres_admin import domain_name, explained, is_uuid
 from opensend_milter.config import Database
+from opensend_milter.core.dns_records import SesIdentity
 from opensend_milter.core.errors import ConfigError, StoreUnavailable, UsageError
+from opensend_milter.core.model import CourierName
 
 STAND_IN: Role = "opensend_worker"
+SES_KEEPS_KEYS = "AWS_SES"
+"""In `dkim_origin`; anything else: SES was given a key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +67,35 @@ def find_domain(connection: Connection, name: str, user_id: str | None = None) -
     raise UsageError(f"no domain {wanted}{f' of user {user_id!r}' if user_id else ''}; known are: {known or 'none'}")
 
 
-def courier_of(connection: Connection, domain: Domain) -> str | None:
+def courier_of(connection: Connection, domain: Domain) -> CourierName | None:
     """Return the courier of a domain that has one of its own."""
     with explained():
         row = connection.execute(
             "SELECT courier FROM opensend_milter.domain_settings WHERE domain_id = %s::uuid", [domain.id]
         ).fetchone()
-    return str(row[0]) if row and row[0] else None
+    return cast("CourierName", row[0]) if row and row[0] else None
+
+
+def ses_identity_of(connection: Connection, domain: Domain) -> SesIdentity | None:
+    """Return what its row holds of Amazon SES; None: this role may not read that."""
+    with explained():
+        try:
+            row = connection.execute(
+                "SELECT dkim_origin, dkim_tokens, dkim_selector, custom_return_path"
+                " FROM public.domains WHERE id = %s::uuid",
+                [domain.id],
+            ).fetchone()
+        except errors.InsufficientPrivilege:
+            return None
+    if row is None:
+        return SesIdentity()
+    origin, tokens, selector, return_path = row
+    keeps_keys = origin == SES_KEEPS_KEYS
+    return SesIdentity(
+        tokens=tuple(map(str, tokens)) if keeps_keys and isinstance(tokens, list) else (),
+        selector="" if keeps_keys else selector or "",
+        return_path=return_path or "",
+    )
 
 
 def set_status(connection: Connection, domain: Domain, status: str) -> bool:

@@ -13,7 +13,6 @@ from opensend_milter.adapters.delivery_admin import DomainChanges, DomainSetting
 from opensend_milter.cli import admin, verifying
 from opensend_milter.cli.output import EX_TEMPFAIL, EX_USAGE, AsJson, ConfigPath, fail, plain, show, table_of
 from opensend_milter.config.option import HOSTNAME, REGION, WORD, Check
-from opensend_milter.core.dns_records import State
 from opensend_milter.core.errors import UsageError
 
 app = typer.Typer(help="Domains that users may send from.", no_args_is_help=True)
@@ -74,7 +73,8 @@ def verify(
 ) -> None:
     """Ask DNS for what a sender needs, print the lines that are missing, and verify a domain whose owner is proved.
 
-    Exit code 1: the ownership record is not there; 75: DNS does not answer. With --all: 0 unless DNS answers nothing.
+    Beside OpenSend it verifies nothing: OpenSend does, in its dashboard. Exit code 1: the ownership record is not
+    there, or OpenSend has not verified the domain; 75: DNS does not answer. With --all: 0 unless DNS answers nothing.
     """
     if every == (name is not None):
         fail("name one domain, or use --all", EX_USAGE)
@@ -89,10 +89,9 @@ def verify(
         as_json=as_json,
         table=lambda: "\n".join(line for one in found for line in verifying.lines(one)) or "no domain",
     )
-    proofs = [one.proof for one in found]
-    if proofs and all(proof is State.UNKNOWN for proof in proofs):
+    if found and all(one.is_unanswered for one in found):
         raise typer.Exit(EX_TEMPFAIL)
-    if not every and proofs[0] is not State.FOUND:
+    if not every and not found[0].is_proved:
         raise typer.Exit(1)
 
 

@@ -14,17 +14,17 @@ from opensend_milter.adapters.postgres import Connection
 from opensend_milter.adapters.postgres_domains import (
     Domain,
     connect_as_owner,
-    courier_of,
     find_domain,
     list_domains,
     set_status,
 )
-from opensend_milter.app.sender_records import token_of, wanted_of
+from opensend_milter.app.sender_records import token_of, verifies, wanted_for
 from opensend_milter.cli.output import exits, plain
 from opensend_milter.core.dns_records import Record, Resolver, State, records
 from opensend_milter.core.errors import UsageError
 
 MAY_NOT = "nothing was changed: only the owner of the tables may (DATABASE_URL)"
+NOT_OURS = "profile is opensend, and OpenSend verifies domains: use its dashboard"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,17 @@ class Verification:
     """How the ownership record stands."""
     note: str
     records: list[Record] = field(default_factory=list)
+
+    @property
+    def is_proved(self) -> bool:
+        """It is as whoever verifies wants it."""
+        return self.proof is State.FOUND or (self.proof is State.NOT_NEEDED and self.status == "verified")
+
+    @property
+    def is_unanswered(self) -> bool:
+        """DNS did not answer for what decides; where nothing does, for anything."""
+        asked = {one.state for one in self.records if one.is_needed}
+        return self.proof is State.UNKNOWN or asked == {State.UNKNOWN}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +72,7 @@ class Verifier:
 
     def vouch(self, domain: Domain) -> Verification:
         """Verify it unseen."""
+        self._must_be_ours()
         if not set_status(self.connection, domain, "verified"):
             raise UsageError(MAY_NOT)
         return Verification(
@@ -74,15 +86,9 @@ class Verifier:
 
     def verify(self, domain: Domain, selectors: Sequence[str], *, withdraw: bool) -> Verification:
         """Ask DNS; verify it where its owner is proved."""
-        if not domain.user_id:
-            raise UsageError(f"{domain.name} belongs to no user: nobody could prove that it is theirs")
-        wanted = wanted_of(
-            self.config,
-            domain.name,
-            token=token_of(self.connection, domain.user_id, domain.name),
-            selectors=selectors,
-            courier=courier_of(self.connection, domain),
-        )
+        if withdraw:
+            self._must_be_ours()
+        wanted = wanted_for(self.config, self.connection, domain, token=self._token(domain), selectors=selectors)
         found = records(self._resolver, wanted)
         proof = found[0].state
         status, note = self._settled(domain, proof, withdraw=withdraw)
@@ -96,9 +102,22 @@ class Verifier:
             records=found,
         )
 
+    def _must_be_ours(self) -> None:
+        if not verifies(self.config):
+            raise UsageError(NOT_OURS)
+
+    def _token(self, domain: Domain) -> str:
+        if not verifies(self.config):
+            return ""
+        if not domain.user_id:
+            raise UsageError(f"{domain.name} belongs to no user: nobody could prove that it is theirs")
+        return token_of(self.connection, domain.user_id, domain.name)
+
     def _settled(self, domain: Domain, proof: State, *, withdraw: bool) -> tuple[str, str]:
         """Note what follows from the proof; return the status and what to say of it."""
         is_verified = domain.status == "verified"
+        if proof is State.NOT_NEEDED:
+            return domain.status, "" if is_verified else "verify it in OpenSend's dashboard"
         if proof is State.UNKNOWN:
             return domain.status, "DNS did not answer: nothing was changed"
         if proof is State.FOUND and not is_verified:
@@ -126,6 +145,6 @@ def lines(found: Verification) -> Iterator[str]:
     """Draw one domain for people; what DNS said was written by strangers."""
     yield f"{found.name} of user {found.user_id}: {found.status}" + (f" ({found.note})" if found.note else "")
     for record in found.records:
-        yield f"  {record.kind:9} {record.state.value:8} {plain(record.seen)}"
+        yield f"  {record.kind:9} {record.state.value:10} {plain(record.seen)}"
         if record.line:
-            yield f"{'':21}add: {record.line}"
+            yield f"{'':23}add: {record.line}"

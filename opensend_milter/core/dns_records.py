@@ -23,6 +23,9 @@ MOST_LOOKUPS = 10
 """RFC 7208, 4.6.4."""
 LEAST_KEY_BYTES = 128
 """RFC 8301: RSA of 1,024 bits at least."""
+SES_KEYS = "dkim.amazonses.com"
+_ANY_SES_KEYS = r"dkim\.([a-z0-9-]+\.)?amazonses\.com"
+"""Some regions of Amazon SES have a zone of their own."""
 _TOKEN_BYTES = 20
 _LOOKUP = re.compile(r"[+?~-]?(include:|a($|[:/])|mx($|[:/])|ptr($|:)|exists:|redirect=)", re.IGNORECASE)
 
@@ -38,6 +41,10 @@ class Resolver(Protocol):
         """Return the TXT records of a name, each with its strings joined; none where the name does not exist."""
         ...
 
+    def alias(self, name: str) -> str:
+        """Return what a name is another name of (CNAME); empty: of none."""
+        ...
+
     def exists(self, name: str) -> bool:
         """Tell whether a name exists, or one below it (RFC 8020)."""
         ...
@@ -51,6 +58,7 @@ class State(Enum):
     WRONG = "wrong"
     UNKNOWN = "unknown"
     """DNS did not answer, or cannot be asked for it."""
+    NOT_NEEDED = "not needed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +72,55 @@ class Record:
     line: str = ""
     """To be added to the zone; empty: nothing is to be added."""
 
+    @property
+    def is_needed(self) -> bool:
+        """Mail of this domain suffers without it."""
+        return self.state is not State.NOT_NEEDED
+
+
+@dataclass(frozen=True, slots=True)
+class Unasked:
+    """A kind of record that DNS is not asked for, and why."""
+
+    why: str
+    state: Literal[State.NOT_NEEDED, State.UNKNOWN] = State.NOT_NEEDED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """Where a domain's DKIM keys are."""
+
+    advice: str
+    """What to do where there is none."""
+    tokens: Sequence[str] = ()
+    """Of Amazon SES, which keeps the keys: the domain has a CNAME for each."""
+    selectors: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SesIdentity:
+    """What a domain's row holds of Amazon SES."""
+
+    tokens: Sequence[str] = ()
+    selector: str = ""
+    """Of a key that SES was given, instead of its own."""
+    return_path: str = ""
+    """The name that SES was given for it, or its first label."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What a domain's records are to say."""
 
     domain: str
-    token: str
-    """Of the ownership record."""
+    ownership: str | Unasked
+    """The token of the ownership record."""
     envelope_domain: str
     """Of the return path: SPF is about that one."""
-    spf: str
-    """The mechanism that names our next hop, such as include:amazonses.com."""
-    selectors: Sequence[str] = ()
+    spf: str | Unasked
+    """The mechanism that names who sends, such as include:amazonses.com."""
+    dkim: Keys | Unasked
+    dmarc: Unasked | None = None
 
 
 def ownership_token(secret: bytes, user_id: str, domain: str) -> str:
@@ -91,14 +135,16 @@ def is_reserved(domain: str) -> bool:
 
 
 def records(resolver: Resolver, wanted: Wanted) -> list[Record]:
-    """Ask for all four."""
-    return [ownership(resolver, wanted), spf(resolver, wanted), dkim(resolver, wanted), dmarc(resolver, wanted)]
+    """Ask for all four kinds, ownership first."""
+    return [ownership(resolver, wanted), spf(resolver, wanted), *dkim(resolver, wanted), dmarc(resolver, wanted)]
 
 
 def ownership(resolver: Resolver, wanted: Wanted) -> Record:
     """Look for the record that only this user was told."""
     name = f"{OWNER_LABEL}.{wanted.domain}"
-    value = OWNER_PREFIX + wanted.token
+    if isinstance(wanted.ownership, Unasked):
+        return _unasked("ownership", name, wanted.ownership)
+    value = OWNER_PREFIX + wanted.ownership
     line = _line(name, value)
     try:
         found = [text.strip() for text in resolver.texts(name)]
@@ -114,8 +160,10 @@ def ownership(resolver: Resolver, wanted: Wanted) -> Record:
 
 def spf(resolver: Resolver, wanted: Wanted) -> Record:
     """Judge the SPF record of the return path's domain (RFC 7208)."""
-    name = wanted.envelope_domain
-    line = _line(name, f"v=spf1 {wanted.spf} ~all")
+    name, mechanism = wanted.envelope_domain, wanted.spf
+    if isinstance(mechanism, Unasked):
+        return _unasked("spf", name, mechanism)
+    line = _line(name, f"v=spf1 {mechanism} ~all")
     try:
         found = [text for text in resolver.texts(name) if re.match(r"v=spf1(\s|$)", text, re.IGNORECASE)]
     except Unanswered as error:
@@ -123,7 +171,7 @@ def spf(resolver: Resolver, wanted: Wanted) -> Record:
 
     if not found:
         return Record(kind="spf", name=name, state=State.MISSING, seen="no SPF record", line=line)
-    fault, mended = next(_spf_faults(found, wanted), ("", ""))
+    fault, mended = next(_spf_faults(found, mechanism), ("", ""))
     return Record(
         kind="spf",
         name=name,
@@ -133,41 +181,71 @@ def spf(resolver: Resolver, wanted: Wanted) -> Record:
     )
 
 
-def _spf_faults(found: Sequence[str], wanted: Wanted) -> Iterator[tuple[str, str]]:
+def _spf_faults(found: Sequence[str], mechanism: str) -> Iterator[tuple[str, str]]:
     """Yield what is wrong, each with the record that would be right where that can be told."""
     if len(found) > 1:
         yield f"{len(found)} SPF records, which count as none: keep one", ""
     version, *terms = found[0].split()
     lowered = [term.lower() for term in terms]
     if {"all", "+all"} & set(lowered):
-        yield f"{found[0]}: lets anybody send", f"{version} {wanted.spf} ~all"
+        yield f"{found[0]}: lets anybody send", f"{version} {mechanism} ~all"
     lookups = sum(bool(_LOOKUP.match(term)) for term in terms)
     if lookups > MOST_LOOKUPS:
         yield f"{lookups} terms that ask DNS, and {MOST_LOOKUPS} are allowed", ""
-    names_ours = any(wanted.spf in term or term.startswith("redirect=") for term in lowered)
-    if wanted.spf.startswith("include:") and not names_ours:
-        yield f"{found[0]}: does not name {wanted.spf}", " ".join([version, wanted.spf, *terms])
+    names_ours = any(mechanism in term or term.startswith("redirect=") for term in lowered)
+    if mechanism.startswith("include:") and not names_ours:
+        yield f"{found[0]}: does not name {mechanism}", " ".join([version, mechanism, *terms])
 
 
-def dkim(resolver: Resolver, wanted: Wanted) -> Record:
-    """Judge the keys of the selectors, or, where none is named, whether there can be any (RFC 6376)."""
+def dkim(resolver: Resolver, wanted: Wanted) -> list[Record]:
+    """Judge the keys, or, where it is not known which there are, whether there can be any (RFC 6376)."""
     folder = f"_domainkey.{wanted.domain}"
-    advice = f"; publish the line of whoever signs (OpenDKIM, Amazon SES) at SELECTOR.{folder}"
+    keys = wanted.dkim
+    if isinstance(keys, Unasked):
+        return [_unasked("dkim", folder, keys)]
+    found = [_key_of_ses(resolver, token, folder) for token in keys.tokens]
+    if keys.selectors or not keys.tokens:
+        found.append(_selected_keys(resolver, keys, folder))
+    return found
+
+
+def _key_of_ses(resolver: Resolver, token: str, folder: str) -> Record:
+    """Judge one CNAME: only by it does the domain have the key that SES signs with, also after SES has changed it."""
+    name, target = f"{token}.{folder}", f"{token}.{SES_KEYS}"
+    line = f"{name}. IN CNAME {target}."
     try:
-        if not wanted.selectors:
+        alias, fault = resolver.alias(name), key_fault(resolver.texts(name))
+    except Unanswered as error:
+        return _unknown("dkim", name, error, line)
+    if not alias and fault == _NO_KEY:
+        return Record(kind="dkim", name=name, state=State.MISSING, seen=f"no CNAME at {token}", line=line)
+    if not alias:
+        return Record(kind="dkim", name=name, state=State.WRONG, seen=f"a TXT, no CNAME, at {token}", line=line)
+    if not re.fullmatch(rf"{re.escape(token.lower())}\.{_ANY_SES_KEYS}", alias):
+        return Record(kind="dkim", name=name, state=State.WRONG, seen=f"CNAME to {alias}", line=line)
+    if fault:
+        return Record(kind="dkim", name=name, state=State.WRONG, seen=f"{fault} behind the CNAME {token}")
+    return Record(kind="dkim", name=name, state=State.FOUND, seen=f"key of {token}")
+
+
+def _selected_keys(resolver: Resolver, keys: Keys, folder: str) -> Record:
+    try:
+        if not keys.selectors:
             if resolver.exists(folder):
                 seen = "there are selectors; name those in use with --selector to have them judged"
                 return Record(kind="dkim", name=folder, state=State.FOUND, seen=seen)
-            return Record(kind="dkim", name=folder, state=State.MISSING, seen=f"no selector{advice}")
-        for selector in wanted.selectors:
+            return Record(kind="dkim", name=folder, state=State.MISSING, seen=f"no selector; {keys.advice}")
+        for selector in keys.selectors:
             name = f"{selector}.{folder}"
             fault = key_fault(resolver.texts(name))
+            if fault == _NO_KEY:
+                seen = f"{fault} at {selector}; {keys.advice}"
+                return Record(kind="dkim", name=name, state=State.MISSING, seen=seen)
             if fault:
-                state = State.MISSING if fault == _NO_KEY else State.WRONG
-                return Record(kind="dkim", name=name, state=state, seen=fault + (advice if fault == _NO_KEY else ""))
+                return Record(kind="dkim", name=name, state=State.WRONG, seen=f"{fault}, at {selector}")
     except Unanswered as error:
         return _unknown("dkim", folder, error, "")
-    return Record(kind="dkim", name=folder, state=State.FOUND, seen=f"keys of {', '.join(wanted.selectors)}")
+    return Record(kind="dkim", name=folder, state=State.FOUND, seen=f"keys of {', '.join(keys.selectors)}")
 
 
 _NO_KEY = "no key"
@@ -200,6 +278,8 @@ def _key_faults(tags: Mapping[str, str]) -> Iterator[str]:
 def dmarc(resolver: Resolver, wanted: Wanted) -> Record:
     """Judge the policy of the domain or of the nearest parent that has one (RFC 7489)."""
     first = f"_dmarc.{wanted.domain}"
+    if wanted.dmarc:
+        return _unasked("dmarc", first, wanted.dmarc)
     line = _line(first, f"v=DMARC1; p=none; rua=mailto:postmaster@{wanted.domain}")
     labels = wanted.domain.split(".")
     for start in range(max(len(labels) - 1, 1)):
@@ -226,6 +306,10 @@ def _tags(text: str) -> dict[str, str]:
 
 def _line(name: str, value: str) -> str:
     return f'{name}. IN TXT "{value}"'
+
+
+def _unasked(kind: RecordKind, name: str, record: Unasked) -> Record:
+    return Record(kind=kind, name=name, state=record.state, seen=record.why)
 
 
 def _unknown(kind: RecordKind, name: str, error: Unanswered, line: str) -> Record:
