@@ -1,6 +1,7 @@
-"""No log holds what it must not: what a test has this process and its database log is looked through after it.
+"""What holds for every test: no log has what it must not, and `profile: opensend` is on OpenSend's own tables.
 
-The daemons' own logs are looked through where they are started: see tests/log_scan.py.
+What a test has this process and its database log is looked through after it; the daemons' own logs are looked through
+where they are started: see tests/log_scan.py. For the profile see tests/profiles.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import profiles
 from tests.log_scan import Forbidden, Grown, Heard, assert_clean, findings, look_through
 
 # The suite has eight minutes; who wants more asks for it: --hypothesis-profile=default.
@@ -21,9 +23,11 @@ _heard = Heard()
 _statements = Grown()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Listen from the beginning."""
     logging.getLogger().addHandler(_heard)
+    config.addinivalue_line("markers", f"{profiles.MARK}: {profiles.MARK_MEANS}")
+    profiles.install()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,14 +35,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Forget the test before."""
+    profiles.watch.begin(may_differ=item.get_closest_marker(profiles.MARK) is not None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    """Note what the test itself opens."""
+    with profiles.watch.called():
+        yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     """Look when all that the test had is closed; a failure of the test itself stays what it is."""
-    yield
     used = getattr(item, "funcargs", {})
+    database = used.get("database") or used.get("beside")
+    if database:  # its own faults are over
+        database.cluster.resume()
+        database.cluster.start()
+    faults = profiles.watch.faults(used)
+    yield
     secrets = frozenset[bytes]()
     found = []
-    if database := used.get("database"):
+    if database:
         secrets = frozenset(path.read_bytes().strip() for path in database.password_dir.glob("*"))
         # It shows every statement with its values, so addresses and bodies too.
         log: Path = database.cluster.directory / "log"
@@ -48,3 +70,4 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     if directory := used.get("tmp_path"):
         found += look_through(directory.glob("*log"), forbidden)
     assert_clean(found)
+    assert not faults, "\n".join(faults)

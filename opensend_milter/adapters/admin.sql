@@ -65,11 +65,11 @@ WHERE key_id = %(id)s::uuid AND day = (now() AT TIME ZONE 'UTC')::date;
 WITH old AS (
     SELECT id, token_hash FROM public.api_keys WHERE id = %(id)s::uuid FOR UPDATE
 ), older AS (
-    UPDATE opensend_milter.key_secrets SET expires_at = least(expires_at, now() + %(keep)s)
+    UPDATE opensend_milter.key_secrets SET expires_at = least(expires_at, now() + %(keep)s::interval)
     WHERE key_id = %(id)s::uuid
 ), kept AS (
     INSERT INTO opensend_milter.key_secrets (token_hash, key_id, expires_at)
-    SELECT token_hash, id, now() + %(keep)s FROM old WHERE %(keep)s > interval '0'
+    SELECT token_hash, id, now() + %(keep)s::interval FROM old WHERE %(keep)s::interval > interval '0'
 )
 UPDATE public.api_keys k SET token_hash = %(token_hash)s, token_preview = %(preview)s FROM old WHERE k.id = old.id;
 

@@ -1,12 +1,10 @@
 -- subscriptions_of -- what OpenSend's billing says of users: `fine`, or why nothing may be sent
--- The name of a plan's price is OpenSend's own business: any number in a column called so counts.
 SELECT u.user_id,
     CASE
         WHEN s.user_id IS NULL OR s.status NOT IN ('active', 'trialing', 'past_due') THEN 'none'
         WHEN s.status = 'past_due' AND coalesce(s.current_period_end < now() - interval '3 days', true) THEN 'past_due'
         WHEN p.id IS NULL THEN 'missing_plan'
-        WHEN p.slug = 'free' OR NOT EXISTS (SELECT FROM jsonb_each_text(to_jsonb(p)) AS f (name, value)
-            WHERE f.name ~ 'price' AND f.value ~ '^[0-9.]+$' AND f.value::numeric > 0) THEN 'legacy_free'
+        WHEN p.slug = 'free' OR p.monthly_price_cents <= 0 THEN 'legacy_free'
         ELSE 'fine'
     END
 FROM unnest(%(user_ids)s::text[]) AS u (user_id)

@@ -83,7 +83,7 @@ ON CONFLICT DO NOTHING;
 
 -- often_bounced -- who bounced too often lately
 SELECT b.email, count(*) FROM opensend_milter.soft_bounces b
-WHERE b.user_id = %(user_id)s AND b.email = ANY (%(emails)s) AND b.bounced_at > now() - %(age)s
+WHERE b.user_id = %(user_id)s AND b.email = ANY (%(emails)s) AND b.bounced_at > now() - %(age)s::interval
 GROUP BY b.email HAVING count(*) >= %(limit)s;
 
 -- clear_soft -- these get mail again, or none at all
@@ -95,4 +95,4 @@ DELETE FROM opensend_milter.feedback WHERE id = ANY (%(ids)s);
 -- prune_soft -- a batch of bounces that are too old to count
 DELETE FROM opensend_milter.soft_bounces WHERE (user_id, email, source_id) IN (
     SELECT user_id, email, source_id FROM opensend_milter.soft_bounces
-    WHERE bounced_at < now() - %(age)s ORDER BY bounced_at LIMIT %(limit)s);
+    WHERE bounced_at < now() - %(age)s::interval ORDER BY bounced_at LIMIT %(limit)s);

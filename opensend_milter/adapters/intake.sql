@@ -14,12 +14,16 @@ WITH asked AS (
         LEFT JOIN public.api_keys k ON k.id = a.key_id
         LEFT JOIN opensend_milter.key_settings c ON c.key_id = k.id
 ), earlier AS (
-    SELECT k.ordinal, e.id AS email_id, e.created_at < now() - interval '24 hours' AS expired
+    -- What was given up, or is not there any more, is not ours: sent again, it is a new message.
+    SELECT k.ordinal, e.id AS email_id, e.created_at, e.scheduled_at,
+        e.created_at < now() - interval '24 hours' OR e.status IN ('failed', 'canceled', 'cancelled') AS expired,
+        CASE WHEN s.email_id IS NULL THEN 'rest' WHEN s.key_id = k.key_id THEN 'key' ELSE 'account' END AS holder
     FROM keyed k JOIN public.emails e ON e.user_id = k.user_id AND e.idempotency_key = k.idempotency_key
+        LEFT JOIN opensend_milter.submissions s ON s.email_id = e.id
     UNION ALL
-    -- What was given up is not ours any more: sent again, it is a new message.
-    SELECT k.ordinal, f.email_id,
-        f.received_at < now() - %(window)s::interval OR coalesce(e.status IN ('failed', 'canceled', 'cancelled'), true)
+    SELECT k.ordinal, f.email_id, f.received_at, e.scheduled_at,
+        f.received_at < now() - %(window)s::interval OR coalesce(e.status IN ('failed', 'canceled', 'cancelled'), true),
+        'key'
     FROM keyed k
         JOIN opensend_milter.fingerprints f ON f.key_id = k.key_id AND f.fingerprint = k.fingerprint
         LEFT JOIN public.emails e ON e.id = f.email_id
@@ -42,6 +46,9 @@ SELECT k.known,
     k.on_suppressed,
     k.unused_lately,
     r.email_id::text,
+    r.holder,
+    r.created_at,
+    r.scheduled_at,
     r.expired,
     (SELECT s.content_digest FROM opensend_milter.submissions s WHERE s.email_id = r.email_id),
     (SELECT c.courier FROM opensend_milter.domain_settings c WHERE c.domain_id = d.id),
@@ -69,9 +76,15 @@ FROM keyed k LEFT JOIN listed l USING (ordinal) LEFT JOIN earlier r USING (ordin
     ) d ON true
 ORDER BY k.ordinal;
 
+-- row_digests -- what OpenSend's REST API took, as far as it can be compared
+SELECT id::text, opensend_milter.row_digest(id) FROM unnest(%(ids)s::uuid[]) AS r (id);
+
 -- free_names -- let names be used again whose time is over
 WITH named AS (
-    UPDATE public.emails SET idempotency_key = NULL WHERE id = ANY (%(ids)s::uuid[]) AND idempotency_key IS NOT NULL
+    UPDATE public.emails SET idempotency_key = NULL
+    WHERE id = ANY (%(ids)s::uuid[]) AND idempotency_key IS NOT NULL
+        -- Not of one that somebody has taken up again since.
+        AND (created_at < now() - interval '24 hours' OR status IN ('failed', 'canceled', 'cancelled'))
 )
 DELETE FROM opensend_milter.fingerprints f
 USING unnest(%(key_ids)s::uuid[], %(fingerprints)b::bytea[], %(ids)s::uuid[]) AS n (key_id, fingerprint, email_id)
@@ -187,8 +200,8 @@ WHERE w.status = 'active' AND w.event_types ? 'email.suppressed';
 
 -- log -- what OpenSend's dashboard shows of a request
 INSERT INTO public.logs (endpoint, method, status, request_body, response_body, document, user_id, api_key_id)
-SELECT 'smtp', 'SMTP', l.status, l.request, l.response, l.document, k.user_id, k.id
-FROM unnest(%(statuses)s::integer[], %(requests)s::text[], %(responses)s::text[], %(documents)s::jsonb[],
-        %(key_ids)s::uuid[])
-    AS l (status, request, response, document, key_id)
+SELECT l.endpoint, l.method, l.status, l.request, l.response, l.document, k.user_id, k.id
+FROM unnest(%(endpoints)s::text[], %(methods)s::text[], %(statuses)s::integer[], %(requests)s::jsonb[],
+        %(responses)s::jsonb[], %(documents)s::jsonb[], %(key_ids)s::uuid[])
+    AS l (endpoint, method, status, request, response, document, key_id)
     JOIN public.api_keys k ON k.id = l.key_id AND k.user_id IS NOT NULL;

@@ -3,6 +3,8 @@
 WITH due AS MATERIALIZED (
     SELECT email_id FROM opensend_milter.jobs
     WHERE announce_at <= now() AND not_before <= now() AND state = 'waiting'
+        AND (NOT %(hand_over)s OR EXISTS (
+            SELECT FROM public.emails e WHERE e.id = email_id AND e.status IN ('queued', 'scheduled')))
     ORDER BY announce_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 UPDATE opensend_milter.jobs j SET announce_at = now() + interval '60 seconds' FROM due WHERE j.email_id = due.email_id
@@ -14,6 +16,15 @@ WHERE email_id = ANY (%(ids)s::uuid[]) AND state = 'waiting' AND not_before <= n
 
 -- handed_over -- the queue has these, and whoever reads it owns them now
 DELETE FROM opensend_milter.jobs WHERE email_id = ANY (%(ids)s::uuid[]) AND state = 'waiting';
+
+-- end_moved_on -- jobs, of those that wait longest, whose email somebody else has taken up: a poller, a person
+WITH due AS MATERIALIZED (
+    SELECT email_id FROM opensend_milter.jobs
+    WHERE state = 'waiting' AND not_before <= now() ORDER BY not_before LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+DELETE FROM opensend_milter.jobs j USING due
+WHERE j.email_id = due.email_id AND NOT EXISTS (
+    SELECT FROM public.emails e WHERE e.id = j.email_id AND e.status IN ('queued', 'scheduled'));
 
 -- due_lanes -- whose jobs are due: by one look into the index for each lane, however many jobs it has
 WITH RECURSIVE lane AS (
@@ -33,7 +44,7 @@ WITH due AS MATERIALIZED (
     WHERE email_id = %(id)s AND state = 'waiting' AND not_before <= now() FOR UPDATE
 )
 UPDATE opensend_milter.jobs j
-SET state = 'claimed', lease_id = gen_random_uuid(), lease_until = now() + %(lease)s, worker = %(worker)s
+SET state = 'claimed', lease_id = gen_random_uuid(), lease_until = now() + %(lease)s::interval, worker = %(worker)s
 FROM due WHERE j.email_id = due.email_id
 RETURNING j.email_id::text, j.lease_id::text, j.attempts, j.rounds;
 
@@ -44,7 +55,7 @@ WITH due AS MATERIALIZED (
     ORDER BY not_before LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 UPDATE opensend_milter.jobs j
-SET state = 'claimed', lease_id = gen_random_uuid(), lease_until = now() + %(lease)s, worker = %(worker)s
+SET state = 'claimed', lease_id = gen_random_uuid(), lease_until = now() + %(lease)s::interval, worker = %(worker)s
 FROM due WHERE j.email_id = due.email_id
 RETURNING j.email_id::text, j.lease_id::text, j.attempts, j.rounds;
 
@@ -92,13 +103,13 @@ FROM (
 SELECT bytes FROM opensend_milter.raw_chunks WHERE email_id = %(id)s ORDER BY chunk_no;
 
 -- extend -- these are still in hand
-UPDATE opensend_milter.jobs j SET lease_until = now() + %(lease)s
+UPDATE opensend_milter.jobs j SET lease_until = now() + %(lease)s::interval
 FROM unnest(%(ids)s::uuid[], %(lease_ids)s::uuid[]) AS i (email_id, lease_id)
 WHERE j.email_id = i.email_id AND j.lease_id = i.lease_id AND j.state IN ('claimed', 'attempting');
 
 -- begin -- the attempt begins: from here on a lease that ends is uncertain
 UPDATE opensend_milter.jobs
-SET state = 'attempting', attempts = %(attempt)s, lease_until = now() + %(lease)s
+SET state = 'attempting', attempts = %(attempt)s, lease_until = now() + %(lease)s::interval
 WHERE email_id = %(id)s AND lease_id = %(lease_id)s AND state = 'claimed'
 RETURNING true;
 
@@ -153,8 +164,8 @@ SELECT count(*) FROM job;
 -- record_partly -- some have it; the others are tried again later
 WITH job AS (
     UPDATE opensend_milter.jobs j
-    SET state = 'waiting', lease_id = NULL, lease_until = NULL, worker = NULL, not_before = now() + %(wait)s,
-        announce_at = now() + %(wait)s, last_error = %(reason)s, recipients = %(left)s
+    SET state = 'waiting', lease_id = NULL, lease_until = NULL, worker = NULL, not_before = now() + %(wait)s::interval,
+        announce_at = now() + %(wait)s::interval, last_error = %(reason)s, recipients = %(left)s
     WHERE j.email_id = %(id)s AND j.lease_id = %(lease_id)s AND j.state IN ('attempting', 'uncertain')
     RETURNING j.email_id, j.not_before
 ), mail AS (
@@ -189,8 +200,8 @@ SELECT count(*) FROM job;
 -- record_deferred -- try again later, by the database's clock: the worker's may be far off
 WITH job AS (
     UPDATE opensend_milter.jobs j
-    SET state = 'waiting', lease_id = NULL, lease_until = NULL, worker = NULL, not_before = now() + %(wait)s,
-        announce_at = now() + %(wait)s, last_error = %(reason)s
+    SET state = 'waiting', lease_id = NULL, lease_until = NULL, worker = NULL, not_before = now() + %(wait)s::interval,
+        announce_at = now() + %(wait)s::interval, last_error = %(reason)s
     WHERE j.email_id = %(id)s AND j.lease_id = %(lease_id)s AND j.state IN ('attempting', 'uncertain')
     RETURNING j.email_id, j.not_before
 ), mail AS (
@@ -273,12 +284,12 @@ RETURNING j.email_id::text, (SELECT queue_id FROM opensend_milter.submissions s 
 -- long_uncertain -- nobody could tell what became of these
 SELECT j.email_id::text, j.lease_id::text, j.attempts, j.rounds, j.user_id, s.queue_id
 FROM opensend_milter.jobs j LEFT JOIN opensend_milter.submissions s ON s.email_id = j.email_id
-WHERE j.state = 'uncertain' AND j.uncertain_at < now() - %(age)s LIMIT 100;
+WHERE j.state = 'uncertain' AND j.uncertain_at < now() - %(age)s::interval LIMIT 100;
 
 -- drop_raw -- the bytes of a batch of old messages that are finished
 WITH old AS MATERIALIZED (
     SELECT s.email_id FROM opensend_milter.submissions s
-    WHERE s.raw_dropped_at IS NULL AND s.received_at < now() - %(age)s
+    WHERE s.raw_dropped_at IS NULL AND s.received_at < now() - %(age)s::interval
         AND NOT EXISTS (SELECT FROM opensend_milter.jobs j WHERE j.email_id = s.email_id)
     ORDER BY s.received_at LIMIT %(limit)s
 ), dropped AS (
@@ -288,7 +299,7 @@ UPDATE opensend_milter.submissions s SET raw_dropped_at = now() FROM old WHERE s
 
 -- prune_old_refusals -- a batch of those that are too old
 DELETE FROM opensend_milter.refusals WHERE id IN (
-    SELECT id FROM opensend_milter.refusals WHERE refused_at < now() - %(age)s ORDER BY refused_at LIMIT %(limit)s);
+    SELECT id FROM opensend_milter.refusals WHERE refused_at < now() - %(age)s::interval ORDER BY refused_at LIMIT %(limit)s);
 
 -- prune_surplus_refusals -- a batch of all but the newest
 DELETE FROM opensend_milter.refusals WHERE id IN (
@@ -317,6 +328,11 @@ WHERE name = ANY (ARRAY(
         SELECT name FROM opensend_milter.rate_buckets WHERE refilled_at < now() - interval '10 minutes'
         ORDER BY refilled_at LIMIT %(limit)s))
     AND refilled_at < now() - interval '10 minutes';
+
+-- prune_row_digests -- a batch of those whose names are free again
+DELETE FROM opensend_milter.row_digests WHERE email_id IN (
+    SELECT email_id FROM opensend_milter.row_digests
+    WHERE computed_at < now() - interval '2 days' ORDER BY computed_at LIMIT %(limit)s);
 
 -- prune_fingerprints -- a batch of names whose time is over
 DELETE FROM opensend_milter.fingerprints WHERE (key_id, fingerprint) IN (

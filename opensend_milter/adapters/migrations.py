@@ -15,6 +15,9 @@ from psycopg import errors
 
 from opensend_milter.adapters import roles
 from opensend_milter.adapters.postgres import Connection, connect, conninfo_for, store_errors
+from opensend_milter.adapters.schema import facts
+from opensend_milter.adapters.schema.fitting import differences
+from opensend_milter.adapters.schema.needs import needs_of_all
 from opensend_milter.core.errors import UsageError
 
 LOCK_KEY = int.from_bytes(b"opensend")
@@ -81,9 +84,19 @@ def migrate(url: str, password_dir: Path | None, *, new_passwords: bool = False)
                 f"this is no OpenSend database: schema public has no table {', '.join(missing)}; "
                 "without OpenSend use `db init`"
             )
-        return _bring_up(
-            connection, _owners(beside=not _made_by_us(records)), records, password_dir, new_passwords=new_passwords
-        )
+        beside = not _made_by_us(records)
+        if beside:
+            _refuse_misfits(connection)
+        return _bring_up(connection, _owners(beside=beside), records, password_dir, new_passwords=new_passwords)
+
+
+def _refuse_misfits(connection: Connection) -> None:
+    """Refuse tables on which we would not work: before anything is changed."""
+    billing = bool(_tables(connection, ["usage_periods"]))
+    found = differences(connection, needs_of_all(billing=billing))
+    if found:
+        lines = "\n".join(f"tables: {line}" for line in found)
+        raise UsageError(f"{lines}\nnothing was changed: this version knows OpenSend as of {facts.SNAPSHOT}")
 
 
 def status(url: str) -> list[MigrationStatus]:

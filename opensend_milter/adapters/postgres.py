@@ -14,21 +14,21 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, LiteralString, cast
+from typing import Any, Literal, LiteralString, Protocol, cast
 
 import psycopg
 from psycopg import conninfo
 from psycopg.rows import TupleRow
 
 from opensend_milter.core import counting
-from opensend_milter.core.errors import ConfigError, RowRefused, StoreUnavailable
+from opensend_milter.core.errors import ConfigError, RowRefused, StoreUnavailable, TablesDiffer
 
 log = logging.getLogger(__name__)
 
 Connection = psycopg.Connection[TupleRow]
 Role = Literal["opensend_dovecot_auth", "opensend_milter", "opensend_worker", "opensend_http"]
 StatementFile = Literal[
-    "intake", "billing", "jobs", "admin", "delivery_admin", "feedback", "webhooks", "submissions", "rates"
+    "intake", "billing", "jobs", "admin", "delivery_admin", "feedback", "webhooks", "submissions", "rates", "switching"
 ]
 # Planned once: our values never change the best plan. Compressed by lz4 where the server knows it: of an attachment,
 # Postgres' own way costs more CPU than everything else together.
@@ -79,13 +79,27 @@ def store_errors() -> Iterator[None]:
         raise StoreUnavailable(f"{type(error).__name__}: {error.diag.message_primary or error}") from error
 
 
+class Tables(Protocol):
+    """Whether the tables are those that we know."""
+
+    def check(self, connection: Connection) -> None:
+        """Look, where it is time to; raise TablesDiffer while they are not."""
+        ...
+
+    def doubt(self) -> None:
+        """Have the next one look, whenever the last look was."""
+        ...
+
+
 class Link:
     """One connection for one thread, opened when first needed and again after it was lost."""
 
-    def __init__(self, info: str, *, name: str, timeout_s: float) -> None:
+    def __init__(self, info: str, *, name: str, timeout_s: float, tables: Tables | None = None) -> None:
+        """`tables`: lend only where they fit."""
         self._info = info
         self._name = name
         self._timeout_s = timeout_s
+        self._tables = tables
         self._connection: Connection | None = None
         self._cutter = _Cutter(name)
 
@@ -105,12 +119,24 @@ class Link:
         connection = self._connection
         try:
             with self._cutter.after(self._timeout_s, connection.fileno()), store_errors():
+                if self._tables:
+                    self._tables.check(connection)
                 yield connection
+        except TablesDiffer:
+            raise
+        except RowRefused:
+            self._doubt()
+            raise
         except StoreUnavailable:
+            self._doubt()
             self._connection = None
             with suppress(Exception):  # it is lost already; closing only frees the descriptor
                 connection.close()
             raise
+
+    def _doubt(self) -> None:
+        if self._tables:
+            self._tables.doubt()
 
 
 def _was_ended(connection: Connection) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from opensend_milter.adapters.postgres import Connection, Link, statements, store_errors
+from opensend_milter.adapters.postgres import Connection, Link, Tables, statements, store_errors
 from opensend_milter.core import counting
 from opensend_milter.core.errors import RowRefused, StoreUnavailable
 from opensend_milter.core.feedback import (
@@ -107,9 +107,11 @@ _NO_JOB = _Delivery(is_in_hand=False, standing=Standing.DONE, recipients=None)
 class PostgresFeedbackBook:
     """FeedbackBook for one thread."""
 
-    def __init__(self, info: str, *, name: str, timeout_s: float, soft_bounces: int) -> None:
+    def __init__(
+        self, info: str, *, name: str, timeout_s: float, soft_bounces: int, tables: Tables | None = None
+    ) -> None:
         """`soft_bounces`: so many within a week suppress an address; 0: never."""
-        self._link = Link(info, name=name, timeout_s=timeout_s)
+        self._link = Link(info, name=name, timeout_s=timeout_s, tables=tables)
         self._soft_bounces = soft_bounces
 
     def close(self) -> None:

@@ -17,6 +17,8 @@ from opensend_milter.adapters.postgres import Connection, Role, connect, conninf
 from opensend_milter.adapters.postgres_connections import BUSY_SHARE
 from opensend_milter.adapters.postgres_domains import STAND_IN, connect_as_owner
 from opensend_milter.adapters.roles import KEY_READER, LOGIN_ROLES
+from opensend_milter.adapters.schema.fitting import differences
+from opensend_milter.adapters.schema.needs import needs
 from opensend_milter.config import Config
 from opensend_milter.core.errors import ConfigError, StoreUnavailable, UsageError
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped, warning
@@ -70,6 +72,10 @@ SELECT count(*) FILTER (WHERE state = 'waiting' AND not_before <= now()),
     count(*) FILTER (WHERE state = 'uncertain')
 FROM opensend_milter.jobs"""
 
+_MOVED_ON: LiteralString = """
+SELECT count(*) FROM opensend_milter.jobs j WHERE j.state = 'waiting' AND NOT EXISTS (
+    SELECT FROM public.emails e WHERE e.id = j.email_id AND e.status IN ('queued', 'scheduled'))"""
+
 _FEEDBACK: LiteralString = """
 SELECT count(*), coalesce(extract(epoch FROM now() - min(received_at)), 0) FROM opensend_milter.feedback"""
 
@@ -118,15 +124,6 @@ class Inspection:
         local = self.connection().info.host.startswith("/") or self.connection().info.host in {"127.0.0.1", "::1"}
         return Path(str(name)) if local and Path(str(name)).exists() else None
 
-    def domains(self) -> list[tuple[str, str]]:
-        """Return name and user of each verified domain."""
-        return [
-            (str(name), str(user_id))
-            for name, user_id in self.rows(
-                "SELECT name, user_id FROM public.domains WHERE status = 'verified' ORDER BY name, user_id"
-            )
-        ]
-
     def checks(self) -> Iterator[Check]:
         """Return the checks of the database and of what waits in it."""
         yield Check(name=REACHABLE, why="without the database messages are put off (451)", look=self._reachable)
@@ -134,6 +131,7 @@ class Inspection:
             ("database.speed", "each message waits for two answers of the database", self._speed, False),
             ("database.writable", "a standby takes no message", self._writable, False),
             ("database.durable", "250 means that the message is on disk", self._durable, False),
+            ("database.tables", "on tables of another shape each message is put off (451)", self._tables, False),
             ("database.migrations", "this program writes to tables of its version", self._migrations, False),
             ("database.passwords", "a process whose password is wrong answers 451 to all", self._passwords, True),
             ("database.rights", "each process may do its own work and nothing else", self._rights, True),
@@ -145,6 +143,7 @@ class Inspection:
             ("outbox.age", "a message that is due and not taken up has no worker", self._outbox, False),
             ("outbox.leases", "messages of a worker that died wait until another takes them over", self._leases, False),
             ("outbox.uncertain", "a message whose outcome is not known waits for a person", self._uncertain, False),
+            ("outbox.moved_on", "a job ends when its email was taken up without us", self._moved_on, False),
             ("outbox.feedback", "bounces and complaints count once the worker took them up", self._feedback, False),
             ("worker.connected", "without a worker nothing is sent", self._worker, False),
         )  # fmt: skip
@@ -201,6 +200,16 @@ class Inspection:
             mends += [f"ALTER ROLE {name.rpartition(' ')[2]} RESET synchronous_commit;" for name in off if " " in name]
             return warning(f"off: {', '.join(off)}: a power cut may lose what was answered 250", " ".join(mends))
         return good("a commit is on disk")
+
+    def _tables(self) -> Seen:
+        wanted = needs(profile=self._config.profile, billing=self._config.billing, administration=True)
+        with store_errors():
+            found = differences(self.connection(), wanted)
+        if found:
+            beside = self._config.profile == "opensend"
+            mend = "a version of opensend-milter that knows this OpenSend" if beside else "opensend-milter db init"
+            return problem("; ".join(found), mend)
+        return good(f"{len(wanted)} tables are as needed")
 
     def _migrations(self) -> Seen:
         if self.role == STAND_IN:
@@ -336,6 +345,13 @@ class Inspection:
                 "opensend-milter email list --status processing   # then for each: email retry | mark-sent | fail ID",
             )
         return good("none")
+
+    def _moved_on(self) -> Seen:
+        if self._config.profile != "opensend":
+            return skipped("our own worker takes them up")
+        ((count,),) = self.rows(_MOVED_ON)
+        shown = f"{count} job(s) wait though their emails do not"
+        return warning(shown, "systemctl status opensend-worker   # it ends them") if count else good(shown)
 
     def _feedback(self) -> Seen:
         ((waiting, late_s),) = self.rows(_FEEDBACK)

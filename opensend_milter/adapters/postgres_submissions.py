@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from opensend_milter.adapters.postgres import Link, statements
+from opensend_milter.adapters.postgres import Link, Tables, statements
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import EmailId, KeyId
 from opensend_milter.core.submission import Caller, RecipientState, Rejection, Submission
@@ -20,11 +20,11 @@ SQL = statements("submissions")
 class PostgresSubmissions:
     """For any number of threads, which share a few connections."""
 
-    def __init__(self, info: str, *, connections: int, timeout_s: float) -> None:
+    def __init__(self, info: str, *, connections: int, timeout_s: float, tables: Tables | None = None) -> None:
         self._timeout_s = timeout_s
         self._links: queue.LifoQueue[Link] = queue.LifoQueue()
         for number in range(connections):
-            self._links.put(Link(info, name=f"opensend-http-{number}", timeout_s=timeout_s))
+            self._links.put(Link(info, name=f"opensend-http-{number}", timeout_s=timeout_s, tables=tables))
 
     def close(self) -> None:
         """Let go of all connections."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from opensend_milter.adapters.postgres import Link, statements
+from opensend_milter.adapters.postgres import Link, Tables, statements
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import EmailId
 from opensend_milter.core.webhook import (
@@ -33,8 +33,10 @@ def lease_of(timeout_s: float) -> timedelta:
 class PostgresWebhooks:
     """One connection for one thread, opened when first needed and again after it was lost."""
 
-    def __init__(self, info: str, *, name: str, timeout_s: float, lease: timedelta) -> None:
-        self._link = Link(info, name=name, timeout_s=timeout_s)
+    def __init__(
+        self, info: str, *, name: str, timeout_s: float, lease: timedelta, tables: Tables | None = None
+    ) -> None:
+        self._link = Link(info, name=name, timeout_s=timeout_s, tables=tables)
         self._lease = lease
 
     def close(self) -> None:

@@ -17,12 +17,13 @@ SELECT s.email_id::text, e.status, coalesce(j.attempts, 0), coalesce(j.state = '
 FROM opensend_milter.submissions s JOIN public.emails e ON e.id = s.email_id
     LEFT JOIN opensend_milter.jobs j ON j.email_id = s.email_id
     LEFT JOIN LATERAL (
-        SELECT max(noted_at) AS at, jsonb_agg(jsonb_build_array(address, outcome, reason) ORDER BY address) AS fared
-        FROM opensend_milter.recipient_results WHERE email_id = s.email_id) r ON true
+        SELECT max(f.noted_at) AS at,
+            jsonb_agg(jsonb_build_array(f.address, f.outcome, f.reason) ORDER BY f.address) AS fared
+        FROM opensend_milter.recipient_results f WHERE f.email_id = s.email_id) r ON true
     LEFT JOIN LATERAL (
-        SELECT payload FROM public.email_events
-        WHERE email_id = s.email_id AND type IN ('sent', 'failed', 'delayed')
-        ORDER BY received_at DESC, id LIMIT 1) v ON true
+        SELECT h.payload FROM public.email_events h
+        WHERE h.email_id = s.email_id AND h.type IN ('sent', 'failed', 'delayed')
+        ORDER BY h.received_at DESC, h.id LIMIT 1) v ON true
 WHERE s.key_id = %(key_id)s::uuid AND s.email_id = ANY (%(ids)s::uuid[]);
 
 -- page -- ids of a key's messages, latest first

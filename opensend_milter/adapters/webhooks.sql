@@ -17,7 +17,7 @@ WITH turn AS MATERIALIZED (
         ORDER BY coalesce(p.next_retry_at, p.created_at) LIMIT 1 FOR UPDATE SKIP LOCKED) d
 )
 UPDATE public.webhook_deliveries d
-SET attempt = d.attempt + 1, attempted_at = now(), next_retry_at = now() + %(lease)s
+SET attempt = d.attempt + 1, attempted_at = now(), next_retry_at = now() + %(lease)s::interval
 FROM due, public.webhook_deliveries k
     JOIN public.webhooks w ON w.id = k.webhook_id
     JOIN public.email_events e ON e.id = k.event_id
@@ -65,7 +65,7 @@ WHERE webhook_id = %(id)s::uuid
     AND (%(event_id)s::uuid IS NULL OR event_id = %(event_id)s::uuid)
     AND (%(since)s::timestamptz IS NULL OR created_at >= %(since)s)
     AND (NOT %(failed)s OR status IN ('dead_letter', 'failed'))
-    AND (status <> 'pending' OR (attempt > 0 AND attempted_at < now() - %(lease)s));
+    AND (status <> 'pending' OR (attempt > 0 AND attempted_at < now() - %(lease)s::interval));
 
 -- deliveries -- of one webhook, latest first
 SELECT d.id::text AS id, d.event_id::text AS event_id, 'email.' || e.type AS type, e.email_id::text AS email_id,

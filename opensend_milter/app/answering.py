@@ -19,6 +19,7 @@ from opensend_milter.adapters.postgres import conninfo_for
 from opensend_milter.adapters.postgres_feedback import PostgresFeedbackBox
 from opensend_milter.adapters.postgres_submissions import PostgresSubmissions
 from opensend_milter.adapters.sns import SnsTopics
+from opensend_milter.app.fitting import needs_of, watched
 from opensend_milter.app.limiting import limits_of, open_throttle
 from opensend_milter.app.serving import Lanes, open_lanes
 from opensend_milter.config import Config, load
@@ -89,9 +90,10 @@ class Answering:
         self._tls = tls
         info = conninfo_for(config.database.url, config.database.password_dir, "opensend_http")
         self._box = PostgresFeedbackBox(info, name="opensend-http", timeout_s=TIMEOUT_S)
-        self._desk = PostgresSubmissions(info, connections=CONNECTIONS, timeout_s=TIMEOUT_S)
+        self._tables = watched(config)
+        self._desk = PostgresSubmissions(info, connections=CONNECTIONS, timeout_s=TIMEOUT_S, tables=self._tables)
         self._throttle = open_throttle(config, "opensend_http")
-        self._lanes = open_lanes(config, "opensend_http")
+        self._lanes = open_lanes(config, "opensend_http", self._tables)
         self._threads = CapacityLimiter(AT_ONCE)
         self._page = prometheus.alone(counting.OVER_HTTP)
         self._reports = _report_routes(config, self._box, self._desk.check)
@@ -103,7 +105,8 @@ class Answering:
             show_certificate(self._tls, *_pair(config))
         if config == self._config:
             return
-        before, self._lanes = self._lanes, open_lanes(config, "opensend_http")
+        self._tables.expect(needs_of(config))
+        before, self._lanes = self._lanes, open_lanes(config, "opensend_http", self._tables)
         self._throttle.set_limits(limits_of(config))
         self.site = self._site(config)
         # A request that has begun may still hand in a message.

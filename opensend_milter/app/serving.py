@@ -14,12 +14,13 @@ from pathlib import Path
 from opensend_milter.adapters import postgres
 from opensend_milter.adapters.postgres_intake import Habits, PostgresIntakeStore
 from opensend_milter.adapters.prometheus import Together
+from opensend_milter.app.fitting import watched
 from opensend_milter.app.limiting import limited, open_throttle
 from opensend_milter.config import Config, Milter as MilterSettings, load
 from opensend_milter.config.changes import Reads
 from opensend_milter.core import counting
 from opensend_milter.core.carrying import carried_by
-from opensend_milter.core.errors import ConfigError, StoreUnavailable
+from opensend_milter.core.errors import ConfigError, StoreUnavailable, TablesDiffer
 from opensend_milter.core.intake import Gatherer, Intake
 from opensend_milter.core.model import Carries, Limits, Message, Outcome
 from opensend_milter.core.policy import Policy
@@ -84,7 +85,7 @@ class Lanes:
             store.close()
 
 
-def open_lanes(config: Config, role: postgres.Role = "opensend_milter") -> Lanes:
+def open_lanes(config: Config, role: postgres.Role = "opensend_milter", tables: postgres.Tables | None = None) -> Lanes:
     """Start the two threads that decide, each with a connection of its own."""
     settings = config.milter
     info = postgres.conninfo_for(config.database.url, config.database.password_dir, role)
@@ -94,13 +95,14 @@ def open_lanes(config: Config, role: postgres.Role = "opensend_milter") -> Lanes
         logs=config.profile == "opensend",
         billing=config.billing == "stripe",
     )
+    tables = tables or watched(config)
     # A large message waits for others of its kind, one at a time: that is slow, not stuck.
     lanes = (
         ("opensend-intake", BATCH, settings.soft_timeout_s, settings.hard_timeout_s),
         ("opensend-intake-large", 1, settings.hard_timeout_s, settings.hard_timeout_s * 2),
     )
     opened = [
-        _open_lane(info, policy, habits, settings, name=name, at_most=at_most, soft_s=soft_s, hard_s=hard_s)
+        _open_lane(info, policy, habits, settings, tables, name=name, at_most=at_most, soft_s=soft_s, hard_s=hard_s)
         for name, at_most, soft_s, hard_s in lanes
     ]
     (small, small_store), (large, large_store) = opened
@@ -112,13 +114,14 @@ def _open_lane(
     policy: Policy,
     habits: Habits,
     settings: MilterSettings,
+    tables: postgres.Tables,
     *,
     name: str,
     at_most: int,
     soft_s: float,
     hard_s: float,
 ) -> tuple[Gatherer, PostgresIntakeStore]:
-    postgres_store = PostgresIntakeStore(info, habits, name=name, timeout_s=settings.soft_timeout_s)
+    postgres_store = PostgresIntakeStore(info, habits, name=name, timeout_s=settings.soft_timeout_s, tables=tables)
     store: IntakeStore = postgres_store
     gatherer = Gatherer(
         Intake(store, policy),
@@ -225,12 +228,18 @@ def _open_door(config: Config) -> OpenDoor:
 
 
 def _await_database(config: Config) -> None:
-    """Listen only when the database is ready: until then Postfix answers 451 by itself."""
+    """Listen only when the database is ready: until then Postfix answers 451 by itself.
+
+    One whose tables differ is ready: it may be mended any time, and meanwhile we say 451.
+    """
     info = postgres.conninfo_for(config.database.url, config.database.password_dir, "opensend_milter")
     said = False
     while True:
         try:
-            postgres.connect(info, application_name="opensend-serve").close()
+            with postgres.connect(info, application_name="opensend-serve") as connection, postgres.store_errors():
+                watched(config).check(connection)
+        except TablesDiffer:
+            return
         except StoreUnavailable as error:
             if not said:
                 log.warning("waiting for the database: %s", error)

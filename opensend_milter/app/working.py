@@ -25,6 +25,7 @@ from opensend_milter.adapters.ses_events import SesEventQueue
 from opensend_milter.adapters.smtp import SmtpCourier
 from opensend_milter.adapters.sqs import SqsQueue
 from opensend_milter.adapters.webhooks import HttpMessenger
+from opensend_milter.app.fitting import watched
 from opensend_milter.config import Config, load
 from opensend_milter.config.changes import Reads
 from opensend_milter.core import counting
@@ -70,6 +71,7 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
             endpoint_url=config.aws.endpoint_url,
             lease_s=delivery.lease_s,
         )
+    tables = watched(config)
     couriers = partial(open_couriers, config)
     if delivers:
         # What is wrong with a courier's settings is to be known now.
@@ -78,12 +80,12 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
     with _counted(config) as steps:
         worker.run(
             worker.Parts(
-                store=partial(job_store, config),
+                store=partial(job_store, config, tables=tables),
                 couriers=couriers if delivers else None,
                 default=delivery.courier,
                 compose=composer(config),
                 queue=queue,
-                steps={**(further_steps(config) if delivers else {}), **steps},
+                steps={**(further_steps(config, tables) if delivers else {}), **steps},
             ),
             Settings(
                 concurrency=delivery.concurrency,
@@ -109,7 +111,7 @@ def _counted(config: Config) -> Iterator[Mapping[str, Step]]:
         yield {"opensend-backlog": backlog}
 
 
-def job_store(config: Config, name: str) -> PostgresJobStore:
+def job_store(config: Config, name: str, tables: postgres.Tables | None = None) -> PostgresJobStore:
     """Return the worker's view of the database, for one thread."""
     delivery = config.delivery
     return PostgresJobStore(
@@ -123,6 +125,7 @@ def job_store(config: Config, name: str) -> PostgresJobStore:
             raw=timedelta(days=delivery.raw_days) if delivery.raw_days else None,
             uncertain=timedelta(hours=delivery.uncertain_after_h) if delivery.uncertain_after_h else None,
         ),
+        tables=tables,
     )
 
 
@@ -168,7 +171,7 @@ def composer(config: Config) -> Callable[[Job], Parcel]:
     return compose
 
 
-def further_steps(config: Config) -> Mapping[str, Step]:
+def further_steps(config: Config, tables: postgres.Tables | None = None) -> Mapping[str, Step]:
     """Return the threads that hear what came back, and tell those who asked for it."""
     pause_s = config.delivery.poll_interval_s
     book = PostgresFeedbackBook(
@@ -176,10 +179,15 @@ def further_steps(config: Config) -> Mapping[str, Step]:
         name="opensend-feedback",
         timeout_s=STORE_TIMEOUT_S,
         soft_bounces=config.feedback.soft_bounces,
+        tables=tables,
     )
     webhooks = config.webhooks
     deliveries = PostgresWebhooks(
-        _info(config), name="opensend-webhooks", timeout_s=STORE_TIMEOUT_S, lease=lease_of(webhooks.timeout_s)
+        _info(config),
+        name="opensend-webhooks",
+        timeout_s=STORE_TIMEOUT_S,
+        lease=lease_of(webhooks.timeout_s),
+        tables=tables,
     )
     steps: dict[str, Step] = {
         "opensend-feedback": Applying(book, pause_s),

@@ -5,25 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 import yaml
 
-from opensend_milter import config as configuration
+from opensend_milter import app, config as configuration
 from opensend_milter.cli import output
 from opensend_milter.cli.output import AsJson, ConfigPath
 from opensend_milter.config import Setting
 
+Database = Annotated[
+    bool, typer.Option("--database", help="Also whether the database has the tables and columns that are needed.")
+]
 
-def check_config(config: ConfigPath = None, as_json: AsJson = False) -> None:
+
+def check_config(config: ConfigPath = None, database: Database = False, as_json: AsJson = False) -> None:
     """Check the configuration and print what is in force: YAML, each value that is no default with its source.
 
-    Passwords are masked, so a value that holds one is printed as a comment. Exit code 78: something is wrong.
+    Passwords are masked, so a value that holds one is printed as a comment. Exit code 78: something is wrong; 69: the
+    database that was to be looked at does not answer.
     """
     with output.exits():
-        settings = configuration.effective(*configuration.load_with_sources(config, front_door=True))
-    output.show(_as_mapping(settings), as_json=as_json, table=lambda: _as_yaml(settings))
+        loaded, sources = configuration.load_with_sources(config, front_door=True)
+        settings = configuration.effective(loaded, sources)
+        misfits = app.misfits(loaded) if database else []
+    found = {"tables": {"fit": not misfits, "differences": misfits}} if database else {}
+    output.show({**_as_mapping(settings), **found}, as_json=as_json, table=lambda: _as_yaml(settings))
+    if misfits:
+        output.fail("\n".join(f"tables: {line}" for line in misfits), output.EX_CONFIG)
     typer.echo("opensend-milter: ok", err=True)
 
 

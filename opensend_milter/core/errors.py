@@ -5,6 +5,7 @@ OpensendError
   UsageError             a request of the operator that cannot be done: exit 64
   TemporaryError         try again: 451, HTTP 503, back to the queue
     StoreUnavailable
+      TablesDiffer       the database answers, and its tables are not those that we know
     AlreadyStored        somebody else stored the same message a moment ago: judge it again
     QueueUnavailable
     DeliveryDeferred
@@ -43,6 +44,10 @@ class TemporaryError(OpensendError):
 
 class StoreUnavailable(TemporaryError):  # noqa: N818  # the tree reads as mail says it
     """The database does not answer."""
+
+
+class TablesDiffer(StoreUnavailable):
+    """The tables are not those that this program knows."""
 
 
 class AlreadyStored(TemporaryError):  # noqa: N818

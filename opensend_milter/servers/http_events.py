@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from opensend_milter.core.errors import TablesDiffer
 from opensend_milter.core.feedback import ReportMalformed, ReportRefused
 
 SES_PATH = "/events/ses"
@@ -39,7 +40,10 @@ def routes(*, hear: Callable[[bytes], None] | None, check: Callable[[], None]) -
         return JSONResponse({"status": "ok"})
 
     async def ready(_: Request) -> Response:
-        await run_in_threadpool(check)
+        try:
+            await run_in_threadpool(check)
+        except TablesDiffer as error:
+            return JSONResponse({"status": "not ready", "reason": f"tables: {error}"}, 503, {"Retry-After": "10"})
         return JSONResponse({"status": "ready"})
 
     listening = [Route(SES_PATH, events, methods=["POST"])] if hear else []

@@ -183,7 +183,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database of one test, as `db init` leaves it."""
+    """A database of one test: as `db init` leaves it, or OpenSend's own with our schema in it."""
 
     name: str
     cluster: Cluster

@@ -142,7 +142,10 @@ def seed(url: str) -> str:
 def serving(
     url: str, password_dir: Path, *, profile: str = "standalone", billing: str = "none", **settings: dict[str, object]
 ) -> Iterator[Serving]:
-    """Start the milter with a configuration of its own and stop it at the end."""
+    """Start the milter with a configuration of its own and stop it at the end.
+
+    `profile="opensend"` wants a database as the fixture `beside` is made: see tests/profiles.py.
+    """
     directory = Path(tempfile.mkdtemp(prefix="os-serve-", dir="/tmp"))
     config: dict[str, dict[str, object]] = {
         "database": {"password_dir": str(password_dir)},

@@ -26,34 +26,38 @@ SOURCE = str(Path(migrations.__file__).parents[2])
 EMAIL_ID = "6d1c9f5e-0a2b-4c3d-8e4f-5a6b7c8d9e0f"
 
 
-@pytest.fixture
-def configured(database: Database, tmp_path: Path) -> Callable[[str], Path]:
+def configure(database: Database, directory: Path, profile: str) -> Path:
     """Write a configuration of that profile."""
-
-    def write(profile: str) -> Path:
-        path = tmp_path / f"{profile}.yaml"
-        path.write_text(
-            f"profile: {profile}\ndatabase:\n  password_dir: {database.password_dir}\n"
-            "smtp:\n  hostname: mail.example.org\n"
-        )
-        return path
-
-    return write
+    path = directory / f"{profile}.yaml"
+    path.write_text(
+        f"profile: {profile}\ndatabase:\n  password_dir: {database.password_dir}\nsmtp:\n  hostname: mail.example.org\n"
+    )
+    return path
 
 
-@pytest.fixture
-def run(database: Database, configured: Callable[[str], Path]) -> Run:
-    """Run one command line against the test's database."""
+def runner(database: Database, config: Path) -> Run:
+    """Run one command line against a test's database."""
+    environment = {"DATABASE_URL": database.url, "OPENSEND_MILTER_CONFIG": str(config), "COLUMNS": "250"}
 
-    def invoke(*words: str, profile: str = "standalone") -> Result:
-        environment = {
-            "DATABASE_URL": database.url,
-            "OPENSEND_MILTER_CONFIG": str(configured(profile)),
-            "COLUMNS": "250",
-        }
+    def invoke(*words: str) -> Result:
         return CliRunner().invoke(cli.app_of([*cli.COMMANDS, *cli.GROUPS]), words, env=environment)
 
     return invoke
+
+
+@pytest.fixture
+def configured(database: Database, tmp_path: Path) -> Path:
+    return configure(database, tmp_path, "standalone")
+
+
+@pytest.fixture
+def run(database: Database, configured: Path) -> Run:
+    return runner(database, configured)
+
+
+@pytest.fixture
+def run_beside(beside: Database, tmp_path: Path) -> Run:
+    return runner(beside, configure(beside, tmp_path, "opensend"))
 
 
 def parsed(result: Result) -> object:
@@ -432,17 +436,16 @@ def test_a_key_that_is_gone_takes_its_secrets_along(database: Database, run: Run
     assert run("key", "secrets", key_id).exit_code == 64
 
 
-def test_users_of_opensend_are_never_written(database: Database, run: Run) -> None:
-    with database.connect() as connection:
+@pytest.mark.parametrize("profile", ["opensend", "standalone"])
+def test_users_of_opensend_are_never_written(beside: Database, tmp_path: Path, profile: str) -> None:
+    """Whatever the profile says: it may be the default's."""
+    run = runner(beside, configure(beside, tmp_path, profile))
+    with beside.connect() as connection:
         connection.execute("""INSERT INTO public."user" (id, name, email) VALUES ('u1', 'U', 'u@example.org')""")
-    refused = run("key", "create", "--user", "u2", profile="opensend")
+    refused = run("key", "create", "--user", "u2")
     assert (refused.exit_code, "no user 'u2'" in refused.stderr, "known are: u1" in refused.stderr) == (64, True, True)
-    assert run("key", "create", "--user", "u1", profile="opensend").exit_code == 0
-    with database.connect() as connection:
-        connection.execute("DELETE FROM opensend_milter.migrations WHERE name LIKE 'opensend/%'")
-    refused = run("key", "create", "--user", "u2", profile="standalone")
-    assert (refused.exit_code, "no user 'u2'" in refused.stderr) == (64, True)
-    with database.connect() as connection:
+    assert run("key", "create", "--user", "u1").exit_code == 0
+    with beside.connect() as connection:
         assert connection.execute('SELECT id FROM public."user"').fetchall() == [("u1",)]
 
 
@@ -543,11 +546,19 @@ def test_database_commands(database: Database, run: Run) -> None:
     states = parsed(run("db", "status", "--json"))
     assert isinstance(states, list)
     assert {field(row, "state") for row in states} == {"applied"}
-    refused = run("db", "init", profile="opensend")
-    assert (refused.exit_code, "use `db migrate`" in refused.stderr) == (64, True)
     with database.connect() as connection:
         connection.execute("UPDATE opensend_milter.migrations SET sha256 = ''")
     assert (run("db", "status").exit_code, run("db", "init").exit_code) == (1, 64)
+
+
+def test_database_commands_beside_opensend(run_beside: Run) -> None:
+    refused = run_beside("db", "init")
+    assert (refused.exit_code, "use `db migrate`" in refused.stderr) == (64, True)
+    assert "up to date" in run_beside("db", "migrate").stdout
+    states = parsed(run_beside("db", "status", "--json"))
+    assert isinstance(states, list)
+    assert {field(row, "name").split("/")[0] for row in states} == {"ours"}
+    assert {field(row, "state") for row in states} == {"applied"}
 
 
 def test_database_that_is_not_ready(database: Database, run: Run) -> None:
@@ -565,9 +576,7 @@ def test_database_that_is_not_ready(database: Database, run: Run) -> None:
     assert run("db", "status").exit_code == 69
 
 
-def test_person_is_asked_before_a_key_is_revoked(
-    database: Database, run: Run, configured: Callable[[str], Path]
-) -> None:
+def test_person_is_asked_before_a_key_is_revoked(database: Database, run: Run, configured: Path) -> None:
     key_id = field(parsed(run("key", "create", "--json")), "id")
 
     def answer(text: bytes) -> int:
@@ -575,7 +584,7 @@ def test_person_is_asked_before_a_key_is_revoked(
         try:
             os.write(keyboard, text)
             return subprocess.run(
-                [sys.executable, "-m", "opensend_milter", "key", "revoke", key_id, "-c", str(configured("standalone"))],
+                [sys.executable, "-m", "opensend_milter", "key", "revoke", key_id, "-c", str(configured)],
                 env={"DATABASE_URL": database.url, "PYTHONPATH": SOURCE},
                 stdin=terminal,
                 capture_output=True,
@@ -592,9 +601,9 @@ def test_person_is_asked_before_a_key_is_revoked(
         assert connection.execute("SELECT count(*) FROM public.api_keys").fetchone() == (0,)
 
 
-def test_program_itself_runs(database: Database, configured: Callable[[str], Path]) -> None:
+def test_program_itself_runs(database: Database, configured: Path) -> None:
     shown = subprocess.run(
-        [sys.executable, "-m", "opensend_milter", "key", "list", "--config", str(configured("standalone"))],
+        [sys.executable, "-m", "opensend_milter", "key", "list", "--config", str(configured)],
         env={"DATABASE_URL": database.url, "PYTHONPATH": SOURCE},
         check=True,
         capture_output=True,

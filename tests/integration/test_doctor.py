@@ -30,7 +30,6 @@ from opensend_milter.adapters.postgres_connections import UNLIMITED, RoleUse, ju
 from opensend_milter.adapters.postgres_inspection import Inspection
 from opensend_milter.adapters.roles import CONNECTION_LIMITS
 from opensend_milter.app.examining import examination, made_key, some_user
-from opensend_milter.app.sender_records import wanted_of
 from opensend_milter.config import (
     Auth,
     Aws,
@@ -159,6 +158,37 @@ DATABASE_FAULTS = {
         ),
     ),
 }
+
+
+TABLES_APART = {
+    "ALTER TABLE logs ALTER request_body TYPE text": "logs.request_body is text here, jsonb expected",
+    "ALTER TABLE emails DROP tags": "emails.tags is missing here, jsonb expected",
+    "ALTER TABLE api_keys ADD organization text NOT NULL": (
+        "api_keys.organization is not null here, and a row of ours says nothing there"
+    ),
+}
+
+
+@pytest.mark.case(71)
+@pytest.mark.altered_tables
+@pytest.mark.parametrize(("change", "told"), TABLES_APART.items())
+def test_tables_of_another_opensend_are_named(beside: Database, change: str, told: str) -> None:
+    config = Config(profile="opensend", database=DatabaseConfig(url=beside.url, password_dir=beside.password_dir))
+    assert inspected(config, "database.tables")["database.tables"].result is Result.GOOD
+    with beside.connect() as connection:
+        connection.execute(change.encode())
+    found = inspected(config, "database.tables")["database.tables"]
+    assert (found.result, found.seen) == (Result.PROBLEM, told)
+
+
+def test_jobs_whose_emails_moved_on_are_counted(beside: Database) -> None:
+    config = Config(profile="opensend", database=DatabaseConfig(url=beside.url, password_dir=beside.password_dir))
+    assert inspected(config, "outbox.moved_on")["outbox.moved_on"].result is Result.GOOD
+    with beside.connect() as connection:
+        connection.execute("INSERT INTO opensend_milter.jobs (email_id, user_id) VALUES (gen_random_uuid(), 'u')")
+    found = inspected(config, "outbox.moved_on")["outbox.moved_on"]
+    assert found.result is Result.WARNING
+    assert found.seen.startswith("1 job(s)")
 
 
 @pytest.mark.parametrize("fault", DATABASE_FAULTS)
@@ -797,22 +827,6 @@ def test_on_a_host_where_nothing_is_installed_each_check_still_says_something(tm
         *("milter.socket", "auth.socket", "smtp.answers", "courier.reachable"),
     }
     assert list(tmp_path.iterdir()) == [], "it changes nothing"
-
-
-@pytest.mark.parametrize(
-    ("config", "spf", "envelope"),
-    [
-        (Config(smtp=Smtp(hostname=NAME)), f"a:{NAME}", "b.example"),
-        (Config(), "mx", "b.example"),
-        (Config(relay=Relay(host="relay.example.net")), "a:relay.example.net", "b.example"),
-        (Config(delivery=Delivery(courier="ses")), "include:amazonses.com", "b.example"),
-        (Config(delivery=Delivery(bounce_domain="r.example")), "mx", "r.example"),
-        (Config(delivery=Delivery(bounce_address="x@r.example")), "mx", "r.example"),
-    ],
-)
-def test_what_dns_is_to_say_of_a_domain(config: Config, spf: str, envelope: str) -> None:
-    wanted = wanted_of(config, "b.example", token="t")
-    assert (wanted.spf, wanted.envelope_domain) == (spf, envelope)
 
 
 def test_every_check_is_explained_in_the_documentation(tmp_path: Path) -> None:

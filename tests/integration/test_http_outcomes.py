@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -35,6 +36,7 @@ from opensend_milter.servers.throttle import Throttle
 from tests.asking import Answer, ask
 from tests.integration.private_postgres import Database
 from tests.integration.serving import await_ready
+from tests.waiting import await_true
 
 Found = TypeVar("Found")
 Settings = Mapping[str, dict[str, object]]
@@ -79,7 +81,7 @@ def mail(**changes: object) -> dict[str, object]:
 
 
 @contextmanager
-def answering(database: Database, settings: Settings) -> Iterator[Answering]:
+def answering(database: Database, settings: Settings, profile: str = "standalone") -> Iterator[Answering]:
     """Start the process with a configuration of its own, and end it."""
     key = f"os_{secrets.token_hex(16)}"
     digest = hashlib.sha256(key.encode()).hexdigest()
@@ -89,7 +91,8 @@ def answering(database: Database, settings: Settings) -> Iterator[Answering]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = {"database": {"password_dir": str(database.password_dir)}, **settings}
+    held = {"password_dir": str(database.password_dir)}
+    config: dict[str, object] = {"profile": profile, "database": held, **settings}
     config["http"] = {"port": port, **settings.get("http", {})}
     with (
         tempfile.TemporaryDirectory(prefix="os-http-") as place,
@@ -415,3 +418,76 @@ def test_failed_authentications_are_throttled_before_the_database_is_asked(datab
         assert log.read_bytes()[before:].count(b"opensend_milter.key_id(") == asked
         assert ask("192.0.2.8", front_door.key) == 200
         assert ask("192.0.2.8", "os_wrong") == 403
+
+
+# ---------------------------------------------------------------------- tables that change
+
+
+@pytest.mark.case(71)
+@pytest.mark.altered_tables
+def test_tables_that_differ_are_503_by_name_until_they_are_mended(beside: Database) -> None:
+    with answering(beside, {}, "opensend") as running:
+        assert running.ask("GET", "/readyz").status == 200
+        assert running.ask("POST", "/v1/send", mail()).status == 202
+        logged = "SELECT endpoint, method, status, request_body, response_body FROM logs"
+        ((endpoint, method, status, request, response),) = running.rows(logged)
+        assert (endpoint, method, status) == ("/v1/send", "POST", 200)
+        assert (request["mail_from"], request["recipients"]) == ("app@example.org", ["to@example.net"])
+        assert response.keys() == {"id"}
+
+        with beside.connect() as connection:
+            connection.execute("ALTER TABLE emails RENAME tags TO labels")
+        await_true(lambda: running.ask("POST", "/v1/send", mail()).status == 503, "a message that is not taken")
+        await_true(lambda: running.ask("GET", "/readyz").status == 503, "a word that it is not ready")
+        told = running.ask("GET", "/readyz")
+        assert told.body == {
+            "status": "not ready",
+            "reason": "tables: emails.tags is missing here, jsonb expected",
+        }
+        assert running.ask("GET", "/healthz").status == 200
+
+        with beside.connect() as connection:
+            connection.execute("ALTER TABLE emails RENAME labels TO tags")
+        await_true(lambda: running.ask("GET", "/readyz").status == 200, "ready again")
+        await_true(lambda: running.ask("POST", "/v1/send", mail()).status == 202, "a message that is taken")
+
+
+def test_a_database_that_is_away_is_503_and_no_word_of_tables(database: Database) -> None:
+    with answering(database, {}) as running:
+        database.cluster.stop()
+        told = running.ask("GET", "/readyz")
+        assert told.status == 503
+        assert "tables" not in str(told.body)
+        database.cluster.start()
+        await_true(lambda: running.ask("GET", "/readyz").status == 200, "ready again")
+
+
+# ---------------------------------------------------------------------- keys that are none
+
+
+def asked_of(database: Database, since: int) -> list[str]:
+    """Return what the server was asked since then, with what stands for a key's hash and its process left out."""
+    log = (database.cluster.directory / "log").read_text()[since:]
+    found = re.findall(r"LOG:  (?:statement|execute \S+): (.*?)(?=\n\d{4}-|\Z)", log, re.DOTALL)
+    return [re.sub(r"[0-9a-f]{64}", "HASH", statement) for statement in found]
+
+
+@pytest.mark.case(50)
+def test_a_key_that_is_unknown_costs_what_one_costs_that_is_nearly_right(database: Database) -> None:
+    """The same statements, as many round trips and the same answer: nothing tells how near a guess was."""
+    with answering(database, {"limits": {"failed_per_minute": 0}}) as running:
+        revoked = "os_" + "a" * 32
+        digest = hashlib.sha256(revoked.encode()).hexdigest()
+        with database.connect() as connection:
+            connection.execute("INSERT INTO api_keys (name, token_hash) VALUES ('of nobody', %s)", [digest])
+        guesses = ["os_" + "0" * 32, running.key[:-1] + ("0" if running.key[-1] != "0" else "1"), revoked, "x"]
+        seen = []
+        for _ in range(6):  # psycopg prepares what it has asked five times
+            running.ask("GET", "/v1/keys/self", key="warm")
+        for guess in guesses:
+            since = len((database.cluster.directory / "log").read_text())
+            told = running.ask("GET", "/v1/keys/self", key=guess)
+            seen.append((told.status, told.body["code"], told.body["message"], asked_of(database, since)))
+        assert seen[1:] == seen[:1] * (len(guesses) - 1)
+        assert seen[0][0] == 403
+        assert any("key_id" in statement for statement in seen[0][3])

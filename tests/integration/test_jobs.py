@@ -384,14 +384,14 @@ def test_a_worker_may_be_faster_than_the_announcer(database: Database, store: Po
     assert rows(database, "SELECT announce_at > now() + interval '59 minutes' FROM opensend_milter.jobs") == [(True,)]
 
 
-def test_beside_opensend_an_announced_job_is_handed_over(database: Database) -> None:
+def test_beside_opensend_an_announced_job_is_handed_over(beside: Database) -> None:
     """From there on it is its ingester's."""
-    store = job_store(database, hand_over=True)
-    kept, handed_over = add_email(database), add_email(database)
+    store = job_store(beside, hand_over=True)
+    kept, handed_over = add_email(beside), add_email(beside)
     store.due_announcements(10)
     store.announced([handed_over])
-    assert state(database, handed_over) == ("queued", None)
-    assert state(database, kept) == ("queued", "waiting")
+    assert state(beside, handed_over) == ("queued", None)
+    assert state(beside, kept) == ("queued", "waiting")
     store.close()
 
 
@@ -426,14 +426,34 @@ def test_old_and_surplus_refusals_go(
     assert rows(database, "SELECT count(*) FROM opensend_milter.jobs") == [(1,)]
 
 
-def test_beside_opensend_jobs_that_its_poller_has_sent_go(database: Database) -> None:
+def test_beside_opensend_a_job_ends_when_its_email_was_taken_up_without_us(beside: Database) -> None:
+    """After a time of polling, switching to a queue announces nothing that is out already."""
+    store = job_store(beside, hand_over=True)
+    waits = [add_email(beside), add_email(beside, status="scheduled")]
+    moved_on = [add_email(beside, status=status) for status in ("processing", "sent", "failed", "canceled")]
+    gone = add_email(beside)
+    rows(beside, "DELETE FROM emails WHERE id = %s", gone)
+    assert {one.email_id for one in store.due_announcements(10)} == set(waits)
+    assert store.end_moved_on() == len(moved_on) + 1
+    assert {email_id for (email_id,) in rows(beside, "SELECT email_id::text FROM opensend_milter.jobs")} == set(waits)
+    assert store.end_moved_on() == 0
+    store.close()
+
+
+def test_alone_no_job_ends_unseen(database: Database, store: PostgresJobStore) -> None:
+    add_email(database, status="processing")
+    assert store.end_moved_on() == 0
+    assert rows(database, "SELECT count(*) FROM opensend_milter.jobs") == [(1,)]
+
+
+def test_beside_opensend_jobs_that_its_poller_has_sent_go(beside: Database) -> None:
     """Without a queue nobody announces, so nobody hands over."""
-    store = job_store(database, hand_over=True)
-    queued, scheduled = add_email(database), add_email(database, status="scheduled")
+    store = job_store(beside, hand_over=True)
+    queued, scheduled = add_email(beside), add_email(beside, status="scheduled")
     for status in ("processing", "sent", "canceled"):
-        add_email(database, status=status)
+        add_email(beside, status=status)
     assert store.prune() == 3
-    assert {state(database, email_id)[1] for email_id in (queued, scheduled)} == {"waiting"}
+    assert {state(beside, email_id)[1] for email_id in (queued, scheduled)} == {"waiting"}
     store.close()
 
 
@@ -482,6 +502,7 @@ def test_the_hot_statements_use_their_index(database: Database, statement: str, 
         add_email(database)
         connection.execute("ANALYZE opensend_milter.jobs")
         values = {"lease": timedelta(seconds=60), "worker": "w", "limit": 10, "user_id": "u1", "courier": ""}
+        values["hand_over"] = False
         query = b"EXPLAIN (ANALYZE, FORMAT TEXT) " + postgres_jobs.SQL[statement].rstrip(";").encode()
         plan = "\n".join(line for (line,) in connection.execute(query, values))
     assert index in plan

@@ -27,15 +27,21 @@ def store(database: Database) -> Iterator[PostgresJobStore]:
     opened.close()
 
 
-@pytest.fixture
-def run(database: Database, tmp_path: Path) -> Run:
-    def invoke(*words: str, profile: str = "standalone") -> Result:
-        path = tmp_path / "c.yaml"
-        path.write_text(f"profile: {profile}\ndatabase:\n  password_dir: {database.password_dir}\n")
-        environment = {"DATABASE_URL": database.url, "OPENSEND_MILTER_CONFIG": str(path), "COLUMNS": "250"}
+def runner(database: Database, directory: Path, profile: str) -> Run:
+    """Run one command line against a test's database."""
+    path = directory / "c.yaml"
+    path.write_text(f"profile: {profile}\ndatabase:\n  password_dir: {database.password_dir}\n")
+    environment = {"DATABASE_URL": database.url, "OPENSEND_MILTER_CONFIG": str(path), "COLUMNS": "250"}
+
+    def invoke(*words: str) -> Result:
         return CliRunner().invoke(cli.app_of([*cli.COMMANDS, *cli.GROUPS]), words, env=environment)
 
     return invoke
+
+
+@pytest.fixture
+def run(database: Database, tmp_path: Path) -> Run:
+    return runner(database, tmp_path, "standalone")
 
 
 def begun(store: PostgresJobStore, email_id: EmailId) -> Job:
@@ -169,9 +175,10 @@ def test_a_request_that_makes_no_sense(run: Run, words: list[str], text: str) ->
     assert text in result.stderr
 
 
-def test_beside_opensend_its_ingester_delivers(run: Run) -> None:
+def test_beside_opensend_its_ingester_delivers(beside: Database, tmp_path: Path) -> None:
+    run = runner(beside, tmp_path, "opensend")
     for words in (["email", "retry", "--failed"], ["email", "cancel", "x"], ["domain", "set", "x.example"]):
-        result = run(*words, profile="opensend")
+        result = run(*words)
         assert result.exit_code == 64
         assert "OpenSend's ingester delivers" in result.stderr
 

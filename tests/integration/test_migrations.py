@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event, Thread
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from opensend_milter.adapters import migrations, roles
+from opensend_milter.adapters.schema import facts
 from opensend_milter.core.errors import ConfigError, UsageError
 from tests.integration.private_postgres import Cluster, Database, program, running_cluster
+from tests.integration.serving import serving
+from tests.milter_client import Answer
+from tests.waiting import await_true
 
+TRY_AGAIN = 451
+MAIL = b"From: app@example.org\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
 _numbers = itertools.count(1)
-OURS = ["ours/0001_tables", "ours/0002_names", "ours/0003_delivery", "ours/0004_front_door"]
-ALL = ["opensend/0001_tables", "opensend/0002_deliveries", *OURS]
-OPENSEND = resources.files("opensend_milter.adapters").joinpath("schema/opensend/0001_tables.sql").read_text()
+OURS = ["ours/0001_tables", "ours/0002_names", "ours/0003_delivery", "ours/0004_front_door", "ours/0005_rest_rows"]
+ALL = ["opensend/0001_tables", "opensend/0002_deliveries", "opensend/0003_as_opensend", *OURS]
 
 
 @pytest.fixture
@@ -36,10 +43,9 @@ def empty(cluster: Cluster) -> Iterator[str]:
 
 @pytest.fixture
 def opensend(cluster: Cluster, empty: str) -> str:
-    """A database as OpenSend's own migrations leave it, as far as we know its tables."""
-    with psycopg.connect(cluster.url(empty)) as connection:
-        connection.execute(OPENSEND)
-        connection.execute('ALTER TABLE public."user" ADD email_verified boolean NOT NULL')
+    """A database as OpenSend's own migrations leave it, with a table that we know nothing of."""
+    with psycopg.connect(cluster.url(empty), autocommit=True) as connection:
+        facts.make(connection)
         connection.execute("CREATE TABLE public.contacts (id uuid PRIMARY KEY)")
     return empty
 
@@ -154,10 +160,93 @@ def test_failed_migration_leaves_nothing_and_is_taken_up_again(cluster: Cluster,
     with pytest.raises(UsageError, match='relation "refusals" already exists'):
         migrations.init(url, None)
     assert rows(url, "SELECT to_regclass('opensend_milter.submissions')") == [(None,)]
-    assert states(url) == {**dict.fromkeys(OURS, "pending"), **dict.fromkeys(ALL[:2], "applied")}
+    assert states(url) == {**dict.fromkeys(OURS, "pending"), **dict.fromkeys(ALL[: -len(OURS)], "applied")}
     with psycopg.connect(url) as connection:
         connection.execute("DROP TABLE opensend_milter.refusals")
     assert migrations.init(url, None) == OURS
+
+
+SCHEMA = resources.files("opensend_milter.adapters").joinpath("schema")
+BEFORE = ["opensend/0001_tables", "opensend/0002_deliveries", *OURS[:4]]
+"""What the version before this one had."""
+CUT = '{"mail_from": "app@example.org", "recipients": ["to@example.n'
+LOGGED = ['{"id": "1"}', CUT, "plain words", '"\\ud83d"', '{"a": "\\u0000"}', "", None, "[1, 2]", "NaN", "\ufffd"]
+
+
+def make_older(url: str) -> None:
+    """Make the tables of the version before, as its `db init` left them."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA opensend_milter")
+        connection.execute(
+            "CREATE TABLE opensend_milter.migrations ("
+            "name text PRIMARY KEY, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        for name in BEFORE:
+            content = SCHEMA.joinpath(f"{name}.sql").read_bytes()
+            connection.execute(content)
+            connection.execute(
+                "INSERT INTO opensend_milter.migrations VALUES (%s, %s)", [name, hashlib.sha256(content).hexdigest()]
+            )
+
+
+def test_the_logs_of_an_older_version_are_kept_whatever_they_say(cluster: Cluster, empty: str) -> None:
+    """They were text, cut at 1,000 characters: what is no JSON stays as a string."""
+    url = cluster.url(empty)
+    make_older(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        for text in LOGGED:
+            connection.execute(
+                "INSERT INTO logs (endpoint, method, status, request_body, response_body)"
+                " VALUES ('smtp', 'SMTP', 200, %s, %s)",
+                [text, text],
+            )
+        connection.execute("""INSERT INTO "user" (id, name, email, created_at) VALUES ('u', 'u', 'u', '2026-01-01Z')""")
+    assert migrations.init(url, None) == ["opensend/0003_as_opensend", "ours/0005_rest_rows"]
+    with psycopg.connect(url) as connection:
+        found = connection.execute("SELECT request_body, response_body FROM logs ORDER BY ctid").fetchall()
+        ((made_at,),) = connection.execute('SELECT created_at FROM "user"')
+    assert [request for request, _ in found] == [response for _, response in found]
+    assert [request for request, _ in found] == [{"id": "1"}, *LOGGED[1:7], [1, 2], *LOGGED[8:]]
+    assert made_at == datetime(2026, 1, 1)  # noqa: DTZ001  # OpenSend's column has no zone; it means UTC
+
+
+@pytest.fixture
+def older(cluster: Cluster, empty: str, _template: Path) -> Database:
+    """A database of the version before, in a cluster whose roles have their passwords."""
+    make_older(cluster.url(empty))
+    return Database(empty, cluster, _template)
+
+
+@pytest.mark.case(63)
+def test_a_migration_while_mail_flows_puts_off_at_worst(older: Database) -> None:
+    """The new program over the old tables, then over the new ones: a 250 has its row, and nothing is refused."""
+    url, password_dir = older.url, older.password_dir
+    answers: list[Answer] = []
+    done = Event()
+
+    with serving(url, password_dir) as served:
+        account = served.account()
+
+        def send() -> None:
+            while not done.is_set():
+                answers.append(account.send(MAIL))
+
+        threads = [Thread(target=send) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            await_true(lambda: len(answers) > 20, "mail over the old tables")
+            assert migrations.init(url, password_dir) == ["opensend/0003_as_opensend", "ours/0005_rest_rows"]
+            for _ in range(3):
+                migrations.init(url, password_dir)
+            await_true(lambda: Answer("d") in answers[-4:], "mail over the new tables")
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+        taken = answers.count(Answer("d"))
+        assert {answer.code for answer in answers if answer != Answer("d")} <= {TRY_AGAIN}
+        assert served.counts() == (taken, taken, taken)
 
 
 def test_runners_on_one_database_wait_for_each_other(cluster: Cluster, empty: str) -> None:
@@ -308,8 +397,8 @@ def test_restored_backup_gets_its_roles_back(database: Database, bare: Cluster, 
 def test_who_may_not_grant_on_opensends_tables_is_told(bare: Cluster) -> None:
     bare.execute(sql.SQL("CREATE ROLE cloud LOGIN CREATEROLE PASSWORD 'x'"))
     bare.new_database("site", owner="cloud")
-    with psycopg.connect(bare.url("site")) as connection:
-        connection.execute(OPENSEND)
+    with psycopg.connect(bare.url("site"), autocommit=True) as connection:
+        facts.make(connection)
     url = bare.url("site", "cloud", "x")
     with pytest.raises(UsageError, match='permission denied for column "id" of relation "api_keys"; connect as'):
         migrations.migrate(url, None)

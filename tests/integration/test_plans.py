@@ -16,7 +16,8 @@ from tests.integration.private_postgres import Database
 ROWS = 20_000
 USER = "many"
 HOT_JOBS: Mapping[str, Mapping[str, Any]] = {
-    "due_announcements": {"limit": 10},
+    "due_announcements": {"limit": 10, "hand_over": False},
+    "end_moved_on": {"limit": 10},
     "due_lanes": {},
     "take": {"lease": timedelta(minutes=1), "worker": "w"},
     "take_due": {"lease": timedelta(minutes=1), "worker": "w", "user_id": USER, "courier": ""},

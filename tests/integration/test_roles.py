@@ -24,6 +24,7 @@ REFUSAL = """INSERT INTO opensend_milter.refusals (rule, code, enhanced, text, f
 EVENT = """INSERT INTO public.email_events (type, payload, source_id) VALUES ('sent', '{}', 's')
     ON CONFLICT (source_id) DO NOTHING"""
 KEY_ID = "SELECT opensend_milter.key_id('x')"
+ROW_DIGEST = "SELECT opensend_milter.row_digest(gen_random_uuid())"
 
 INTAKE_TABLES = {
     "public.api_keys": {"SELECT", "UPDATE"},
@@ -78,6 +79,7 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.jobs": {"SELECT", "UPDATE", "DELETE"},
         "opensend_milter.refusals": {"SELECT", "DELETE"},
         "opensend_milter.fingerprints": {"SELECT", "DELETE"},
+        "opensend_milter.row_digests": {"SELECT", "DELETE"},
     },
 }
 
@@ -86,6 +88,7 @@ INTAKE_WORKS = [
     "SELECT id, name, status, user_id FROM public.domains",
     "SELECT user_id, email, reason FROM public.email_suppressions",
     f"{EMAIL}; {SUBMISSION}; {CHUNK}; {JOB}; {REFUSAL}",
+    ROW_DIGEST,
 ]
 WORKS: list[tuple[Role, str]] = [
     ("opensend_dovecot_auth", KEY_ID),
@@ -142,6 +145,7 @@ INTAKE_NEVER = [
     "SELECT user_id FROM public.email_events",
     "SELECT * FROM public.logs",
     "SELECT bytes FROM opensend_milter.raw_chunks",
+    "SELECT digest FROM opensend_milter.row_digests",
     "SELECT * FROM opensend_milter.submissions",
     "DELETE FROM opensend_milter.jobs",
     "SELECT * FROM opensend_milter.refusals",
@@ -153,6 +157,9 @@ NEVER: list[tuple[Role, str]] = [
     *(("opensend_http", statement) for statement in INTAKE_NEVER),
     ("opensend_milter", KEY_ID),
     ("opensend_worker", KEY_ID),
+    ("opensend_worker", ROW_DIGEST),
+    ("opensend_dovecot_auth", ROW_DIGEST),
+    ("opensend_worker", "SELECT digest FROM opensend_milter.row_digests"),
     ("opensend_dovecot_auth", "SELECT id FROM public.api_keys"),
     ("opensend_dovecot_auth", "SELECT 1 FROM public.emails"),
     ("opensend_worker", "SELECT id FROM public.api_keys"),

@@ -572,12 +572,11 @@ def test_of_a_long_list_only_the_head_is_read(database: Database) -> None:
 Run = Callable[..., Result]
 
 
-@pytest.fixture
-def run(database: Database, tmp_path: Path) -> Run:
-    """Run `webhook ...` against the test's database."""
+def runner(database: Database, directory: Path, profile: str) -> Run:
+    """Run `webhook ...` against a test's database."""
 
-    def invoke(*words: str, profile: str = "standalone", allow_private: bool = True) -> Result:
-        path = tmp_path / f"{profile}.yaml"
+    def invoke(*words: str, allow_private: bool = True) -> Result:
+        path = directory / f"{profile}.yaml"
         path.write_text(
             f"profile: {profile}\ndatabase:\n  password_dir: {database.password_dir}\n"
             f"webhooks:\n  allow_private: {str(allow_private).lower()}\n  timeout_s: 5\n"
@@ -586,6 +585,11 @@ def run(database: Database, tmp_path: Path) -> Run:
         return CliRunner().invoke(command.app, words, env=environment)
 
     return invoke
+
+
+@pytest.fixture
+def run(database: Database, tmp_path: Path) -> Run:
+    return runner(database, tmp_path, "standalone")
 
 
 def parsed(result: Result) -> Any:
@@ -712,8 +716,9 @@ def test_what_cannot_be_done_is_said(database: Database, run: Run, words: list[s
     assert len(rows(database, 'SELECT 1 FROM "user"')) == (code == 0)
 
 
-def test_beside_opensend_it_is_opensend_that_calls(database: Database, run: Run) -> None:
-    webhook_id = add_webhook(database, "https://example.org/")
+def test_beside_opensend_it_is_opensend_that_calls(beside: Database, tmp_path: Path) -> None:
+    run = runner(beside, tmp_path, "opensend")
+    webhook_id = add_webhook(beside, "https://example.org/")
     for words in (
         ["add", "https://example.org/"],
         ["secret", webhook_id],
@@ -721,7 +726,7 @@ def test_beside_opensend_it_is_opensend_that_calls(database: Database, run: Run)
         ["test", webhook_id],
         ["replay", webhook_id, "--failed"],
     ):
-        result = run(*words, profile="opensend")
+        result = run(*words)
         assert (result.exit_code, "OpenSend that calls webhooks" in result.stderr) == (64, True), words
-    assert run("list", profile="opensend").exit_code == 0
-    assert run("deliveries", webhook_id, profile="opensend").exit_code == 0
+    assert run("list").exit_code == 0
+    assert run("deliveries", webhook_id).exit_code == 0

@@ -387,11 +387,11 @@ def test_a_queue_that_stays_away_is_no_reason_to_wait(database: Database, sink: 
 
 
 @pytest.mark.case(57)
-def test_what_the_queue_does_not_take_is_sent_again(database: Database, tmp_path: Path) -> None:
+def test_what_the_queue_does_not_take_is_sent_again(beside: Database, tmp_path: Path) -> None:
     """Beside OpenSend: one entry fails, then the whole queue, then one answer is lost; in the end all are there."""
     set_credentials()
     seen: list[list[str]] = []
-    unlucky, lucky = add_email(database), add_email(database)
+    unlucky, lucky = add_email(beside), add_email(beside)
     hang = threading.Event()
 
     def answer(action: str, parameters: dict[str, Any]) -> Answer:
@@ -409,24 +409,24 @@ def test_what_the_queue_does_not_take_is_sent_again(database: Database, tmp_path
         return 200, {"Successful": taken, "Failed": []}
 
     def announce_now() -> None:
-        rows(database, "UPDATE opensend_milter.jobs SET announce_at = now()")
+        rows(beside, "UPDATE opensend_milter.jobs SET announce_at = now()")
 
     with faulty_sqs(answer) as endpoint:
         settings = {"queue_url": f"{endpoint}/1/q", "endpoint_url": endpoint}
-        with working(database, tmp_path, **settings) as worker:
-            await_that(lambda: state(database, lucky)[1] is None, worker)
-            assert state(database, unlucky) == ("queued", "waiting")
+        with working(beside, tmp_path, **settings) as worker:
+            await_that(lambda: state(beside, lucky)[1] is None, worker)
+            assert state(beside, unlucky) == ("queued", "waiting")
             announce_now()
             await_that(lambda: len(seen) == 3, worker)  # boto3 tries twice
-            await_that(lambda: rows(database, "SELECT announce_at > now() FROM opensend_milter.jobs") == [(True,)])
+            await_that(lambda: rows(beside, "SELECT announce_at > now() FROM opensend_milter.jobs") == [(True,)])
             announce_now()
             await_that(lambda: len(seen) == 4, worker)
             worker.kill()
         hang.set()
-        assert state(database, unlucky) == ("queued", "waiting"), "the answer was lost"
+        assert state(beside, unlucky) == ("queued", "waiting"), "the answer was lost"
         announce_now()
-        with working(database, tmp_path, **settings) as worker:
-            await_that(lambda: state(database, unlucky)[1] is None, worker)
+        with working(beside, tmp_path, **settings) as worker:
+            await_that(lambda: state(beside, unlucky)[1] is None, worker)
             assert worker.stop() == 0
     assert seen == [sorted([unlucky, lucky]), [unlucky], [unlucky], [unlucky], [unlucky]]
-    assert state(database, unlucky) == ("queued", None), "OpenSend's ingester owns it now"
+    assert state(beside, unlucky) == ("queued", None), "OpenSend's ingester owns it now"

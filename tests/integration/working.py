@@ -27,6 +27,7 @@ from opensend_milter.servers.delivering import Settings
 from opensend_milter.servers.worker import Parts, run
 from tests.integration.private_postgres import Database
 from tests.integration.sqs_server import CREDENTIALS
+from tests.profiles import watch
 
 ROOT = Path(__file__).parents[2]
 READY_S = 30
@@ -59,9 +60,11 @@ class Working:
 def working(database: Database, directory: Path, **settings: Any) -> Iterator[Working]:
     """Start a worker and wait until it runs; kill it at the end.
 
-    Of `settings`: relay_port (none: beside OpenSend), queue_url, endpoint_url, lease_s, hold_begin, and those of
-    worker.Settings.
+    Of `settings`: relay_port (none: beside OpenSend, on its own tables), queue_url, endpoint_url, lease_s, hold_begin,
+    and those of worker.Settings.
     """
+    if "relay_port" not in settings:
+        watch.check(database.url)
     info = conninfo_for(database.url, database.password_dir, "opensend_worker")
     log_path = directory / f"worker-{len(list(directory.glob('worker-*')))}.log"
     with log_path.open("wb") as log:

@@ -18,10 +18,12 @@ REVOKE ALL ON ALL TABLES IN SCHEMA opensend_milter
 REVOKE ALL ON SCHEMA opensend_milter
     FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http;
 
--- The function runs as its owner, who may read three columns and cannot log in.
+-- Two functions run as their owner, who cannot log in: one finds keys, one compares rows that OpenSend's REST API made.
 GRANT USAGE ON SCHEMA public TO opensend_key_reader;
 GRANT SELECT (id, token_hash, user_id) ON public.api_keys TO opensend_key_reader;
 GRANT USAGE ON SCHEMA opensend_milter TO opensend_key_reader;
+GRANT SELECT (id, "from", "to", cc, bcc, subject, html, text, attachments) ON public.emails TO opensend_key_reader;
+GRANT SELECT, INSERT ON opensend_milter.row_digests TO opensend_key_reader;
 GRANT SELECT (token_hash, key_id, expires_at) ON opensend_milter.key_secrets TO opensend_key_reader;
 GRANT SELECT (key_id, expires_at) ON opensend_milter.key_settings TO opensend_key_reader;
 GRANT SELECT (expires_at), DELETE ON opensend_milter.key_secrets TO opensend_worker;
@@ -33,11 +35,13 @@ BEGIN
     END IF;
     GRANT CREATE ON SCHEMA opensend_milter TO opensend_key_reader;
     ALTER FUNCTION opensend_milter.key_id(text) OWNER TO opensend_key_reader;
+    ALTER FUNCTION opensend_milter.row_digest(uuid) OWNER TO opensend_key_reader;
     REVOKE CREATE ON SCHEMA opensend_milter FROM opensend_key_reader;
 END $$;
 
 GRANT USAGE ON SCHEMA opensend_milter TO opensend_dovecot_auth;
 GRANT EXECUTE ON FUNCTION opensend_milter.key_id(text) TO opensend_dovecot_auth, opensend_http;
+GRANT EXECUTE ON FUNCTION opensend_milter.row_digest(uuid) TO opensend_milter, opensend_http;
 -- Postfix gives up after ten seconds and then says 535 for ever.
 ALTER ROLE opensend_dovecot_auth SET statement_timeout = '3s';
 ALTER ROLE opensend_dovecot_auth SET default_transaction_read_only = on;
@@ -48,13 +52,13 @@ GRANT SELECT (id, user_id, permission, domain, last_used_at), UPDATE (last_used_
     ON public.api_keys TO opensend_milter, opensend_http;
 GRANT SELECT (id, name, status, user_id) ON public.domains TO opensend_milter, opensend_http;
 GRANT SELECT (user_id, email, reason) ON public.email_suppressions TO opensend_milter, opensend_http;
-GRANT SELECT (id, user_id, created_at, status, idempotency_key), UPDATE (idempotency_key)
+GRANT SELECT (id, user_id, created_at, status, scheduled_at, idempotency_key), UPDATE (idempotency_key)
     ON public.emails TO opensend_milter, opensend_http;
 GRANT INSERT ON public.emails, public.email_events, public.webhook_deliveries, public.logs,
     opensend_milter.submissions, opensend_milter.raw_chunks, opensend_milter.jobs, opensend_milter.refusals
     TO opensend_milter, opensend_http;
 GRANT SELECT (id, user_id, status, event_types) ON public.webhooks TO opensend_milter, opensend_http;
-GRANT SELECT (email_id, content_digest, repeats), UPDATE (repeats, repeated_at)
+GRANT SELECT (email_id, key_id, content_digest, repeats), UPDATE (repeats, repeated_at)
     ON opensend_milter.submissions TO opensend_milter, opensend_http;
 GRANT SELECT, INSERT, DELETE ON opensend_milter.fingerprints, opensend_milter.pieces TO opensend_milter, opensend_http;
 GRANT SELECT ON opensend_milter.key_settings TO opensend_milter, opensend_http;
@@ -96,7 +100,7 @@ GRANT SELECT, INSERT, UPDATE (reason, source_event_id, source_email_id, source_m
 GRANT SELECT (id, url, user_id, status, event_types) ON public.webhooks TO opensend_worker;
 GRANT SELECT, INSERT, UPDATE ON public.webhook_deliveries TO opensend_worker;
 GRANT SELECT (id, name, status, user_id, region, ses_configuration_set_name, track_opens, track_clicks,
-        tracking_subdomain)
+        tracking_subdomain, dkim_origin, dkim_tokens, dkim_selector, custom_return_path)
     ON public.domains TO opensend_worker;
 GRANT SELECT, UPDATE (provider_id, raw_dropped_at) ON opensend_milter.submissions TO opensend_worker;
 GRANT SELECT, DELETE ON opensend_milter.raw_chunks TO opensend_worker;
@@ -107,3 +111,4 @@ GRANT SELECT, DELETE ON opensend_milter.feedback TO opensend_worker;
 GRANT SELECT ON opensend_milter.webhook_settings TO opensend_worker;
 GRANT SELECT (id, refused_at), DELETE ON opensend_milter.refusals TO opensend_worker;
 GRANT SELECT, DELETE ON opensend_milter.fingerprints TO opensend_worker;
+GRANT SELECT (email_id, computed_at), DELETE ON opensend_milter.row_digests TO opensend_worker;
