@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 from psycopg import errors
 
 from opensend_milter.adapters import intake_rows
 from opensend_milter.adapters.intake_rows import Step, array, columns
-from opensend_milter.adapters.postgres import Link, statements
+from opensend_milter.adapters.postgres import Link, Tables, statements
 from opensend_milter.core.address import spellings
 from opensend_milter.core.errors import AlreadyStored
 from opensend_milter.core.model import (
@@ -52,16 +52,16 @@ class Habits:
 class PostgresIntakeStore:
     """IntakeStore for one thread."""
 
-    def __init__(self, info: str, habits: Habits, *, name: str, timeout_s: float) -> None:
+    def __init__(self, info: str, habits: Habits, *, name: str, timeout_s: float, tables: Tables | None = None) -> None:
         self._habits = habits
-        self._link = Link(info, name=name, timeout_s=timeout_s)
+        self._link = Link(info, name=name, timeout_s=timeout_s, tables=tables)
 
     def close(self) -> None:
         """Let go of the connection."""
         self._link.close()
 
     def facts_for(self, questions: Sequence[Question]) -> list[Facts]:
-        """Answer for a batch in one round trip, or in two where there is billing."""
+        """Answer for a batch in one round trip; one more for billing, and one where REST used a name before."""
         parameters = self._parameters(questions)
         with self._link.lend() as connection:
             rows = connection.execute(SQL["facts_for"], parameters).fetchall()
@@ -69,7 +69,10 @@ class PostgresIntakeStore:
             if self._habits.billing:
                 user_ids = sorted({row[1] for row in rows if row[1] is not None})
                 subscriptions = dict(connection.execute(SQL["subscriptions_of"], {"user_ids": user_ids}))
-        return [_facts(row, subscriptions.get(row[1], "fine")) for row in rows]
+            facts = [_facts(row, subscriptions.get(row[1], "fine")) for row in rows]
+            rest = {earlier.email_id for one in facts if _is_to_compare(earlier := one.earlier)}
+            digests = dict(connection.execute(SQL["row_digests"], {"ids": sorted(rest)})) if rest else {}
+        return [_with_digest(one, digests) for one in facts] if digests else facts
 
     def _parameters(self, questions: Sequence[Question]) -> dict[str, Any]:
         spelled = [
@@ -194,7 +197,17 @@ def _names_taken() -> Iterator[None]:
 
 def _facts(found: tuple[Any, ...], subscription: Subscription) -> Facts:
     known, user_id, restricted, restricted_domain, verified, suppressed, on_suppressed, unused, *rest = found
-    email_id, expired, content_digest, courier, *scope = rest
+    email_id, holder, taken_at, scheduled_at, expired, content_digest, courier, *scope = rest
+    earlier = None
+    if email_id:
+        earlier = Earlier(
+            email_id=email_id,
+            holder=holder,
+            received_at=taken_at,
+            scheduled_at=scheduled_at,
+            content_digest=content_digest,
+            expired=expired,
+        )
     key = KeyFacts(
         user_id=None if user_id is None else UserId(user_id),
         restricted=restricted,
@@ -208,10 +221,21 @@ def _facts(found: tuple[Any, ...], subscription: Subscription) -> Facts:
         sender_domain_verified=verified,
         # One that is listed in two spellings is still one recipient.
         suppressed=tuple({Address(address): reason for address, reason in suppressed or ()}.items()),
-        earlier=Earlier(email_id=email_id, content_digest=content_digest, expired=expired) if email_id else None,
+        earlier=earlier,
         courier=courier,
         subscription=subscription,
     )
+
+
+def _is_to_compare(earlier: Earlier | None) -> TypeGuard[Earlier]:
+    return earlier is not None and earlier.holder == "rest" and not earlier.expired
+
+
+def _with_digest(facts: Facts, digests: Mapping[str, bytes | None]) -> Facts:
+    """Add what is known of a row that REST made."""
+    if not _is_to_compare(facts.earlier):
+        return facts
+    return replace(facts, earlier=replace(facts.earlier, content_digest=digests.get(facts.earlier.email_id)))
 
 
 def _scope(found: tuple[Any, ...]) -> KeyScope:

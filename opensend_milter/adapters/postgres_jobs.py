@@ -10,7 +10,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, LiteralString
 
-from opensend_milter.adapters.postgres import Connection, Link, statements
+from opensend_milter.adapters.postgres import Connection, Link, Tables, statements
 from opensend_milter.core.address import domain_of, normal_domain, unicode_domain
 from opensend_milter.core.model import (
     Address,
@@ -55,14 +55,22 @@ class PostgresJobStore:
     """One connection for one thread, opened when first needed and again after it was lost."""
 
     def __init__(
-        self, info: str, *, worker: str, lease_s: float, timeout_s: float, hand_over: bool, keeping: Keeping
+        self,
+        info: str,
+        *,
+        worker: str,
+        lease_s: float,
+        timeout_s: float,
+        hand_over: bool,
+        keeping: Keeping,
+        tables: Tables | None = None,
     ) -> None:
         """With `hand_over` an announced job is OpenSend's business: its row goes. Else it is announced again."""
         self._keeping = keeping
         self._worker = worker
         self._lease = timedelta(seconds=lease_s)
         self._hand_over = hand_over
-        self._link = Link(info, name=worker, timeout_s=timeout_s)
+        self._link = Link(info, name=worker, timeout_s=timeout_s, tables=tables)
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -70,7 +78,7 @@ class PostgresJobStore:
 
     def due_announcements(self, limit: int) -> list[Announcement]:
         """Take emails whose job is to be announced; they come again after a minute unless `announced`."""
-        rows = self._all("due_announcements", {"limit": limit})
+        rows = self._all("due_announcements", {"limit": limit, "hand_over": self._hand_over})
         return [
             Announcement(email_id=EmailId(email_id), requested_at=created_at, attempts=attempts)
             for email_id, created_at, attempts in sorted(rows, key=lambda row: row[1])
@@ -80,6 +88,13 @@ class PostgresJobStore:
         """Note that the queue has these."""
         with self._link.lend() as connection:
             connection.execute(SQL["handed_over" if self._hand_over else "announced"], {"ids": list(email_ids)})
+
+    def end_moved_on(self) -> int:
+        """End jobs whose email was taken up without us; return how many."""
+        if not self._hand_over:
+            return 0
+        with self._link.lend() as connection:
+            return connection.execute(SQL["end_moved_on"], {"limit": PRUNED_AT_ONCE}).rowcount
 
     def due_lanes(self) -> list[Lane]:
         """List whose jobs are due, each lane once."""
@@ -231,6 +246,7 @@ class PostgresJobStore:
             ("refusals", "prune_old_refusals", {"age": REFUSALS_FOR}),
             ("refusals", "prune_surplus_refusals", {"keep": REFUSALS_KEPT}),
             ("names of messages", "prune_fingerprints", {"age": keeping.duplicate_window}),
+            ("compared rows", "prune_row_digests", {}),
             ("daily counts", "prune_key_usage", {}),
             ("old secrets", "prune_key_secrets", {}),
             ("rate limits", "prune_rate_buckets", {}),

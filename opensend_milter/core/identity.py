@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from opensend_milter.core import row
 from opensend_milter.core.model import Identity, Message, Reading
 
 
@@ -23,16 +24,52 @@ def identify(message: Message, reading: Reading) -> Identity:
     named = reading.message_id and key is None
     return Identity(
         content_digest=digest,
-        fingerprint=_fingerprint(reading.message_id or "", message, digest) if named else None,
+        fingerprint=_fingerprint(reading.message_id or "", message, reading, digest) if named else None,
         idempotency_key=key,
     )
 
 
-def _fingerprint(message_id: str, message: Message, digest: bytes) -> bytes:
+def _fingerprint(message_id: str, message: Message, reading: Reading, digest: bytes) -> bytes:
     fingerprint = hashlib.sha256(digest)
     for text in (message_id, message.envelope.sender):
         _add(fingerprint, [text.encode("utf-8", "surrogatepass")])
+    if reading.wishes.send_at is not None:  # at another time it is another message
+        _add(fingerprint, [str(reading.wishes.send_at).encode()])
     return fingerprint.digest()
+
+
+def row_digest(message: Message, reading: Reading) -> bytes:
+    """Name a message as the database names a row that REST made of the same content: opensend_milter.row_digest.
+
+    What one front door makes of a content and the other cannot say has no part in it: types of attachments, a name
+    shown with From, how lines end. Who is shown in To and who in Cc has none in `content_digest` either.
+    """
+    recipients = sorted({_lower(row.ascii_domain(address)) for address in message.envelope.recipients})
+    items = [
+        _hex(_lower(row.ascii_domain(reading.sender.address))),
+        _hex(b" ".join(recipients)),
+        *(_hex(text.encode("utf-8", "replace")) for text in (reading.subject.strip(" "), *_lines(reading))),
+    ]
+    for attachment in reading.attachments:
+        letters = hashlib.sha256()
+        for piece in attachment.content.pieces():
+            letters.update(piece.translate(None, b" \t\r\n"))
+        items += [_hex(attachment.filename.encode("utf-8", "replace")), letters.hexdigest()]
+    return hashlib.sha256("\n".join(items).encode()).digest()
+
+
+def _hex(octets: bytes) -> str:
+    return hashlib.sha256(octets).hexdigest()
+
+
+def _lower(address: str) -> bytes:
+    """As Postgres' collation C: letters beyond ASCII stay."""
+    return address.encode("utf-8", "replace").lower()
+
+
+def _lines(reading: Reading) -> Iterator[str]:
+    for text in (reading.text, reading.html):
+        yield text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
 
 
 def _add(digest: hashlib._Hash, pieces: Iterable[bytes]) -> None:

@@ -14,9 +14,13 @@ _CHARACTERS = 36
 
 
 def new_email_id() -> EmailId:
-    """Make a UUID of version 7 (RFC 9562, 5.7): milliseconds, then chance."""
+    """Make a UUID of milliseconds, then chance.
+
+    It is laid out as version 7 (RFC 9562, 5.7) and says that it is of version 4: what comes back of a message by SES
+    is dropped by OpenSend where the id is of a version beyond 5.
+    """
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) | 7 << 76
+    value = value & ~(0xF << 76) | 4 << 76
     digits = f"{value & ~(0b11 << 62) | 0b10 << 62:032x}"
     return EmailId(f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}")
 

@@ -16,6 +16,8 @@ UserId = NewType("UserId", str)
 Address = NewType("Address", str)
 
 FrontDoor = Literal["smtp", "http"]
+Holder = Literal["key", "account", "rest"]
+"""Who used a name before: this key, another of the account, or OpenSend's REST API, which does not say with which."""
 OnSuppressed = Literal["reject-message", "drop-recipient"]
 CourierName = Literal["smtp", "ses", "sendmail", "plunk", "file"]
 Subscription = Literal["fine", "none", "past_due", "missing_plan", "legacy_free"]
@@ -31,6 +33,8 @@ class Session:
     client_address: str
     tls: str
     """Protocol and cipher, empty without TLS."""
+    endpoint: str = ""
+    """The route, over HTTP."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +162,13 @@ class Earlier:
     """A message taken before, under the same name."""
 
     email_id: EmailId
+    holder: Holder
+    received_at: datetime
+    scheduled_at: datetime | None = None
     content_digest: bytes | None
-    """None where OpenSend's REST API took it."""
+    """Of what REST took: `identity.row_digest` of its row, None where that cannot be compared."""
     expired: bool
-    """Its name is free again."""
+    """Its name is free again: its time is over, or it was given up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

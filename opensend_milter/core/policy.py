@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Literal
 
 from opensend_milter.core.address import domain_of, envelope_address, normal_domain, same_recipient
+from opensend_milter.core.identity import row_digest
 from opensend_milter.core.message import has_eight_bit, has_longer_line
 from opensend_milter.core.model import (
     Accept,
@@ -47,6 +48,8 @@ _REVOKED = Refuse(
     rule=Rule.KEY_REVOKED,
 )
 LONGEST_DELAY = timedelta(days=30)
+_SAME_TIME = timedelta(minutes=1)
+"""REST's rows say when they are due, not what was asked for."""
 _SANDBOX = re.compile(
     r"(?:(delivered|bounced|complained)(?:\+[^@]*)?|(suppressed))@resend\.dev", re.IGNORECASE | re.ASCII
 )
@@ -85,7 +88,7 @@ class Policy:
         if refusal := _refuse_key(key.scope, message.session.client_address):
             return refusal
         if facts.earlier is not None and not facts.earlier.expired:
-            return _again(identity, facts.earlier)
+            return _again(message, reading, identity, facts.earlier)
         dropped = facts.suppressed if self._drops(message, key, facts) else ()
         scheduled_at = _moment(reading.wishes.send_at, message.received_at)
         refusal = (
@@ -282,14 +285,43 @@ def _beyond_ascii(message: Message, reading: Reading, dropped: set[Address]) -> 
     return next((address for address in addresses if not address.rpartition("@")[0].isascii()), None)
 
 
-def _again(identity: Identity, earlier: Earlier) -> Repeat | Refuse:
-    if earlier.content_digest in {None, identity.content_digest}:
-        return Repeat(email_id=earlier.email_id)
-    text = (
-        f"the Idempotency-Key was used for another message ({earlier.email_id}); "
-        "use a new key for a new message, the old one only for the same"
-    )
-    return _refuse(Rule.DUPLICATE_KEY, text)
+def _again(message: Message, reading: Reading, identity: Identity, earlier: Earlier) -> Repeat | Refuse:
+    """Tell a message that is sent again from another one under the same name: a 250 must be true of this one, too."""
+    if identity.idempotency_key is None:
+        return Repeat(email_id=earlier.email_id)  # a fingerprint has content and time in it
+    if earlier.holder == "account":
+        since = earlier.received_at.astimezone(UTC).isoformat(timespec="seconds")
+        text = f"the Idempotency-Key is in use by another API key of this account, since {since}; use another one"
+        return _refuse(Rule.DUPLICATE_KEY, text)
+    if not _is_same_content(message, reading, identity, earlier):
+        where = " that OpenSend's REST API took" if earlier.holder == "rest" else ""
+        text = (
+            f"the Idempotency-Key was used for another message{where} ({earlier.email_id}); "
+            "use a new key for a new message, the old one only for the same"
+        )
+        return _refuse(Rule.DUPLICATE_KEY, text)
+    if not _is_same_time(reading, earlier):
+        when = earlier.scheduled_at.astimezone(UTC).isoformat(timespec="seconds") if earlier.scheduled_at else "at once"
+        text = (
+            f"the Idempotency-Key was used for the same message at another time ({earlier.email_id}, to be sent "
+            f"{when}); use a new key to send it again"
+        )
+        return _refuse(Rule.DUPLICATE_KEY, text)
+    return Repeat(email_id=earlier.email_id)
+
+
+def _is_same_content(message: Message, reading: Reading, identity: Identity, earlier: Earlier) -> bool:
+    if earlier.holder == "rest":
+        return earlier.content_digest is not None and earlier.content_digest == row_digest(message, reading)
+    return earlier.content_digest in {None, identity.content_digest}
+
+
+def _is_same_time(reading: Reading, earlier: Earlier) -> bool:
+    """Tell whether it was to leave then as it is now; a delay counts from when each was received."""
+    then, now = earlier.scheduled_at, _moment(reading.wishes.send_at, earlier.received_at)
+    if then is None or now is None:
+        return then is now
+    return abs(now - then) <= _SAME_TIME
 
 
 def _refuse_subscription(subscription: Subscription) -> Refuse | None:

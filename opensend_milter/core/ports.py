@@ -90,6 +90,10 @@ class JobStore(Protocol):
         """
         ...
 
+    def end_moved_on(self) -> int:
+        """End jobs whose email was taken up without us, where others deliver; return how many."""
+        ...
+
     def prune(self) -> int:
         """Delete what is kept for a time only. Return how much."""
         ...

@@ -213,6 +213,7 @@ class Api:
         address = self._client(request)
         return _Asked(
             limit=await self._within_limits(address, key_id),
+            endpoint=request.url.path,
             key_id=key_id,
             client_address=address,
             is_tls=request.url.scheme == "https",
@@ -311,6 +312,7 @@ class _Asked:
     """What a request says besides its body."""
 
     limit: Decision
+    endpoint: str
     key_id: KeyId
     client_address: str
     is_tls: bool
@@ -335,6 +337,7 @@ def _message(asked: _Asked, read: SendRequest, sender: Mailbox, email_id: EmailI
             front_door="http",
             client_address=asked.client_address,
             tls="HTTPS" if asked.is_tls else "",
+            endpoint=asked.endpoint,
         ),
         envelope=Envelope(sender=sender.address, recipients=envelope(read)),
         queue_id=request_id(email_id),

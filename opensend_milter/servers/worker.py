@@ -209,6 +209,8 @@ class Housekeeping:
         released = self.store.release_expired()
         if released:
             log.warning("%d leases had ended", released)
+        if ended := self.store.end_moved_on():
+            log.info("%d jobs ended: their emails were taken up without us", ended)
         if time.monotonic() - self._pruned_at > _PRUNE_EVERY_S:
             self.store.prune()
             self._pruned_at = time.monotonic()

@@ -106,6 +106,9 @@ class FakeStore:
     def extend(self, jobs: object) -> None:
         raise NotImplementedError
 
+    def end_moved_on(self) -> int:
+        raise NotImplementedError
+
     def release_expired(self) -> int:
         raise NotImplementedError
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -261,7 +262,12 @@ class Named(Store):
         if found is None:
             return KNOWN
         digest = question.identity.content_digest
-        return replace(KNOWN, earlier=Earlier(email_id=found, content_digest=digest, expired=False))
+        return replace(
+            KNOWN,
+            earlier=Earlier(
+                email_id=found, holder="key", received_at=datetime.now(UTC), content_digest=digest, expired=False
+            ),
+        )
 
     def _take(self, settlements: Sequence[Settlement]) -> None:
         time.sleep(0.005)

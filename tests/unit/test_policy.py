@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from opensend_milter.core.identity import identify
+from opensend_milter.core.identity import identify, row_digest
 from opensend_milter.core.message import read
 from opensend_milter.core.model import (
     Accept,
@@ -189,15 +189,83 @@ def digest(raw: bytes = PLAIN, *recipients: str) -> bytes:
     return identify(message(raw, *recipients), reading).content_digest
 
 
-def earlier(content_digest: bytes | None, *, expired: bool = False) -> Facts:
-    return replace(FACTS, earlier=Earlier(email_id=FIRST, content_digest=content_digest, expired=expired))
+TAKEN_AT = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def earlier(content_digest: bytes | None, **more: object) -> Facts:
+    found: dict[str, object] = {"holder": "key", "received_at": TAKEN_AT, "expired": False}
+    return replace(FACTS, earlier=Earlier(email_id=FIRST, content_digest=content_digest, **{**found, **more}))  # type: ignore[arg-type]  # the caller's names are Earlier's
+
+
+KEYED = b"Idempotency-Key: k\r\n" + PLAIN
 
 
 @pytest.mark.case(64)
-@pytest.mark.parametrize("content", [digest(), None])
-def test_the_same_message_is_ours_already(content: bytes | None) -> None:
-    """Without a digest it was OpenSend's REST API that took it: whose message it was is not known."""
-    assert judge(facts=earlier(content)) == Repeat(email_id=FIRST)
+def test_the_same_message_is_ours_already() -> None:
+    """By its fingerprint, or under its Idempotency-Key; records of our first version have no digest."""
+    assert judge(facts=earlier(b"of a fingerprint: not looked at")) == Repeat(email_id=FIRST)
+    assert judge(KEYED, earlier(digest(KEYED))) == Repeat(email_id=FIRST)
+    assert judge(KEYED, earlier(None)) == Repeat(email_id=FIRST)
+
+
+def row_digest_of(raw: bytes) -> bytes:
+    reading = read(raw, Limits())
+    assert isinstance(reading, Reading)
+    return row_digest(message(raw), reading)
+
+
+@pytest.mark.case(65)
+def test_what_rest_took_is_the_same_only_where_that_can_be_seen() -> None:
+    assert judge(KEYED, earlier(row_digest_of(KEYED), holder="rest")) == Repeat(email_id=FIRST)
+    for held in (None, b"other", digest(KEYED)):
+        verdict = judge(KEYED, earlier(held, holder="rest"))
+        assert refused(verdict) == (550, "5.7.1", Rule.DUPLICATE_KEY)
+        assert isinstance(verdict, Refuse)
+        assert f"OpenSend's REST API took ({FIRST})" in verdict.text
+
+
+@pytest.mark.case(76)
+def test_a_name_of_another_key_of_the_account_is_in_use_whatever_the_message_says() -> None:
+    verdict = judge(KEYED, earlier(digest(KEYED), holder="account"))
+    assert refused(verdict) == (550, "5.7.1", Rule.DUPLICATE_KEY)
+    assert isinstance(verdict, Refuse)
+    assert "another API key of this account, since 2026-01-01T12:00:00+00:00" in verdict.text
+    assert FIRST not in verdict.text, "that is not this key's to know"
+
+
+LATER = TAKEN_AT + timedelta(days=29)
+
+
+@pytest.mark.case(76)
+@pytest.mark.parametrize(
+    ("field", "scheduled_at", "is_same"),
+    [
+        ("", None, True),
+        ("", LATER, False),
+        (f"X-OpenSend-Send-At: {LATER.isoformat()}", LATER, True),
+        (f"X-OpenSend-Send-At: {LATER.isoformat()}", LATER + timedelta(minutes=2), False),
+        (f"X-OpenSend-Send-At: {LATER.isoformat()}", None, False),
+        ("X-OpenSend-Send-At: in 2 hours", TAKEN_AT + timedelta(hours=2), True),
+        ("X-OpenSend-Send-At: in 2 hours", TAKEN_AT + timedelta(hours=3), False),
+    ],
+)
+@pytest.mark.parametrize("holder", ["key", "rest"])
+def test_the_same_message_at_another_time_is_another_message(
+    field: str,
+    scheduled_at: datetime | None,
+    is_same: bool,  # noqa: FBT001
+    holder: str,
+) -> None:
+    """A 250 for a repetition says that it goes out, or went out, as this one asks for."""
+    raw = (f"{field}\r\n" if field else "").encode() + KEYED
+    held = digest(raw) if holder == "key" else row_digest_of(raw)
+    verdict = judge(raw, earlier(held, holder=holder, scheduled_at=scheduled_at))
+    if is_same:
+        assert verdict == Repeat(email_id=FIRST)
+    else:
+        assert refused(verdict) == (550, "5.7.1", Rule.DUPLICATE_KEY)
+        assert isinstance(verdict, Refuse)
+        assert "at another time" in verdict.text
 
 
 @pytest.mark.case(64)
@@ -215,7 +283,7 @@ def test_a_repetition_is_answered_as_before_whatever_has_changed_since() -> None
 
 @pytest.mark.case(65)
 def test_another_message_under_the_same_key_is_told_whose_it_is() -> None:
-    verdict = judge(facts=earlier(b"other"))
+    verdict = judge(KEYED, earlier(b"other"))
     assert refused(verdict) == (550, "5.7.1", Rule.DUPLICATE_KEY)
     assert isinstance(verdict, Refuse)
     assert FIRST in verdict.text
@@ -369,7 +437,10 @@ def test_every_refusal_is_worded_for_the_sender() -> None:
     for verdict in (
         judge(from_domain("x.example"), held_to("example.org")),
         judge(from_domain("x.example"), held_to(None)),
-        judge(facts=earlier(b"other")),
+        judge(KEYED, earlier(b"other")),
+        judge(KEYED, earlier(b"other", holder="account")),
+        judge(KEYED, earlier(b"other", holder="rest")),
+        judge(KEYED, earlier(digest(KEYED), scheduled_at=TAKEN_AT)),
         judge(facts=replace(FACTS, subscription="none")),
         judge(facts=replace(FACTS, subscription="past_due")),
         asking_for("in 31 days"),

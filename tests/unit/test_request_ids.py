@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -20,6 +22,12 @@ def test_a_requests_id_is_the_emails_in_other_letters(value: object) -> None:
 def test_ids_of_requests_sort_by_time() -> None:
     ids = sorted(new_email_id() for _ in range(100))
     assert sorted(map(request_id, ids)) == [request_id(one) for one in ids]
+
+
+def test_opensend_takes_the_ids_that_come_back_by_ses() -> None:
+    """Its reader of SES events knows UUIDs of versions 1 to 5 and of one variant, and drops all else unheard."""
+    known = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+    assert all(known.fullmatch(new_email_id()) for _ in range(100))
 
 
 @pytest.mark.parametrize("text", ["", "req_", "req_" + "8" + "0" * 25, "req_" + "u" * 26, "req_" + "0" * 27, "x", "é"])
