@@ -1,7 +1,9 @@
 """What OpenSend's worker would ask of Amazon SES for a row of `emails`, and what of it would be refused.
 
-Its behaviour is described here from what was observed of it, step by step from the row to SendEmail. The limits are
-those of the SES documentation (SendEmail, Message, MessageHeader, Destination, header fields).
+Its behaviour is described here from what was observed of it, step by step from the row to SendEmail. Each step names
+the fact it rests on: "contract, 4.8" is section 4, point 8, of opensend-contract.md, which is part of the design;
+"seen" is what that does not say, and was seen of it. The limits are those of the SES documentation (SendEmail,
+Message, MessageHeader, Destination, header fields).
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ ENTITY = "X-Entity-ID"
 BOUNDARY = "----=_Part_of_the_worker"
 MOST_RECIPIENTS = 50
 MOST_HEADERS = 15
-"""In Content.Simple, the worker's own among them."""
+"""In Content.Simple, the worker's own among them (contract, 4.8)."""
 MOST_BASE64 = 41_943_040
+"""Blanks and line ends not counted (contract, 4.7)."""
 LONGEST_LINE = 998
 LONGEST_FILENAME = 255
 MOST_TAGS = 75
+"""Both are REST's, of which the dashboard shows the row (contract, 6)."""
 
 _NAME = re.compile(r"[!-9;-~]{1,126}")
 _VALUE = re.compile(r"[ -~]{1,870}")
@@ -43,11 +47,12 @@ _NEVER_CUSTOM = frozenset({
     "bcc", "cc", "content-disposition", "content-type", "date", "from", "message-id", "mime-version", "reply-to",
     "return-path", "subject", "to",
 })  # fmt: skip
-"""SES writes them itself, and refuses a request that gives them."""
+"""SES writes them itself, and refuses a request that gives them; the worker passes them on (contract, 4.8)."""
 _OF_ONE_HOP = frozenset({
     "received", "delivered-to", "sender", "dkim-signature", "domainkey-signature", "authentication-results",
 })  # fmt: skip
-"""They would be untrue, or break what SES signs; a Sender would have to be verified."""
+"""They would be untrue, or break what SES signs; a Sender would have to be verified. The worker passes them on as they
+are (contract, 4.8), and the relay stored them (contract, 5, W14)."""
 _AS_IT_WAS = policy.compat32.clone(linesep="\r\n", max_line_length=0)
 _FAMILIES = ("content-", "resent-", "arc-", "x-ses-", "x-opensend-")
 
@@ -76,7 +81,7 @@ Row = TypedDict(
         "attachments": list[RowAttachment],
     },
 )
-"""What of a row the worker reads."""
+"""What of a row the worker reads (contract, 1 and 4.8)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +106,13 @@ class ShownAttachment:
 
 
 def request(row: Row) -> dict[str, object]:
-    """Return the parameters of SendEmail."""
+    """Return the parameters of SendEmail, for a domain without a configuration set and without tracking."""
     content: dict[str, object]
+    # contract, 4.7
     attachments = list(filter(_is_kept, row["attachments"]))
+    # contract, 4.8; that the field is in a raw message too: seen
     headers = {**row["headers"], ENTITY: row["id"]}
+    # From and the recipients as the row has them, and one tag for all: contract, 4.8
     parameters: dict[str, object] = {
         "FromEmailAddress": row["from"],
         "Destination": {"ToAddresses": row["to"], "CcAddresses": row["cc"], "BccAddresses": row["bcc"]},
@@ -113,6 +121,7 @@ def request(row: Row) -> dict[str, object]:
     if attachments:
         content = {"Raw": {"Data": _mime(row, headers, attachments)}}
     else:
+        # An empty one is absent, and then a Body may be empty: contract, 4.8 and 8
         bodies = {"Html": row["html"], "Text": row["text"]}
         content = {
             "Simple": {
@@ -121,43 +130,56 @@ def request(row: Row) -> dict[str, object]:
                 "Headers": [{"Name": name, "Value": value} for name, value in headers.items()],
             }
         }
+        # contract, 4.8: of Content.Simple only
         parameters["ReplyToAddresses"] = row["reply_to"]
     return {**parameters, "Content": content}
 
 
 def _is_kept(attachment: RowAttachment) -> bool:
-    """Tell whether the worker sends it: what has no name or no content it drops without a word."""
+    """Tell whether the worker sends it: what has no name or no content it drops without a word (contract, 4.7).
+
+    It would fetch what has a `path` instead; a row of ours has none.
+    """
     return isinstance(attachment.get("filename"), str) and isinstance(attachment.get("content"), str)
 
 
 def _mime(row: Row, headers: Mapping[str, str], attachments: Iterable[RowAttachment]) -> bytes:
-    """Write the message of a row with attachments: flat, and with one body."""
-    lists = {"To": row["to"], "Cc": row["cc"], "Bcc": row["bcc"], "Reply-To": row["reply_to"]}
+    """Write the message of a row with attachments: flat, and with one body (contract, 4.8)."""
+    # With Bcc, without Date and Message-ID: contract, 4.8; the order, a To without anybody, and Reply-To: seen
+    lists = {"To": row["to"], "Cc": row["cc"], "Bcc": row["bcc"]}
     fields = {
         "From": row["from"],
-        "Subject": row["subject"],
         **{name: ", ".join(addresses) for name, addresses in lists.items() if addresses or name == "To"},
+        # As it is, without encoded words: contract, 4.8 and 8
+        "Subject": row["subject"],
+        **({"Reply-To": ", ".join(row["reply_to"])} if row["reply_to"] else {}),
+        # As they are: contract, 4.8
         **headers,
         "MIME-Version": "1.0",
         "Content-Type": f'multipart/mixed; boundary="{BOUNDARY}"',
     }
+    # Beside html the text is dropped: contract, 4.8 and 8
     body, kind = (row["html"], "html") if row["html"] else (row["text"], "plain")
+    # Whatever is in it, and however long its lines are: contract, 4.8 and 8
     typed = {"Content-Type": f"text/{kind}; charset=UTF-8", "Content-Transfer-Encoding": "7bit"}
-    # Without a body its part is not even an empty line.
+    # Without a body its part is not even an empty line: seen.
     parts = [_part(typed, body) if body else "", *map(_attached, attachments)]
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return (f"{head}\r\n" + "".join(f"--{BOUNDARY}\r\n{part}" for part in parts) + f"--{BOUNDARY}--").encode()
 
 
 def _attached(attachment: RowAttachment) -> str:
+    # Else as it is, without RFC 2231: contract, 4.8 and 8; the underscores, the fields and their order: seen
     name = re.sub(r'["\\]', "_", attachment["filename"])
     content_id = attachment.get("content_id")
     fields = {
         "Content-Type": f'{attachment.get("content_type", "application/octet-stream")}; name="{name}"',
         "Content-Transfer-Encoding": "base64",
+        **({"Content-ID": f"<{content_id}>"} if content_id else {}),
         "Content-Disposition": f'{"inline" if content_id else "attachment"}; filename="{name}"',
     }
-    return _part({**fields, **({"Content-ID": f"<{content_id}>"} if content_id else {})}, attachment["content"])
+    # As it is, so that the row decides how long the lines are: contract, 4.8
+    return _part(fields, attachment["content"])
 
 
 def _part(fields: Mapping[str, str], content: str) -> str:
@@ -170,7 +192,10 @@ def _part(fields: Mapping[str, str], content: str) -> str:
 
 
 def faults(row: Row) -> list[str]:
-    """Return every reason for which the worker or SES would not send this row as it is meant."""
+    """Return every reason for which the worker or SES would not send this row as it is meant.
+
+    A fault is tried three times, and then the message is failed (contract, 4.10), although its sender got a 250.
+    """
     found = [*_of_the_addresses(row), *_of_the_subject(row), *_of_the_headers(row), *_of_the_tags(row)]
     found += _of_the_attachments(row)
     return found or [*_of_the_request(row)]
@@ -179,6 +204,7 @@ def faults(row: Row) -> list[str]:
 def _of_the_addresses(row: Row) -> Iterator[str]:
     yield from _of_one_address("from", row["from"])
     recipients = [*row["to"], *row["cc"], *row["bcc"]]
+    # contract, 5, W20
     if not 1 <= len(recipients) <= MOST_RECIPIENTS:
         yield f"{len(recipients)} recipients, not 1 to {MOST_RECIPIENTS}"
     for name, addresses in {"to": row["to"], "cc": row["cc"], "bcc": row["bcc"], "reply_to": row["reply_to"]}.items():
@@ -201,11 +227,13 @@ def _of_one_address(name: str, written: str) -> Iterator[str]:
 
 
 def _of_the_subject(row: Row) -> Iterator[str]:
+    # What the worker asks of a header's value (contract, 4.8) it asks of all that it writes into one: seen
     if _ENDS_A_LINE.search(row["subject"]):
         yield "subject: more than one line"
 
 
 def _of_the_headers(row: Row) -> Iterator[str]:
+    """SES's limits: the worker itself stops only at a line end, a NUL or a name of other characters (contract, 4.8)."""
     headers = row["headers"]
     for name, value in headers.items():
         lowered = name.lower()
@@ -224,6 +252,7 @@ def _of_the_headers(row: Row) -> Iterator[str]:
 
 
 def _of_the_tags(row: Row) -> Iterator[str]:
+    """REST's limits (contract, 6): the worker hands SES no tag but its own (contract, 4.8)."""
     if len(row["tags"]) > MOST_TAGS:
         yield f"tags: more than {MOST_TAGS}"
     for tag in row["tags"]:
@@ -249,6 +278,7 @@ def _of_one_attachment(attachment: RowAttachment) -> Iterator[str]:
         yield f"file name {filename[:40]!a}"
     if kind and not _TYPE.fullmatch(kind):
         yield f"type {kind!a}"
+    # The worker writes base64 whatever it is (contract, 4.8); a delivery report and a message need another type.
     if kind.startswith(("message/", "multipart/")):
         yield f"{kind} in base64 (RFC 2046, 5.2)"
     if not re.fullmatch(r"[!-;=?-~]{1,900}", attachment.get("content_id", "id")):
@@ -271,6 +301,9 @@ def _of_the_request(row: Row) -> Iterator[str]:
     raw = raw_of(parameters)
     if raw is not None:
         yield from _of_the_message(raw)
+    elif not row["html"] and not row["text"]:
+        # contract, 8
+        yield "body: neither text nor html"
 
 
 @cache
@@ -281,6 +314,7 @@ def _send_email() -> Shape:
 
 
 def _of_the_message(raw: bytes) -> Iterator[str]:
+    """SES takes a raw message as it is, with lines of at most 1,000 octets (its documentation, RawMessage)."""
     lines = raw.split(b"\r\n")
     if any(len(line) > LONGEST_LINE for line in lines):
         yield f"message: a line over {LONGEST_LINE} octets"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC
 from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
@@ -97,11 +98,12 @@ def has_event(settlement: Settlement) -> bool:
 def event_values(settlement: Settlement) -> Values:
     """Make OpenSend's event of suppressed recipients."""
     recipients = [{"email": address.lower(), "reason": reason} for address, reason in settlement.suppressed]
+    submitted_at = settlement.message.received_at.astimezone(UTC)
     payload = {
         "reason": "recipient_suppressed",
         "recipients": recipients,
         "recipient_count": len(recipients),
-        "submitted_at": settlement.message.received_at.isoformat(timespec="milliseconds"),
+        "submitted_at": submitted_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
     return {
         "event_ids": uuid4(),
@@ -117,26 +119,30 @@ def is_logged(settlement: Settlement) -> bool:
 
 
 def log_values(settlement: Settlement) -> Values:
-    """Say in HTTP's words what SMTP answered: the dashboard knows no others."""
+    """Say in HTTP's words what was answered: the dashboard knows no others. Nothing of what the message says."""
     message, verdict = settlement.message, settlement.verdict
+    session = message.session
     request = {
-        "mail_from": message.envelope.sender,
-        "recipients": message.envelope.recipients,
+        "mail_from": clean(message.envelope.sender),
+        "recipients": [clean(address) for address in message.envelope.recipients],
         "size": message.size,
-        "queue_id": message.queue_id,
+        "queue_id": clean(message.queue_id),
     }
     response: dict[str, Any]
     if isinstance(verdict, Refuse):
         status = _HTTP_STATUS.get(verdict.rule, HTTPStatus.UNPROCESSABLE_ENTITY)
-        response = {"code": verdict.rule.value, "message": f"{verdict.code} {verdict.enhanced} {verdict.text}"}
+        said = clean(f"{verdict.code} {verdict.enhanced} {verdict.text}")
+        response = {"code": verdict.rule.value, "message": said}
     else:
         status, response = HTTPStatus.OK, {"id": message.id}
     return {
+        "endpoints": session.endpoint or session.front_door,
+        "methods": "POST" if session.endpoint else session.front_door.upper(),
         "statuses": int(status),
-        "requests": clean(json.dumps(request)[:RECORDED_CHARACTERS]),
-        "responses": clean(json.dumps(response)[:RECORDED_CHARACTERS]),
-        "documents": json.dumps({"apiKeyId": message.session.key_id, "emailId": response.get("id")}),
-        "key_ids": message.session.key_id,
+        "requests": json.dumps(request),
+        "responses": json.dumps(response),
+        "documents": json.dumps({"apiKeyId": session.key_id, "emailId": response.get("id")}),
+        "key_ids": session.key_id,
     }
 
 
@@ -159,7 +165,7 @@ def _row(message: Message, accept: Accept, headers: row.Headers) -> Values:
         "reply_tos": _json([row.ascii_domain(mailbox.address) for mailbox in reading.reply_to]),
         "subjects": clean(reading.subject),
         "htmls": clean(reading.html),
-        "texts": clean(reading.text),
+        "texts": clean(row.text(reading)),
         "tag_lists": json.dumps([{"name": name, "value": value} for name, value in wishes.tags])
         if wishes.tags
         else "[]",
@@ -180,9 +186,9 @@ def _record(message: Message, accept: Accept, headers: row.Headers, fingerprint:
     return {
         "key_ids": message.session.key_id,
         "front_doors": message.session.front_door,
-        "queue_ids": message.queue_id,
+        "queue_ids": clean(message.queue_id),
         "bulk_ids": message.bulk_id,
-        "client_addresses": message.session.client_address,
+        "client_addresses": clean(message.session.client_address),
         "tls": message.session.tls,
         "envelope_senders": clean(message.envelope.sender),
         "from_addresses": clean(accept.reading.sender.address),
@@ -208,8 +214,8 @@ def refuse_values(settlement: Settlement, refusal: Refuse) -> Values:
         "enhanced": refusal.enhanced,
         "texts": clean(refusal.text[:RECORDED_CHARACTERS]),
         "front_doors": message.session.front_door,
-        "queue_ids": message.queue_id,
-        "client_addresses": message.session.client_address,
+        "queue_ids": clean(message.queue_id),
+        "client_addresses": clean(message.session.client_address),
         "key_ids": clean(message.session.key_id[:RECORDED_CHARACTERS]),
         "user_ids": settlement.user_id,
         "senders": clean(message.envelope.sender[:RECORDED_CHARACTERS]),

@@ -16,10 +16,14 @@ _NAME = re.compile(r"[!-9;-~]{1,126}")
 _VALUE_CHARACTERS = 870
 _VALUE = re.compile(rf"[ -~]{{1,{_VALUE_CHARACTERS}}}")
 """Amazon SES: MessageHeader."""
+_ID = re.compile(r"<[!-;=?-~]+>")
+_NEVER_REMOVED = 2
+"""Of the ids after the first, RFC 5537, 3.4.4."""
 _MOST = 14
 """SES takes fifteen where there are no attachments, and the worker adds one."""
 _SHOWN_NAME = 40
 _NOTED = 50
+_LINE_END = "\r\n"
 
 _WRITTEN_BY_THE_WORKER = frozenset({
     "from", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "mime-version", "x-entity-id",
@@ -42,7 +46,7 @@ class Recipients:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headers:
-    """Fields that go along in OpenSend's row, and those that its worker or SES could not send."""
+    """Fields that go along in OpenSend's row, and what its worker or SES could not send of them."""
 
     kept: dict[str, str]
     left_out: tuple[str, ...]
@@ -77,12 +81,17 @@ def ascii_domain(address: Address) -> Address:
     return address if domain.isascii() else Address(f"{local}@{normal_domain(domain) or domain}")
 
 
+def text(reading: Reading) -> str:
+    """Return the text; of a message that says nothing a line end, because SES refuses an empty body."""
+    return reading.text if reading.text or reading.html or reading.attachments else _LINE_END
+
+
 def headers(reading: Reading) -> Headers:
     """Sort out the fields that SES accepts and OpenSend's worker does not write itself; of repeated ones the first."""
     kept: dict[str, str] = {}
     left_out: list[str] = []
     for name, folded in reading.fields:
-        value = folded.replace("\t", " ")
+        value, note = _fitted(name, folded.replace("\t", " "))
         if name in _WRITTEN_BY_THE_WORKER or name in _OF_ONE_HOP or name.startswith(_FAMILIES) or is_control(name):
             continue
         if name in kept:
@@ -95,7 +104,28 @@ def headers(reading: Reading) -> Headers:
             left_out.append(f"{name}: over {_MOST} fields")
         else:
             kept[name] = value
+            left_out += [f"{name}: {note}"] if note else []
     return Headers(kept=kept, left_out=tuple(left_out[:_NOTED]))
+
+
+def _fitted(name: str, value: str) -> tuple[str, str]:
+    """Shorten References that are too long, and say so: the first id and the newest stay (RFC 5537, 3.4.4)."""
+    if name != "references" or len(value) <= _VALUE_CHARACTERS:
+        return value, ""
+    ids = [one for one in value.replace("><", "> <").split(" ") if one]
+    if not ids or not all(map(_ID.fullmatch, ids)):
+        return value, ""
+    newest, room = 0, _VALUE_CHARACTERS - len(ids[0])
+    for one in reversed(ids[1:]):
+        room -= len(one) + 1
+        if room < 0:
+            break
+        newest += 1
+    removed = len(ids) - 1 - newest
+    if removed and newest < _NEVER_REMOVED:
+        return value, ""
+    kept = [ids[0], *ids[removed + 1 :]]
+    return " ".join(kept), f"shortened, {len(kept)} of {len(ids)} ids kept" if removed else ""
 
 
 def _why_not(value: str) -> str:

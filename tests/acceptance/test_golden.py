@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.submitting import TAKEN, Answer, Stored, delivered, eventually, rows, stored, submit
-from tests.opensend_worker import Row, RowAttachment, ShownAttachment, faults, shown, shown_by
+from tests.opensend_worker import Row, RowAttachment, ShownAttachment, faults, raw_of, request, shown, shown_by
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.eml"))
@@ -243,6 +243,7 @@ def test_a_large_attachment_is_in_the_row_as_it_was_sent(sandbox: Sandbox) -> No
 # ---------------------------------------------------------------------- what OpenSend's worker makes of the row
 
 
+@pytest.mark.case(72)
 @golden
 def test_opensends_worker_can_send_the_row(kept: Kept, name: str) -> None:
     assert faults(row_of(kept(name))) == []
@@ -266,9 +267,11 @@ def with_a_labels(address: str) -> str:
 @golden
 def test_who_gets_the_row_sees_what_the_message_says(kept: Kept, sent: Mapping[str, Sent], name: str) -> None:
     """As the standard library reads either. Beside attachments the worker sends html or text, not both."""
+    # A line end at the end nobody sees: of a message that says nothing the row has one.
     meant, found = shown(sent[name].raw), shown_by(row_of(kept(name)))
     assert found.html.splitlines() == meant.html.splitlines()
-    assert found.text.splitlines() == ([] if meant.html and meant.attachments else meant.text.splitlines())
+    text = "" if meant.html and meant.attachments else meant.text
+    assert found.text.rstrip("\r\n").splitlines() == text.rstrip("\r\n").splitlines()
     assert list(map(comparable, found.attachments)) == list(map(comparable, meant.attachments))
     for there, here in zip(found.attachments, meant.attachments, strict=True):
         assert there.filename == (re.sub(r'["\\]', "_", here.filename) if here.filename else there.filename)
@@ -351,6 +354,8 @@ def with_file(**changes: object) -> dict[str, object]:
         (with_file(content=("QUFB" * 200 + "\r\n") * 52_429), "41943200 octets of base64"),
         ({**with_file(), "html": "<p>" + "x" * 998}, "message: a line over"),
         ({**with_file(), "html": "<p>\n</p>"}, "not CRLF"),
+        ({**with_file(), "subject": "x" * 998}, "message: a line over"),
+        ({"text": ""}, "body: neither text nor html"),
         ({"id": 4711}, "request: Parameter validation failed"),
     ],
 )  # fmt: skip
@@ -358,3 +363,37 @@ def test_a_row_that_cannot_be_sent_is_found(changes: dict[str, object], fault: s
     assert faults(ROW) == faults({**ROW, "attachments": [FILE]}) == []
     found = faults(cast("Row", {**ROW, **changes}))
     assert [one for one in found if fault in one], found
+
+
+@pytest.mark.case(72)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text": "\r\n"},
+        {"text": "", "html": "<p>"},
+        {"text": "", **with_file()},
+        {"text": "x" * 2_000, "html": "<p>" + "é" * 2_000, "subject": "é" * 2_000},
+    ],
+)
+def test_a_row_that_can_be_sent_has_no_fault(changes: dict[str, object]) -> None:
+    """Without attachments SES itself writes the message: no line of it is too long."""
+    assert faults(cast("Row", {**ROW, **changes})) == []
+
+
+def test_what_the_worker_writes_of_a_row_with_attachments() -> None:
+    """Each line of it is in docs/opensend.md, so that nobody is surprised."""
+    row = {**ROW, **with_file(filename="Größe.pdf"), "subject": "Grüße", "html": "<p>Grüße", "bcc": ["b@example.net"]}
+    raw = raw_of(request(cast("Row", {**row, "text": "seen by nobody"})))
+    assert raw is not None
+    head, _, parts = raw.decode().partition("\r\n\r\n")
+    assert head.split("\r\n")[:6] == [
+        "From: Shop <shop@sandbox.test>",
+        "To: jane@example.net",
+        "Bcc: b@example.net",
+        "Subject: Grüße",
+        "x-a: 1",
+        f"X-Entity-ID: {ROW['id']}",
+    ]
+    assert "Content-Transfer-Encoding: 7bit\r\n\r\n<p>Grüße\r\n" in parts
+    assert 'filename="Größe.pdf"' in parts
+    assert not re.search(r"(?i)date:|message-id:|seen by nobody", raw.decode())
