@@ -12,6 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from bench.load import Load
 from bench.measuring import GENERATOR, measure
 from bench.picture import Bar, Group, draw
 from bench.processes import MB, memory_bytes, tree
-from bench.systems import Stand, System, await_true, machine_program, running_stand
+from bench.systems import BESIDE, Stand, System, await_true, machine_program, running_stand
 from opensend_milter.host import machine
 from opensend_milter.host.sandbox_programs import greets_as_smtp
 
@@ -75,6 +76,8 @@ FULL = (
 )
 FULL_S, QUICK_S = 780.0, 100.0
 """After that no round is begun: a slow machine is not to take for ever."""
+BESIDE_TAKES = 5 / 4
+"""One system more than four."""
 QUICK = (
     Part("many_20", 3, 1.5),
     Part("one_20", 3, 1.5),
@@ -84,7 +87,7 @@ QUICK = (
 )
 
 
-def rounds(stand: Stand, systems: Mapping[str, System], parts: Sequence[Part], until: float) -> Results:
+def rounds(stands: Sequence[Stand], systems: Mapping[str, System], parts: Sequence[Part], until: float) -> Results:
     """Measure, one system after the other under each load, and all of it again; the first to go changes."""
     found: dict[tuple[str, str], list[Figures]] = defaultdict(list)
     for name in sorted({name for part in parts for name in part.systems}):
@@ -96,19 +99,22 @@ def rounds(stand: Stand, systems: Mapping[str, System], parts: Sequence[Part], u
             if number and time.monotonic() > until:
                 print(f"out of time: {part.load} is not measured again", flush=True)
                 continue
-            stand.empty()
+            for stand in stands:
+                stand.empty()
             first = number % len(part.systems)
             for name in (*part.systems[first:], *part.systems[:first]):
                 found[part.load, name].append(once(systems[name], part))
                 print(f"round {number + 1}  {_line(part.load, name, found[part.load, name][-1:])}", flush=True)
-            stand.check()
+            for stand in stands:
+                stand.check()
     return found
 
 
 def once(system: System, part: Part) -> Figures:
     """Measure one load on one system; where it is ours and the messages are large, its memory too."""
     load = system.load(**WISHES[part.load], seconds=part.seconds)
-    watched = system.groups["milter"][0] if part.load == "attachment_30mb" and system.name == OURS else None
+    large = part.load == "attachment_30mb" and system.name in {OURS, BESIDE}
+    watched = system.groups["milter"][0] if large else None
     return measure(load, system.groups, settled=system.settle, watched=watched)
 
 
@@ -238,6 +244,10 @@ def report(results: Results, lines: Sequence[Goal], sink: Figures) -> None:
     for load, system in results:
         if system not in {C_MILTER, STATIC_AUTH} and (load, C_MILTER) in results:
             print(f"{load:15} {system:14} {rate_ratio(results, load, system, C_MILTER)}")
+    if any(system == BESIDE for _, system in results):
+        print("\nRatio of messages per second on OpenSend's tables to those on our own:")
+        for load in dict.fromkeys(load for load, system in results if system == BESIDE):
+            print(f"{load:15} {rate_ratio(results, load, BESIDE, OURS)}")
     most = max((one.per_s for figures in results.values() for one in figures), default=0)
     print(
         f"\nThe load generator by itself, without TLS, to smtp-sink: {sink.per_s:.0f}/s,"
@@ -265,9 +275,19 @@ def chosen(arguments: argparse.Namespace) -> list[Part]:
     if arguments.load:
         parts = [part for part in FULL if part.load in arguments.load]
     return [
-        dataclasses.replace(part, seconds=arguments.seconds or part.seconds, rounds=arguments.rounds or part.rounds)
+        dataclasses.replace(
+            part,
+            seconds=arguments.seconds or part.seconds,
+            rounds=arguments.rounds or part.rounds,
+            systems=with_beside(part.systems) if arguments.profile else part.systems,
+        )
         for part in parts
     ]
+
+
+def with_beside(systems: Sequence[str]) -> Sequence[str]:
+    """Measure ours on OpenSend's tables, too, wherever ours is measured."""
+    return (*systems, BESIDE) if OURS in systems else systems
 
 
 def main() -> None:
@@ -277,12 +297,15 @@ def main() -> None:
     parser.add_argument("--load", action="append", choices=list(WISHES), help="only this load; may be given again")
     parser.add_argument("--seconds", type=float, help="of each measurement")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--profile", choices=["opensend"], help="ours on OpenSend's own tables, too")
     arguments = parser.parse_args()
     parts = chosen(arguments)
     if os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
         print(f"The machine is busy (load {os.getloadavg()[0]:.1f}): ratios will scatter, and rates mean nothing.")
     began = time.monotonic()
-    with running_stand() as stand:
+    with ExitStack() as stack:
+        stand = stack.enter_context(running_stand())
+        beside = stack.enter_context(running_stand("opensend")) if arguments.profile else None
         idle_mb = memory_bytes(tree(stand.pids["serve"])) / MB
         wanted = {name for part in parts for name in part.systems}
         makers = {
@@ -290,12 +313,16 @@ def main() -> None:
             STATIC_AUTH: stand.static_auth,
         }  # fmt: skip
         systems = {name: make() for name, make in makers.items() if name in wanted}
+        if beside and BESIDE in wanted:
+            systems[BESIDE] = beside.ours(BESIDE)
         sink = generator_alone(stand, 1.0)
-        results = rounds(stand, systems, parts, began + (QUICK_S if arguments.quick else FULL_S))
+        until = began + (QUICK_S if arguments.quick else FULL_S) * (BESIDE_TAKES if beside else 1)
+        results = rounds([stand, *([beside] if beside else [])], systems, parts, until)
     lines = goals(results, idle_mb=idle_mb, growth=last_growth())
     report(results, lines, sink)
     # Figures of a trial do not take the place of measured ones.
-    name = "trial" if arguments.load or arguments.seconds or arguments.rounds else "latest"
+    measured = "opensend" if arguments.profile else "latest"
+    name = "trial" if arguments.load or arguments.seconds or arguments.rounds else measured
     write(f"{name}.json", document(results, lines, sink, idle_mb))
     (RESULTS / f"{name}.svg").write_text(picture(results))
     (RESULTS / f"{name}.md").write_text(f"{table(lines)}\n\n{loads_table(results)}\n")

@@ -32,14 +32,17 @@ from opensend_milter.host.dovecot import DovecotSite, Version, render_dovecot
 from opensend_milter.host.keeper import heir
 from opensend_milter.host.postfix import PostfixSite, render_postfix
 from opensend_milter.host.sandbox_programs import WRITTEN_AT, accepts, greets_as_dovecot, greets_as_smtp
+from opensend_milter.host.sandbox_state import Profile
 
+BESIDE = "ours opensend"
+"""Ours as it is shipped, on OpenSend's own tables and indexes, writing the rows of its log."""
 PATIENCE_S = 60.0
 PAUSE_S = 0.02
 _HERE = Path(__file__).parent
 # What a message leaves behind; keys, domains and the like stay.
 _FILLED = """
     TRUNCATE public.emails, opensend_milter.submissions, opensend_milter.raw_chunks, opensend_milter.jobs,
-        opensend_milter.fingerprints, opensend_milter.refusals CASCADE
+        opensend_milter.fingerprints, opensend_milter.refusals, public.logs CASCADE
 """
 _STATIC_PASSDB: Mapping[Version, str] = {
     "2.3": "passdb {\n  driver = static\n  args = nopassword=y user=bench\n}\n",
@@ -318,14 +321,14 @@ def sandbox(command: str, directory: Path, *options: str) -> str:
 
 
 @contextmanager
-def running_stand() -> Iterator[Stand]:
+def running_stand(profile: Profile = "standalone") -> Iterator[Stand]:
     """Bring up a sandbox with durable commits, stop its worker, and take all down again."""
     # What a caller stops us with is to take the servers down, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="os-bench-", dir="/tmp") as made, ExitStack() as stack:
         directory = Path(made)
         directory.chmod(0o755)
-        sandbox("up", directory)
+        sandbox("up", directory, "--profile", profile)
         stack.callback(sandbox, "down", directory)
         stand = Stand(
             directory=directory,

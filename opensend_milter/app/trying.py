@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from psycopg.rows import class_row
+
 from opensend_milter.adapters import migrations, postgres
 from opensend_milter.adapters.postgres_admin import AdminStore
-from opensend_milter.host.sandbox_state import SandboxSeed
+from opensend_milter.adapters.schema import facts
+from opensend_milter.host.sandbox_mail import LogLine
+from opensend_milter.host.sandbox_state import Profile, SandboxSeed
+
+USER = "sandbox"
 
 
-def prepare_sandbox(url: str, password_dir: Path) -> SandboxSeed:
+def prepare_sandbox(url: str, password_dir: Path, profile: Profile) -> SandboxSeed:
     """Fill an empty database with what a first try needs: two keys, three domains, a suppressed address."""
-    migrations.init(url, password_dir)
+    match profile:
+        case "standalone":
+            migrations.init(url, password_dir)
+        case "opensend":
+            _make_opensend(url)
+            migrations.migrate(url, password_dir)
     seed = {"from_domain": "sandbox.test", "other_domain": "other.test", "unverified_domain": "unverified.test"}
     suppressed = "suppressed@example.net"
     with postgres.connect(url, application_name="opensend-sandbox") as connection:
         store = AdminStore(connection, makes_users=True)
-        user = store.ensure_user("sandbox")
+        user = store.ensure_user(USER)
         for role, name in seed.items():
             store.add_domain(user, name, verified=role != "unverified_domain")
         free = store.create_key(name="sandbox", user_id=user, permission="full_access", domain=None)
@@ -27,8 +38,32 @@ def prepare_sandbox(url: str, password_dir: Path) -> SandboxSeed:
     return SandboxSeed(api_key=free.token, restricted_api_key=held.token, suppressed=suppressed, **seed)
 
 
+def _make_opensend(url: str) -> None:
+    """Do what OpenSend does when it is installed and somebody signs up: its users are its own to make."""
+    with postgres.store_errors(), postgres.connect(url, application_name="opensend-sandbox") as connection:
+        facts.make(connection)
+        connection.execute(
+            'INSERT INTO public."user" (id, name, email) VALUES (%(user)s, %(user)s, %(user)s || %(host)s)',
+            {"user": USER, "host": "@localhost"},
+        )
+
+
 def find_email(url: str, queue_id: str) -> str | None:
     """Return `id status` of the message that Postfix knows by this id."""
     with postgres.connect(url, application_name="opensend-sandbox") as connection:
         found = AdminStore(connection, makes_users=False).find_email(queue_id)
     return " ".join(found) if found else None
+
+
+def find_log(url: str, email_id: str) -> LogLine | None:
+    """Return what OpenSend's dashboard shows of this email's request."""
+    with (
+        postgres.store_errors(),
+        postgres.connect(url, application_name="opensend-sandbox") as connection,
+        connection.cursor(row_factory=class_row(LogLine)) as cursor,
+    ):
+        return cursor.execute(
+            "SELECT created_at, method, endpoint, status, request_body, response_body FROM public.logs"
+            " WHERE document @> jsonb_build_object('emailId', %s::text) ORDER BY created_at LIMIT 1",
+            [email_id],
+        ).fetchone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import sys
@@ -22,13 +23,24 @@ from opensend_milter.host.machine import Lacking
 app = typer.Typer(help="The whole product privately, under one directory.", no_args_is_help=True)
 
 Directory = Annotated[Path, typer.Option("--dir", help="Where all of it lives.", show_default=True)]
-Queue = Annotated[str | None, typer.Option("--queue", help="postgres or sqs [default: as it was; first: postgres].")]
+Queue = Annotated[
+    str | None, typer.Option("--queue", help="postgres or sqs (default: as it was; a new one: postgres).")
+]
 Purge = Annotated[bool, typer.Option("--purge", help="Remove the directory with all data.")]
 Recipient = Annotated[str, typer.Option("--to", help="Recipient.")]
-Sender = Annotated[str | None, typer.Option("--from", help="Sender [default: demo@ the verified domain].")]
-Wait = Annotated[float, typer.Option("--wait", help="Seconds to wait for the inbox.")]
+Sender = Annotated[str | None, typer.Option("--from", help="Sender (default: demo@ the verified domain).")]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        help="standalone, or opensend: OpenSend's tables, no delivery (default: as it was; a new one: standalone).",
+    ),
+]
+Wait = Annotated[float, typer.Option("--wait", help="Seconds to wait for the inbox, or for the job.")]
 EX_NOT_GOOD = 1
 RECIPIENT = "you@example.net"
+NOT_DELIVERED = "delivered: nothing; that is the work of OpenSend's ingester, and none runs here"
+Sent = sandbox_mail.Sent | sandbox_mail.HandedOver
 
 
 @contextmanager
@@ -48,24 +60,37 @@ def _say(text: str) -> None:
 def up(
     directory: Directory = sandbox.DEFAULT_DIR,
     queue: Queue = None,
+    profile: Profile = None,
     fast: Annotated[bool, typer.Option("--fast", hidden=True, help="No fsync: for tests.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start all of it and return when everything answers; a sandbox that was there keeps its data, keys and ports."""
     with _exits():
         place = sandbox.absolute(directory)
-        _bring_up(place, queue, fast=fast)
+        _bring_up(place, queue, profile, fast=fast)
         variables = sandbox_state.variables(place, sandbox_state.load(place))
     output.show(variables, as_json=as_json, table=lambda: f"SMTP on 127.0.0.1:{variables['SANDBOX_SMTP_PORT']}")
 
 
-def _bring_up(place: Path, queue: str | None, *, fast: bool) -> None:
-    match queue:
-        case None | "postgres" | "sqs":
-            fresh = sandbox.up(place, queue=queue, fast=fast, say=_say)
-        case _:
-            output.fail(f"--queue: expected postgres or sqs, got {queue!r}", output.EX_USAGE)
+def _bring_up(place: Path, queue: str | None, profile: str | None, *, fast: bool) -> None:
+    fresh = sandbox.up(place, queue=_queue(queue), profile=_profile(profile), fast=fast, say=_say)
     _say(f"the sandbox in {place} {'is up' if fresh else 'runs already'}")
+
+
+def _queue(text: str | None) -> sandbox_state.QueueKind | None:
+    match text:
+        case None | "postgres" | "sqs":
+            return text
+        case _:
+            return output.fail(f"--queue: expected postgres or sqs, got {text!r}", output.EX_USAGE)
+
+
+def _profile(text: str | None) -> sandbox_state.Profile | None:
+    match text:
+        case None | "standalone" | "opensend":
+            return text
+        case _:
+            return output.fail(f"--profile: expected standalone or opensend, got {text!r}", output.EX_USAGE)
 
 
 @app.command()
@@ -121,41 +146,73 @@ def send(  # noqa: PLR0917  # typer calls it by name
     wait_s: Wait = 30.0,
     as_json: AsJson = False,
 ) -> None:
-    """Send one message by STARTTLS and AUTH, and wait until it lies in the inbox."""
+    """Send one message by STARTTLS and AUTH, and wait until it lies in the inbox (opensend: in the queue)."""
     with _exits():
-        variables = _variables(directory)
-        sender = sender or f"demo@{variables['SANDBOX_FROM_DOMAIN']}"
-        draft = sandbox_mail.Draft(sender=sender, recipient=to, subject=subject, text=text)
-        sent = sandbox_mail.send(variables, draft, find_email=composition.find_email, wait_s=wait_s)
+        place = sandbox.absolute(directory)
+        sent = _send(place, wait_s, sender, recipient=to, subject=subject, text=text)
     output.show(sent, as_json=as_json, table=lambda: _sent_text(sent))
 
 
-def _sent_text(sent: sandbox_mail.Sent) -> str:
-    return f"accepted:  {sent.reply}\nrecorded:  {sent.record}\ndelivered: {sent.delivered}"
+def _send(place: Path, wait_s: float, sender: str | None, **more: str) -> Sent:
+    """Send one message, and follow it for as far as this sandbox takes it."""
+    variables = _variables(place)
+    draft = sandbox_mail.Draft(sender=sender or f"demo@{variables['SANDBOX_FROM_DOMAIN']}", **more)
+    find_email = composition.find_email
+    match sandbox_state.load(place).profile:
+        case "standalone":
+            return sandbox_mail.send(variables, draft, find_email=find_email, wait_s=wait_s)
+        case "opensend":
+            find_log = composition.find_log
+            return sandbox_mail.hand_over(variables, draft, find_email=find_email, find_log=find_log, wait_s=wait_s)
+
+
+def _sent_text(sent: Sent) -> str:
+    taken = f"accepted:  {sent.reply}\nrecorded:  {sent.record}\n"
+    match sent:
+        case sandbox_mail.Sent():
+            return f"{taken}delivered: {sent.delivered}"
+        case sandbox_mail.HandedOver():
+            return f"{taken}{_job_text(sent)}\n{_log_text(sent.log)}\n{NOT_DELIVERED}"
+
+
+def _job_text(sent: sandbox_mail.HandedOver) -> str:
+    if sent.job:
+        return f"job:       in the queue, for OpenSend's ingester to take:\n{sent.job}"
+    if sent.record.endswith(" queued"):
+        return "job:       the row itself: it waits to be polled by OpenSend's ingester"
+    return "job:       taken already"
+
+
+def _log_text(line: sandbox_mail.LogLine | None) -> str:
+    if line is None:
+        return "dashboard: nothing, there is no row in public.logs"
+    return f"""\
+dashboard: OpenSend's would show this row of public.logs:
+created_at {output.plain(line.created_at)}, method {line.method}, endpoint {line.endpoint}, status {line.status}
+request_body {json.dumps(line.request_body)}
+response_body {json.dumps(line.response_body)}"""
 
 
 @app.command()
-def demo(directory: Directory = sandbox.DEFAULT_DIR, as_json: AsJson = False) -> None:
+def demo(
+    directory: Directory = sandbox.DEFAULT_DIR, queue: Queue = None, profile: Profile = None, as_json: AsJson = False
+) -> None:
     """Bring it up, send a first message, and show how to send your own."""
     with _exits():
         place = sandbox.absolute(directory)
-        _bring_up(place, None, fast=False)
+        _bring_up(place, queue, profile, fast=False)
         variables = _variables(place)
-        draft = sandbox_mail.Draft(
-            sender=f"demo@{variables['SANDBOX_FROM_DOMAIN']}",
-            recipient=RECIPIENT,
-            subject="Hello from the sandbox",
-            text="It works.",
-        )
-        sent = sandbox_mail.send(variables, draft, find_email=composition.find_email, wait_s=30.0)
+        sent = _send(place, 30.0, None, recipient=RECIPIENT, subject="Hello from the sandbox", text="It works.")
     examples = {client.value: _example(client, variables) for client in (Client.SWAKS, Client.PYTHON)}
     shown = {"sent": sent, **examples, "undo": _undo(place)}
     output.show({**variables, **shown}, as_json=as_json, table=lambda: _demo_text(variables, sent, place))
 
 
-def _demo_text(variables: Mapping[str, str], sent: sandbox_mail.Sent, place: Path) -> str:
+def _demo_text(variables: Mapping[str, str], sent: Sent, place: Path) -> str:
+    inbox = variables.get("SANDBOX_INBOX")
+    where = f"inbox: {inbox}\n" if inbox else ""
     return f"""\
-A first message went through:
+A first message {"went through" if inbox else "is where OpenSend finds it"}:
 {_sent_text(sent)}
 
 host: {variables["SANDBOX_SMTP_HOST"]}
@@ -164,8 +221,7 @@ ports: {variables["SANDBOX_SMTP_PORT"]} and {variables["SANDBOX_SUBMISSION_PORT"
 user: apikey
 password: {variables["SANDBOX_API_KEY"]}
 CA: {variables["SANDBOX_TLS_CA"]}
-inbox: {variables["SANDBOX_INBOX"]}
-
+{where}
 With swaks:
 
 {_example(Client.SWAKS, variables)}

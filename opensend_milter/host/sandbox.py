@@ -28,7 +28,7 @@ from opensend_milter.host import machine, sandbox_state as state_file
 from opensend_milter.host.certificates import find_certificate, make_certificate
 from opensend_milter.host.keeper import Keeper
 from opensend_milter.host.sandbox_programs import Programs, accepts, greets_as_dovecot, greets_as_smtp, make_database
-from opensend_milter.host.sandbox_state import Layout, QueueKind, SandboxSeed, SandboxState, layout_of
+from opensend_milter.host.sandbox_state import Layout, Profile, QueueKind, SandboxSeed, SandboxState, layout_of
 from opensend_milter.host.undertaker import start_clock
 
 DEFAULT_DIR = Path("/tmp/opensend-sandbox")  # noqa: S108  # made exclusively; refused when another's
@@ -37,8 +37,8 @@ GRACE_S = 15.0
 """For children whose keeper is gone."""
 STOP_S = 120.0
 
-Prepare = Callable[[str, Path], SandboxSeed]
-"""Takes the database's URL (superuser) and the directory for the roles' passwords."""
+Prepare = Callable[[str, Path, Profile], SandboxSeed]
+"""Takes the database's URL (superuser), the directory for the roles' passwords, and whose the tables are to be."""
 Say = Callable[[str], None]
 
 
@@ -81,18 +81,23 @@ def absolute(directory: Path) -> Path:
     return found
 
 
-def up(directory: Path, *, queue: QueueKind | None, fast: bool, say: Say) -> bool:
+def up(directory: Path, *, queue: QueueKind | None, profile: Profile | None, fast: bool, say: Say) -> bool:
     """Bring a sandbox up, new or known, and return when all of it answers; False: it ran already."""
     machine.require(queue=queue == "sqs")
     os.umask(0o022)  # servers of other users are to read what holds no secret
     _make_directory(directory)
     with _alone(directory):
         known = state_file.load(directory) if state_file.is_sandbox(directory) else None
+        if known and profile not in {None, known.profile}:
+            raise UsageError(
+                f"the sandbox in {directory} has --profile {known.profile}, and its database keeps it: "
+                f"remove it (`sandbox down --purge --dir {directory}`) or choose another --dir"
+            )
         if state_file.keeper_pid(directory):
             if known and queue not in {None, known.queue}:
                 raise UsageError(f"the sandbox runs with --queue {known.queue}: take it down first")
             return False
-        state = known or state_file.make(directory, queue or "postgres", fast=fast)
+        state = known or state_file.make(directory, queue or "postgres", profile=profile or "standalone", fast=fast)
         new = machine.free_ports([name for name in state_file.PORTS if name not in state.ports])
         state = dataclasses.replace(state, queue=queue or state.queue, fast=fast, ports=state.ports | new)
         state_file.save(directory, state)
@@ -133,8 +138,15 @@ def _write_files(layout: Layout, state: SandboxState) -> None:
     for place in (layout.run, layout.logs, layout.tls):
         place.mkdir(mode=0o755, exist_ok=True)
     _make_certificate(layout)
+    content = yaml.safe_dump(_settings(layout, state), sort_keys=False)
+    layout.config.write_text(f"# Written by `sandbox up`, each time.\n{content}")
+
+
+def _settings(layout: Layout, state: SandboxState) -> Mapping[str, object]:
+    """Return the configuration of our own programs."""
     ports = state.ports
-    content: dict[str, dict[str, object]] = {
+    content: dict[str, object] = {
+        "profile": state.profile,
         "database": {
             "url": f"postgresql://{state_file.SUPERUSER}@/{state_file.DATABASE}"
             f"?host={layout.run / 'pg'}&port={ports['postgres']}",
@@ -163,16 +175,17 @@ def _write_files(layout: Layout, state: SandboxState) -> None:
             "dovecot_socket": str(layout.run / "dovecot-auth.sock"),
         },
         "delivery": {"poll_interval_s": 0.25},
-        "relay": {"host": "127.0.0.1", "port": ports["inbox"]},
-        "maildir": {"folder": str(layout.inbox)},
         "http": {"host": "127.0.0.1", "port": ports["http"], "public_url": state_file.http_url(state)},
         "webhooks": {"allow_private": True},
         "limits": {"client_per_minute": 0, "key_per_minute": 0, "failed_per_minute": 0},
     }
+    if state.profile == "standalone":
+        content["relay"] = {"host": "127.0.0.1", "port": ports["inbox"]}
+        content["maildir"] = {"folder": str(layout.inbox)}
     if state.queue == "sqs":
         content["queue"] = {"url": state_file.queue_url(state)}
         content["aws"] = {"endpoint_url": state_file.service_url(state)}
-    layout.config.write_text("# Written by `sandbox up`, each time.\n" + yaml.safe_dump(content, sort_keys=False))
+    return content
 
 
 def _make_certificate(layout: Layout) -> None:
@@ -262,7 +275,7 @@ def _prepare(directory: Path, prepare: Prepare) -> None:
     if not state.seed:
         make_database(state)
         layout = layout_of(directory, state)
-        seed = prepare(state_file.database_url(state), layout.passwords)
+        seed = prepare(state_file.database_url(state), layout.passwords, state.profile)
         state_file.save(directory, dataclasses.replace(state, seed=seed))
 
 

@@ -1,21 +1,32 @@
-"""One message through the sandbox, as an application would send it, followed until it lies in the inbox."""
+"""One message through the sandbox, as an application would send it, followed to the end: inbox, or OpenSend's queue."""
 
 from __future__ import annotations
 
+import json
 import re
 import smtplib
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from opensend_milter.core.errors import TemporaryError, UsageError
+from opensend_milter.host.sandbox_programs import ask_sqs
 
 SMTP_S = 60.0
 PAUSE_S = 0.05
+LOOK_PAUSE_S = 0.25
+LOOK_S = 30
+"""How long a job is hidden from others at most, should nobody put it back."""
+MOST_AT_ONCE = 10
 RECORD_S = 5.0
 _ACCEPTED = range(200, 300)
 HEAD_BYTES = 65_536
@@ -27,6 +38,10 @@ class Refused(UsageError):  # noqa: N818  # the tree reads as mail says it
 
 class NotDelivered(TemporaryError):  # noqa: N818
     """The message is accepted, and not in the inbox."""
+
+
+class NotHandedOver(TemporaryError):  # noqa: N818
+    """The message is accepted, and OpenSend's ingester would not find it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +66,41 @@ class Sent:
     delivered: Path
 
 
-def send(
-    variables: Mapping[str, str], draft: Draft, *, find_email: Callable[[str, str], str | None], wait_s: float
-) -> Sent:
-    """Send over STARTTLS and AUTH, wait for the inbox; `find_email` takes the database's URL and the queue id."""
-    message = EmailMessage()
-    message["From"], message["To"], message["Subject"] = draft.sender, draft.recipient, draft.subject
-    message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain="sandbox.test")
-    message.set_content(draft.text)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    """What OpenSend's dashboard shows of a request: a row of its `logs`."""
+
+    created_at: datetime
+    method: str | None
+    endpoint: str | None
+    status: int | None
+    request_body: object
+    response_body: object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOver:
+    """What became of it beside OpenSend, whose ingester delivers."""
+
+    reply: str
+    queue_id: str
+    record: str
+    job: str | None
+    """As it lies in the queue; None where the row is polled, or the job is taken already."""
+    log: LogLine | None
+
+
+FindEmail = Callable[[str, str], str | None]
+"""Takes the database's URL and the queue id; returns id and status."""
+FindLog = Callable[[str, str], LogLine | None]
+"""Takes the database's URL and the email's id."""
+
+
+def send(variables: Mapping[str, str], draft: Draft, *, find_email: FindEmail, wait_s: float) -> Sent:
+    """Send over STARTTLS and AUTH, wait for the inbox."""
+    message = _message(draft)
     begun_at = time.time()
-    reply = _hand_over(variables, draft, message)
-    found = re.search(r"queued as (\S+)", reply)
-    queue_id = found[1] if found else ""
+    reply, queue_id = _accepted(variables, draft, message)
     delivered = _await_in(
         Path(variables["SANDBOX_INBOX"]), str(message["Message-ID"]), since=begun_at - 1, wait_s=wait_s
     )
@@ -72,7 +110,39 @@ def send(
     return Sent(reply=reply, queue_id=queue_id, record=record, delivered=delivered)
 
 
-def _hand_over(variables: Mapping[str, str], draft: Draft, message: EmailMessage) -> str:
+def hand_over(
+    variables: Mapping[str, str], draft: Draft, *, find_email: FindEmail, find_log: FindLog, wait_s: float
+) -> HandedOver:
+    """Send over STARTTLS and AUTH, follow it to where OpenSend's ingester takes over."""
+    reply, queue_id = _accepted(variables, draft, _message(draft))
+    url = variables["SANDBOX_DATABASE_URL"]
+    record = find_email(url, queue_id)
+    if not record:
+        raise NotHandedOver(f"accepted ({reply}), and there is no row in emails")
+    email_id = record.partition(" ")[0]
+    job = None
+    if "SANDBOX_QUEUE_URL" in variables:
+        job = _await_job(variables, email_id, partial(find_email, url, queue_id), wait_s)
+        record = find_email(url, queue_id) or record
+    return HandedOver(reply=reply, queue_id=queue_id, record=record, job=job, log=find_log(url, email_id))
+
+
+def _message(draft: Draft) -> EmailMessage:
+    message = EmailMessage()
+    message["From"], message["To"], message["Subject"] = draft.sender, draft.recipient, draft.subject
+    message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain="sandbox.test")
+    message.set_content(draft.text)
+    return message
+
+
+def _accepted(variables: Mapping[str, str], draft: Draft, message: EmailMessage) -> tuple[str, str]:
+    """Return the reply, and the queue id in it."""
+    reply = _submit(variables, draft, message)
+    found = re.search(r"queued as (\S+)", reply)
+    return reply, found[1] if found else ""
+
+
+def _submit(variables: Mapping[str, str], draft: Draft, message: EmailMessage) -> str:
     host, port = variables["SANDBOX_SMTP_HOST"], int(variables["SANDBOX_SMTP_PORT"])
     try:
         with smtplib.SMTP(host, port, timeout=SMTP_S) as client:
@@ -117,6 +187,57 @@ def _await_record(find: Callable[[], str | None], *, delivered: bool) -> str | N
         if not delivered or (record and record.endswith("sent")) or time.monotonic() > deadline:
             return record
         time.sleep(PAUSE_S)
+
+
+def _await_job(
+    variables: Mapping[str, str], email_id: str, find: Callable[[], str | None], wait_s: float
+) -> str | None:
+    """Return the job; None where somebody who takes jobs was faster."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        with closing(_jobs(variables, deadline)) as jobs:
+            for job in jobs:
+                if _email_of(job) == email_id:
+                    return job
+        record = find()
+        if not record or not record.endswith(" queued"):
+            return None
+        if time.monotonic() > deadline:
+            raise NotHandedOver(f"recorded as {record}, and no job for it in the queue after {wait_s:g} s")
+        time.sleep(LOOK_PAUSE_S)
+
+
+def _email_of(job: str) -> object:
+    try:
+        content = json.loads(job)
+    except ValueError:  # anybody may have put it there
+        return None
+    return content.get("emailId") if isinstance(content, dict) else None
+
+
+def _jobs(variables: Mapping[str, str], deadline: float) -> Generator[str, None, None]:
+    """Yield what is in the queue, and leave it there: what was looked at is hidden only until all is seen."""
+    queue = {"QueueUrl": variables["SANDBOX_QUEUE_URL"]}
+    ask, seen = partial(_ask, variables["SANDBOX_AWS_ENDPOINT"]), list[dict[str, str]]()
+    wish = {**queue, "MaxNumberOfMessages": MOST_AT_ONCE, "VisibilityTimeout": LOOK_S}
+    try:
+        while batch := ask("ReceiveMessage", wish).get("Messages"):
+            seen += batch
+            yield from (message["Body"] for message in batch)
+            if time.monotonic() > deadline:
+                break
+    finally:
+        for message in seen:
+            with suppress(TemporaryError):  # then it comes again by itself
+                again = {**queue, "ReceiptHandle": message["ReceiptHandle"], "VisibilityTimeout": 0}
+                ask("ChangeMessageVisibility", again)
+
+
+def _ask(endpoint: str, action: str, values: Mapping[str, object]) -> dict[str, Any]:
+    try:
+        return ask_sqs(endpoint, action, values)
+    except (OSError, HTTPException, ValueError) as error:
+        raise TemporaryError(f"{endpoint}: {error}") from error
 
 
 def _head(path: Path) -> bytes:

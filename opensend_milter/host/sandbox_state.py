@@ -19,6 +19,7 @@ from opensend_milter.host import machine
 from opensend_milter.host.undertaker import start_clock
 
 QueueKind = Literal["postgres", "sqs"]
+Profile = Literal["standalone", "opensend"]
 STATE_FILE = "sandbox.json"
 LOCK_FILE = "keeper.lock"
 LOCK_TRIES, LOCK_PAUSE_S = 50, 0.02
@@ -54,6 +55,8 @@ class SandboxState:
     ports: dict[str, int]
     superuser_password: str
     queue: QueueKind
+    profile: Profile = "standalone"
+    """Whose the tables are; for the life of the database."""
     fast: bool = False
     short_dir: str | None = None
     """A symbolic link to the directory, where its own path is too long for sockets."""
@@ -134,10 +137,14 @@ def save(directory: Path, state: SandboxState) -> None:
     fresh.rename(directory / STATE_FILE)
 
 
-def make(directory: Path, queue: QueueKind, *, fast: bool) -> SandboxState:
+def make(directory: Path, queue: QueueKind, *, profile: Profile = "standalone", fast: bool) -> SandboxState:
     """Remember a new sandbox in an existing, empty directory."""
     state = SandboxState(
-        ports=machine.free_ports(PORTS), superuser_password=secrets.token_urlsafe(24), queue=queue, fast=fast
+        ports=machine.free_ports(PORTS),
+        superuser_password=secrets.token_urlsafe(24),
+        queue=queue,
+        profile=profile,
+        fast=fast,
     )
     save(directory, state)
     return state
@@ -260,7 +267,7 @@ def variables(directory: Path, state: SandboxState) -> dict[str, str]:
         "SANDBOX_OTHER_DOMAIN": seed.other_domain,
         "SANDBOX_SUPPRESSED": seed.suppressed,
         "SANDBOX_DATABASE_URL": database_url(state),
-        "SANDBOX_INBOX": str(layout.inbox),
+        **({"SANDBOX_INBOX": str(layout.inbox)} if state.profile == "standalone" else {}),
         "SANDBOX_DIR": str(directory),
     }
     if state.queue == "sqs":

@@ -29,7 +29,7 @@ CLEAR = (
     "DROP FUNCTION IF EXISTS public.take_time CASCADE",
     "ALTER DATABASE opensend RESET synchronous_commit",
     (
-        "TRUNCATE emails, email_events, webhook_deliveries, opensend_milter.submissions, opensend_milter.jobs,"
+        "TRUNCATE logs, emails, email_events, webhook_deliveries, opensend_milter.submissions, opensend_milter.jobs,"
         " opensend_milter.fingerprints, opensend_milter.raw_chunks, opensend_milter.refusals"
     ),
 )
@@ -136,8 +136,8 @@ class Sandbox:
         return client
 
     def inbox(self) -> list[Path]:
-        """List what was delivered, oldest first."""
-        return sorted((self.directory / "inbox" / "new").iterdir())
+        """List what was delivered, oldest first; beside OpenSend there is no such place."""
+        return sorted((self.directory / "inbox").glob("new/*"))
 
     def log(self, name: str) -> str:
         """Read the log of a program."""
