@@ -15,8 +15,10 @@ from opensend_milter import config as configuration
 from opensend_milter.adapters.postgres import connect, conninfo_for
 from opensend_milter.adapters.postgres_admin import AdminStore
 from opensend_milter.app.examining import examination, made_key, some_user
+from opensend_milter.app.switching import before_switching
 from opensend_milter.cli.output import AsJson, ConfigPath, exits, plain, show
-from opensend_milter.core.findings import Finding, Result, chosen, examine
+from opensend_milter.core.errors import UsageError
+from opensend_milter.core.findings import Check, Finding, Result, chosen, examine
 from opensend_milter.host.doctor import Site
 from opensend_milter.host.probing import Draft, Probe
 
@@ -47,6 +49,9 @@ Nameserver = Annotated[
     str, typer.Option("--nameserver", metavar="ADDRESS[:PORT]", help="Ask this one, not the system's.")
 ]
 Every = Annotated[bool, typer.Option("--all", help="Also what is good.")]
+BeforeOpensend = Annotated[
+    bool, typer.Option("--before-opensend", help="Not this host: OpenSend's database, before `db migrate`.")
+]
 
 
 def doctor(
@@ -62,6 +67,7 @@ def doctor(
     dovecot_dir: DovecotDir = None,
     nameserver: Nameserver = "",
     every: Every = False,
+    before_opensend: BeforeOpensend = False,
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -69,27 +75,41 @@ def doctor(
 
     Exit code 1: there is a problem; 78: the configuration cannot be read.
     """
-    path = config or Path(os.environ.get(configuration.PATH_VARIABLE, configuration.DEFAULT_PATH))
     with exits(), ExitStack() as opened:
         settings = configuration.load(config)
-        store = cache(partial(_store, settings, opened))
-        site = Site(
-            config=settings,
-            config_path=path,
-            postfix_dir=postfix_dir or path.parent / "postfix",
-            dovecot_dir=dovecot_dir or path.parent / "dovecot",
-            key_file=key_file,
-            made_key=(lambda: made_key(store(), some_user(store()))) if probe else None,
-        )
-        checks = opened.enter_context(examination(site, nameserver))
-        if site.made_key:
-            draft = partial(_draft, store, sender, recipient)
-            find = partial(_found, store)
-            checks += Probe(config=settings, draft=draft, made_key=site.made_key, find=find, wait_s=wait_s).checks()
+        if before_opensend:
+            other = (probe, sender, recipient, checklist, key_file, postfix_dir, dovecot_dir, nameserver)
+            checks = _beside_opensend(opened, settings, is_alone=not any(other))
+        else:
+            path = config or Path(os.environ.get(configuration.PATH_VARIABLE, configuration.DEFAULT_PATH))
+            store = cache(partial(_store, settings, opened))
+            site = Site(
+                config=settings,
+                config_path=path,
+                postfix_dir=postfix_dir or path.parent / "postfix",
+                dovecot_dir=dovecot_dir or path.parent / "dovecot",
+                key_file=key_file,
+                made_key=(lambda: made_key(store(), some_user(store()))) if probe else None,
+            )
+            checks = opened.enter_context(examination(site, nameserver))
+            if site.made_key:
+                draft = partial(_draft, store, sender, recipient)
+                find = partial(_found, store)
+                made = Probe(config=settings, draft=draft, made_key=site.made_key, find=find, wait_s=wait_s)
+                checks += made.checks()
         selected = [check for check in chosen(checks, only or []) if check.security or not checklist]
         findings = list(examine(checks, selected))
+    _conclude(findings, _ticked if checklist else partial(_listed, every=every or bool(only)), as_json=as_json)
+
+
+def _beside_opensend(opened: ExitStack, settings: configuration.Config, *, is_alone: bool) -> list[Check]:
+    if not is_alone:
+        raise UsageError("--before-opensend goes with --only, --all, --json and --config: it looks at no host")
+    return opened.enter_context(before_switching(settings))
+
+
+def _conclude(findings: Sequence[Finding], drawn: Callable[[Sequence[Finding]], list[str]], *, as_json: bool) -> None:
     ended = {result: sum(one.result is result for one in findings) for result in Result}
-    drawn = _ticked if checklist else partial(_listed, every=every or bool(only))
     show(
         {"problems": ended[Result.PROBLEM], "warnings": ended[Result.WARNING], "findings": findings},
         as_json=as_json,
@@ -122,7 +142,9 @@ def _listed(findings: Sequence[Finding], *, every: bool) -> list[str]:
     for one in findings:
         if one.result is Result.GOOD and not every:
             continue
-        lines.append(f"{MARKS[one.result]:8} {one.name}: {plain(one.seen)}")
+        first, *more = one.seen.splitlines() or [""]
+        lines.append(f"{MARKS[one.result]:8} {one.name}: {plain(first)}")
+        lines += [f"{'':8}   {plain(line)}" for line in more]
         if one.result in {Result.PROBLEM, Result.WARNING}:
             lines.append(f"{'':8}   why:  {one.why}")
             lines += [f"{'':8}   mend: {plain(line)}" for line in one.mend.splitlines()]
