@@ -23,8 +23,8 @@ from bench.measuring import GENERATOR, measure
 from bench.picture import Bar, Group, draw
 from bench.processes import MB, memory_bytes, tree
 from bench.systems import BESIDE, Stand, System, await_true, machine_program, running_stand
-from opensend_milter.host import machine
-from opensend_milter.host.sandbox_programs import greets_as_smtp
+from opensend_milter.host import requirements
+from opensend_milter.host.sandbox.programs import greets_as_smtp
 
 RESULTS = Path(__file__).parent / "results"
 ALL = (ALONE, C_MILTER, PYMILTER, OURS)
@@ -120,7 +120,7 @@ def once(system: System, part: Part) -> Figures:
 
 def generator_alone(stand: Stand, seconds: float) -> Figures:
     """Send to Postfix's own sink, which reads and forgets: what the load generator could do."""
-    port = machine.free_ports(["sink"])["sink"]
+    port = requirements.free_ports(["sink"])["sink"]
     # Its fourth argument is the backlog; it drops root's rights itself.
     pid = stand.run("sink", [machine_program("smtp-sink"), "-u", "postfix", f"127.0.0.1:{port}", "200"])
     await_true("smtp-sink", lambda: greets_as_smtp(port))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from opensend_milter.adapters import migrations
+from opensend_milter.adapters.schema import migrations
 from opensend_milter.core.ids import new_email_id
 from tests.integration import private_postgres
 from tests.integration.private_postgres import Database, running_cluster

@@ -16,8 +16,8 @@ from bench.figures import Figures, ratios, spread
 from bench.load import Load
 from bench.measuring import measure
 from bench.systems import Stand, System, await_true, running_stand
-from opensend_milter.host import machine
-from opensend_milter.host.sandbox_programs import accepts
+from opensend_milter.host import requirements
+from opensend_milter.host.sandbox.programs import accepts
 
 CLIENTS = (1, 20, 100)
 MOST_A_MINUTE = 10_000_000
@@ -42,7 +42,7 @@ def doors(stand: Stand) -> Doors:
 
 
 def _http(stand: Stand, name: str, limits: Mapping[str, object]) -> System:
-    port = machine.free_ports(["http"])["http"]
+    port = requirements.free_ports(["http"])["http"]
     config = stand.write_config(f"http {name}", {"http": {"port": port}, "limits": limits})
     pid = stand.run_ours(f"http {name}", "http", config)
     await_true("the HTTP front door", partial(listens, port))

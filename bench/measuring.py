@@ -15,7 +15,7 @@ from typing import Self
 from bench.figures import Figures, percentile, together
 from bench.load import Load
 from bench.processes import MB, Groups, Watch, cpu_by_group, since
-from opensend_milter.host.keeper import heir
+from opensend_milter.host.sandbox.keeper import heir
 
 GENERATORS = 4
 GENERATOR = "generator"

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from opensend_milter.adapters import migrations
-from opensend_milter.adapters.postgres_rates import PostgresLeases
+from opensend_milter.adapters.postgres.rates import PostgresLeases
+from opensend_milter.adapters.schema import migrations
 from opensend_milter.app.serving import open_lanes
 from opensend_milter.config import load
 from opensend_milter.core.ids import new_email_id

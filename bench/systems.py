@@ -26,13 +26,13 @@ from bench.goals import ALONE, C_MILTER, OURS, PYMILTER, STATIC_AUTH
 from bench.load import Load
 from bench.processes import Groups
 from opensend_milter.config import Config, load as load_config
-from opensend_milter.host import machine
-from opensend_milter.host.certificates import find_certificate
-from opensend_milter.host.dovecot import DovecotSite, Version, render_dovecot
-from opensend_milter.host.keeper import heir
-from opensend_milter.host.postfix import PostfixSite, render_postfix
-from opensend_milter.host.sandbox_programs import WRITTEN_AT, accepts, greets_as_dovecot, greets_as_smtp
-from opensend_milter.host.sandbox_state import Profile
+from opensend_milter.host import requirements
+from opensend_milter.host.rendering.certificates import find_certificate
+from opensend_milter.host.rendering.dovecot import DovecotSite, Version, render_dovecot
+from opensend_milter.host.rendering.postfix import PostfixSite, render_postfix
+from opensend_milter.host.sandbox.keeper import heir
+from opensend_milter.host.sandbox.programs import WRITTEN_AT, accepts, greets_as_dovecot, greets_as_smtp
+from opensend_milter.host.sandbox.state import Profile
 
 BESIDE = "ours opensend"
 """Ours as it is shipped, on OpenSend's own tables and indexes, writing the rows of its log."""
@@ -148,7 +148,7 @@ class Stand:
         with (self.place / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=_HERE.parent,
-                env=machine.environment({}), start_new_session=own_session,
+                env=requirements.environment({}), start_new_session=own_session,
                 preexec_fn=heir(signal.SIGTERM),  # noqa: PLW1509  # one thread
             )  # fmt: skip
         self.stack.callback(_end, process)
@@ -208,7 +208,7 @@ class Stand:
         return dataclasses.replace(system, groups={**system.groups, "auth": (dovecot, gate)})
 
     def _static_dovecot(self, config: Config) -> list[str]:
-        version: Version = "2.3" if machine.dovecot_version().startswith("2.3") else "2.4"
+        version: Version = "2.3" if requirements.dovecot_version().startswith("2.3") else "2.4"
         folder = self.place / "dovecot"
         site = DovecotSite(
             config_dir=folder, base_dir=folder / "run", state_dir=folder / "state",
@@ -232,7 +232,7 @@ class Stand:
         *,
         delivers: bool = False,
     ) -> System:
-        port = machine.free_ports(["smtp"])["smtp"]
+        port = requirements.free_ports(["smtp"])["smtp"]
         folder = self.place / name.replace(" ", "-")
         config = dataclasses.replace(
             self.config,
@@ -265,7 +265,7 @@ class Stand:
 
 def machine_program(name: str) -> str:
     """Find a server's program."""
-    return shutil.which(name, path=machine.search_path()) or name
+    return shutil.which(name, path=requirements.search_path()) or name
 
 
 def _postfix(folder: Path, config: Config, overrides: Mapping[str, str]) -> list[str]:
@@ -289,7 +289,7 @@ def _postfix(folder: Path, config: Config, overrides: Mapping[str, str]) -> list
         (site.config_dir / name).write_text(content)
         os.utime(site.config_dir / name, (WRITTEN_AT, WRITTEN_AT))
     subprocess.run(
-        [machine_program("postfix"), "-c", str(site.config_dir), "check"], check=True, env=machine.environment({})
+        [machine_program("postfix"), "-c", str(site.config_dir), "check"], check=True, env=requirements.environment({})
     )
     asked = [machine_program("postconf"), "-c", str(site.config_dir), "-h", "daemon_directory"]
     daemons = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()

@@ -22,7 +22,7 @@ import psycopg
 import yaml
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from opensend_milter.adapters.postgres import Connection, conninfo_for
+from opensend_milter.adapters.postgres.link import Connection, conninfo_for
 from opensend_milter.adapters.schema import facts
 from opensend_milter.config import PATH_VARIABLE, Config, load
 from opensend_milter.core.errors import ConfigError

@@ -14,11 +14,12 @@ from ssl import SSLContext
 from anyio import CapacityLimiter
 from starlette.routing import Route
 
-from opensend_milter.adapters import prometheus, sns
-from opensend_milter.adapters.postgres import conninfo_for
-from opensend_milter.adapters.postgres_feedback import PostgresFeedbackBox
-from opensend_milter.adapters.postgres_submissions import PostgresSubmissions
-from opensend_milter.adapters.sns import SnsTopics
+from opensend_milter.adapters import prometheus
+from opensend_milter.adapters.aws import sns
+from opensend_milter.adapters.aws.sns import SnsTopics
+from opensend_milter.adapters.postgres.feedback import PostgresFeedbackBox
+from opensend_milter.adapters.postgres.link import conninfo_for
+from opensend_milter.adapters.postgres.submissions import PostgresSubmissions
 from opensend_milter.app.fitting import needs_of, watched
 from opensend_milter.app.limiting import limits_of, open_throttle
 from opensend_milter.app.serving import Lanes, open_lanes
@@ -31,13 +32,19 @@ from opensend_milter.core.links import Link, Links
 from opensend_milter.core.model import EmailId
 from opensend_milter.core.request import RequestLimits
 from opensend_milter.core.signing import derived
-from opensend_milter.host.certificates import find_certificate
-from opensend_milter.servers import http_events, http_links, http_openapi, http_server, metrics_page
-from opensend_milter.servers.http_api import AT_ONCE, Api
-from opensend_milter.servers.http_records import Records
-from opensend_milter.servers.http_server import Site, show_certificate, tls_context
+from opensend_milter.host.rendering.certificates import find_certificate
+from opensend_milter.servers import metrics_page
 from opensend_milter.servers.reloading import Reloading
 from opensend_milter.servers.throttle import Throttle
+from opensend_milter.servers.web import (
+    events as http_events,
+    links as http_links,
+    openapi as http_openapi,
+    server as http_server,
+)
+from opensend_milter.servers.web.api import AT_ONCE, Api
+from opensend_milter.servers.web.records import Records
+from opensend_milter.servers.web.server import Site, show_certificate, tls_context
 
 log = logging.getLogger(__name__)
 CONNECTIONS = 8

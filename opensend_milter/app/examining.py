@@ -8,20 +8,20 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from opensend_milter.adapters import sqs_inspection
-from opensend_milter.adapters.admin_rows import KeyChanges
+from opensend_milter.adapters.admin.inspection import REACHABLE, Inspection
+from opensend_milter.adapters.admin.rows import KeyChanges
+from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.admin.verification import list_domains
+from opensend_milter.adapters.aws import sqs_inspection
 from opensend_milter.adapters.dns import DnsResolver
-from opensend_milter.adapters.postgres_admin import AdminStore
-from opensend_milter.adapters.postgres_domains import list_domains
-from opensend_milter.adapters.postgres_inspection import REACHABLE, Inspection
 from opensend_milter.app.sender_records import wanted_for
 from opensend_milter.config import Config
 from opensend_milter.core.dns_records import State, is_reserved, records
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.findings import Check, Seen, good, skipped, warning
 from opensend_milter.core.model import UserId
-from opensend_milter.host.checks_machine import room
-from opensend_milter.host.doctor import Site, host_checks
+from opensend_milter.host.examining.host_checks import Site, host_checks
+from opensend_milter.host.examining.machine import room
 
 DNS_TIMEOUT_S, DNS_LIFETIME_S = 2.0, 4.0
 MOST_DOMAINS = 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opensend_milter.adapters.postgres_domains import connect_as_owner
+from opensend_milter.adapters.admin.verification import connect_as_owner
 from opensend_milter.adapters.schema.fitting import Fitting, differences
 from opensend_milter.adapters.schema.needs import Need, needs
 from opensend_milter.config import Config

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from opensend_milter.adapters.postgres_switching import BoundKey, Domain, SentRow, SwitchingReader
+from opensend_milter.adapters.admin.switching import BoundKey, Domain, SentRow, SwitchingReader
 from opensend_milter.core.address import (
     domain_of,
     envelope_address,

@@ -6,8 +6,8 @@ import dataclasses
 import logging
 from collections.abc import Callable
 
-from opensend_milter.adapters import postgres
-from opensend_milter.adapters.postgres_rates import PostgresLeases
+from opensend_milter.adapters.postgres import link
+from opensend_milter.adapters.postgres.rates import PostgresLeases
 from opensend_milter.config import Config
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import Message, Outcome, Refuse, Rule
@@ -18,10 +18,10 @@ from opensend_milter.servers.throttle import Throttle
 log = logging.getLogger(__name__)
 
 
-def open_throttle(config: Config, role: postgres.Role) -> Throttle:
+def open_throttle(config: Config, role: link.Role) -> Throttle:
     """Start the limiter of a process."""
     timeout_s = config.milter.soft_timeout_s
-    info = postgres.conninfo_for(config.database.url, config.database.password_dir, role)
+    info = link.conninfo_for(config.database.url, config.database.password_dir, role)
     leases: Leases = PostgresLeases(info, name="opensend-rates", timeout_s=timeout_s)
     throttle = Throttle(leases, limits_of(config), timeout_s=timeout_s)
     throttle.start()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opensend_milter.adapters.postgres import Connection, statements
-from opensend_milter.adapters.postgres_admin import explained
-from opensend_milter.adapters.postgres_domains import Domain, courier_of, ses_identity_of
+from opensend_milter.adapters.admin.store import explained
+from opensend_milter.adapters.admin.verification import Domain, courier_of, ses_identity_of
+from opensend_milter.adapters.postgres.link import Connection, statements
 from opensend_milter.config import Config
 from opensend_milter.core.dns_records import Keys, SesIdentity, State, Unasked, Wanted, ownership_token
 from opensend_milter.core.errors import StoreUnavailable

@@ -11,8 +11,8 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from opensend_milter.adapters import postgres
-from opensend_milter.adapters.postgres_intake import Habits, PostgresIntakeStore
+from opensend_milter.adapters.postgres import link
+from opensend_milter.adapters.postgres.intake import Habits, PostgresIntakeStore
 from opensend_milter.adapters.prometheus import Together
 from opensend_milter.app.fitting import watched
 from opensend_milter.app.limiting import limited, open_throttle
@@ -85,10 +85,10 @@ class Lanes:
             store.close()
 
 
-def open_lanes(config: Config, role: postgres.Role = "opensend_milter", tables: postgres.Tables | None = None) -> Lanes:
+def open_lanes(config: Config, role: link.Role = "opensend_milter", tables: link.Tables | None = None) -> Lanes:
     """Start the two threads that decide, each with a connection of its own."""
     settings = config.milter
-    info = postgres.conninfo_for(config.database.url, config.database.password_dir, role)
+    info = link.conninfo_for(config.database.url, config.database.password_dir, role)
     policy = policy_of(config)
     habits = Habits(
         duplicate_window=timedelta(seconds=config.policy.duplicate_window_s),
@@ -114,7 +114,7 @@ def _open_lane(
     policy: Policy,
     habits: Habits,
     settings: MilterSettings,
-    tables: postgres.Tables,
+    tables: link.Tables,
     *,
     name: str,
     at_most: int,
@@ -232,11 +232,11 @@ def _await_database(config: Config) -> None:
 
     One whose tables differ is ready: it may be mended any time, and meanwhile we say 451.
     """
-    info = postgres.conninfo_for(config.database.url, config.database.password_dir, "opensend_milter")
+    info = link.conninfo_for(config.database.url, config.database.password_dir, "opensend_milter")
     said = False
     while True:
         try:
-            with postgres.connect(info, application_name="opensend-serve") as connection, postgres.store_errors():
+            with link.connect(info, application_name="opensend-serve") as connection, link.store_errors():
                 watched(config).check(connection)
         except TablesDiffer:
             return

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from opensend_milter.adapters.migrations import OLDEST_SERVER
-from opensend_milter.adapters.postgres_switching import (
+from opensend_milter.adapters.admin.switching import (
     MOST_COUNTED,
     TIMEOUT_S,
     BoundKey,
@@ -16,6 +15,7 @@ from opensend_milter.adapters.postgres_switching import (
     UntoldError,
 )
 from opensend_milter.adapters.schema import facts
+from opensend_milter.adapters.schema.migrations import OLDEST_SERVER
 from opensend_milter.app.judging_rows import Some, Tally, domain_to_ask, refusal_of_key, tally
 from opensend_milter.app.serving import policy_of
 from opensend_milter.config import Config

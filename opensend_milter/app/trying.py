@@ -6,11 +6,11 @@ from pathlib import Path
 
 from psycopg.rows import class_row
 
-from opensend_milter.adapters import migrations, postgres
-from opensend_milter.adapters.postgres_admin import AdminStore
-from opensend_milter.adapters.schema import facts
-from opensend_milter.host.sandbox_mail import LogLine
-from opensend_milter.host.sandbox_state import Profile, SandboxSeed
+from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.postgres import link
+from opensend_milter.adapters.schema import facts, migrations
+from opensend_milter.host.sandbox.first_mail import LogLine
+from opensend_milter.host.sandbox.state import Profile, SandboxSeed
 
 USER = "sandbox"
 
@@ -25,7 +25,7 @@ def prepare_sandbox(url: str, password_dir: Path, profile: Profile) -> SandboxSe
             migrations.migrate(url, password_dir)
     seed = {"from_domain": "sandbox.test", "other_domain": "other.test", "unverified_domain": "unverified.test"}
     suppressed = "suppressed@example.net"
-    with postgres.connect(url, application_name="opensend-sandbox") as connection:
+    with link.connect(url, application_name="opensend-sandbox") as connection:
         store = AdminStore(connection, makes_users=True)
         user = store.ensure_user(USER)
         for role, name in seed.items():
@@ -40,7 +40,7 @@ def prepare_sandbox(url: str, password_dir: Path, profile: Profile) -> SandboxSe
 
 def _make_opensend(url: str) -> None:
     """Do what OpenSend does when it is installed and somebody signs up: its users are its own to make."""
-    with postgres.store_errors(), postgres.connect(url, application_name="opensend-sandbox") as connection:
+    with link.store_errors(), link.connect(url, application_name="opensend-sandbox") as connection:
         facts.make(connection)
         connection.execute(
             'INSERT INTO public."user" (id, name, email) VALUES (%(user)s, %(user)s, %(user)s || %(host)s)',
@@ -50,7 +50,7 @@ def _make_opensend(url: str) -> None:
 
 def find_email(url: str, queue_id: str) -> str | None:
     """Return `id status` of the message that Postfix knows by this id."""
-    with postgres.connect(url, application_name="opensend-sandbox") as connection:
+    with link.connect(url, application_name="opensend-sandbox") as connection:
         found = AdminStore(connection, makes_users=False).find_email(queue_id)
     return " ".join(found) if found else None
 
@@ -58,8 +58,8 @@ def find_email(url: str, queue_id: str) -> str | None:
 def find_log(url: str, email_id: str) -> LogLine | None:
     """Return what OpenSend's dashboard shows of this email's request."""
     with (
-        postgres.store_errors(),
-        postgres.connect(url, application_name="opensend-sandbox") as connection,
+        link.store_errors(),
+        link.connect(url, application_name="opensend-sandbox") as connection,
         connection.cursor(row_factory=class_row(LogLine)) as cursor,
     ):
         return cursor.execute(

@@ -12,19 +12,20 @@ from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 
-from opensend_milter.adapters import postgres, prometheus
-from opensend_milter.adapters.maildir import MaildirCourier
-from opensend_milter.adapters.plunk import PlunkCourier
-from opensend_milter.adapters.postgres_backlog import PostgresBacklog
-from opensend_milter.adapters.postgres_feedback import PostgresFeedbackBook, PostgresFeedbackBox
-from opensend_milter.adapters.postgres_jobs import Keeping, PostgresJobStore
-from opensend_milter.adapters.postgres_webhooks import PostgresWebhooks, lease_of
-from opensend_milter.adapters.sendmail import SendmailCourier
-from opensend_milter.adapters.ses import SesCourier
-from opensend_milter.adapters.ses_events import SesEventQueue
-from opensend_milter.adapters.smtp import SmtpCourier
-from opensend_milter.adapters.sqs import SqsQueue
-from opensend_milter.adapters.webhooks import HttpMessenger
+from opensend_milter.adapters import prometheus
+from opensend_milter.adapters.aws.ses_events import SesEventQueue
+from opensend_milter.adapters.aws.sqs import SqsQueue
+from opensend_milter.adapters.couriers.maildir import MaildirCourier
+from opensend_milter.adapters.couriers.plunk import PlunkCourier
+from opensend_milter.adapters.couriers.sendmail import SendmailCourier
+from opensend_milter.adapters.couriers.ses import SesCourier
+from opensend_milter.adapters.couriers.smtp import SmtpCourier
+from opensend_milter.adapters.postgres import link
+from opensend_milter.adapters.postgres.backlog import PostgresBacklog
+from opensend_milter.adapters.postgres.feedback import PostgresFeedbackBook, PostgresFeedbackBox
+from opensend_milter.adapters.postgres.jobs import Keeping, PostgresJobStore
+from opensend_milter.adapters.postgres.webhooks import PostgresWebhooks, lease_of
+from opensend_milter.adapters.webhook_calls import HttpMessenger
 from opensend_milter.app.fitting import watched
 from opensend_milter.config import Config, load
 from opensend_milter.config.changes import Reads
@@ -36,12 +37,13 @@ from opensend_milter.core.outgoing import parcel
 from opensend_milter.core.ports import Courier, JobQueue
 from opensend_milter.core.signing import derived
 from opensend_milter.core.tracking import dress
-from opensend_milter.servers import metrics_page, worker
-from opensend_milter.servers.delivering import Settings
-from opensend_milter.servers.feedback import Applying, Listening
+from opensend_milter.servers import metrics_page
 from opensend_milter.servers.reloading import Reloading
-from opensend_milter.servers.webhook_dispatch import Dispatching, Habits
-from opensend_milter.servers.worker import Step
+from opensend_milter.servers.worker import threads
+from opensend_milter.servers.worker.delivering import Settings
+from opensend_milter.servers.worker.feedback import Applying, Listening
+from opensend_milter.servers.worker.threads import Step
+from opensend_milter.servers.worker.webhook_dispatch import Dispatching, Habits
 
 STORE_TIMEOUT_S = 30.0
 """A worker's call to the database; a message is not waiting for it."""
@@ -78,8 +80,8 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
         for courier in couriers().values():
             courier.close()
     with _counted(config) as steps:
-        worker.run(
-            worker.Parts(
+        threads.run(
+            threads.Parts(
                 store=partial(job_store, config, tables=tables),
                 couriers=couriers if delivers else None,
                 default=delivery.courier,
@@ -111,7 +113,7 @@ def _counted(config: Config) -> Iterator[Mapping[str, Step]]:
         yield {"opensend-backlog": backlog}
 
 
-def job_store(config: Config, name: str, tables: postgres.Tables | None = None) -> PostgresJobStore:
+def job_store(config: Config, name: str, tables: link.Tables | None = None) -> PostgresJobStore:
     """Return the worker's view of the database, for one thread."""
     delivery = config.delivery
     return PostgresJobStore(
@@ -171,7 +173,7 @@ def composer(config: Config) -> Callable[[Job], Parcel]:
     return compose
 
 
-def further_steps(config: Config, tables: postgres.Tables | None = None) -> Mapping[str, Step]:
+def further_steps(config: Config, tables: link.Tables | None = None) -> Mapping[str, Step]:
     """Return the threads that hear what came back, and tell those who asked for it."""
     pause_s = config.delivery.poll_interval_s
     book = PostgresFeedbackBook(
@@ -213,7 +215,7 @@ def further_steps(config: Config, tables: postgres.Tables | None = None) -> Mapp
 
 
 def _info(config: Config) -> str:
-    return postgres.conninfo_for(config.database.url, config.database.password_dir, "opensend_worker")
+    return link.conninfo_for(config.database.url, config.database.password_dir, "opensend_worker")
 
 
 def _hostname(config: Config) -> str:

@@ -13,9 +13,9 @@ from typing import Annotated
 import typer
 
 from opensend_milter import config
-from opensend_milter.adapters.delivery_admin import DeliveryAdmin
-from opensend_milter.adapters.postgres import connect, conninfo_for
-from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.adapters.admin.deliveries import DeliveryAdmin
+from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.postgres.link import connect, conninfo_for
 from opensend_milter.cli.output import exits
 from opensend_milter.core.errors import UsageError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from opensend_milter import config as configuration
 from opensend_milter.cli.output import AsJson, ConfigPath, exits, plain, show
 from opensend_milter.core.errors import ConfigError
-from opensend_milter.host.certificates import ACME_FOLDER, find_certificate
+from opensend_milter.host.rendering.certificates import ACME_FOLDER, find_certificate
 
 
 def certificate(config: ConfigPath = None, as_json: AsJson = False) -> None:

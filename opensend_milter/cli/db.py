@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from opensend_milter import app as app_, config as configuration
-from opensend_milter.adapters import migrations
+from opensend_milter.adapters.schema import migrations
 from opensend_milter.cli.output import AsJson, ConfigPath, exits, show, table_of
 from opensend_milter.core.errors import UsageError
 

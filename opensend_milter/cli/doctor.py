@@ -12,15 +12,15 @@ from typing import Annotated
 import typer
 
 from opensend_milter import config as configuration
-from opensend_milter.adapters.postgres import connect, conninfo_for
-from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.postgres.link import connect, conninfo_for
 from opensend_milter.app.examining import examination, made_key, some_user
 from opensend_milter.app.switching import before_switching
 from opensend_milter.cli.output import AsJson, ConfigPath, exits, plain, show
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.findings import Check, Finding, Result, chosen, examine
-from opensend_milter.host.doctor import Site
-from opensend_milter.host.probing import Draft, Probe
+from opensend_milter.host.examining.host_checks import Site
+from opensend_milter.host.examining.probe import Draft, Probe
 
 MARKS = {Result.GOOD: "ok", Result.WARNING: "warning", Result.PROBLEM: "PROBLEM", Result.SKIPPED: "skipped"}
 BOXES = {Result.GOOD: "[x]", Result.WARNING: "[!]", Result.PROBLEM: "[ ]", Result.SKIPPED: "[-]"}

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from opensend_milter.adapters.delivery_admin import DomainChanges, DomainSettings
+from opensend_milter.adapters.admin.deliveries import DomainChanges, DomainSettings
 from opensend_milter.cli import admin, verifying
 from opensend_milter.cli.output import EX_TEMPFAIL, EX_USAGE, AsJson, ConfigPath, fail, plain, show, table_of
 from opensend_milter.config.option import HOSTNAME, REGION, WORD, Check

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from opensend_milter.adapters.admin_rows import EmailDetail, RefusalRow
-from opensend_milter.adapters.delivery_admin import AT_ONCE, Done, Ending
+from opensend_milter.adapters.admin.deliveries import AT_ONCE, Done, Ending
+from opensend_milter.adapters.admin.rows import EmailDetail, RefusalRow
 from opensend_milter.cli import admin
 from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
 from opensend_milter.core.errors import UsageError

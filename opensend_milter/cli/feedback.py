@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from opensend_milter import config
-from opensend_milter.adapters.postgres import conninfo_for
-from opensend_milter.adapters.postgres_feedback import PostgresFeedbackBox
+from opensend_milter.adapters.postgres.feedback import PostgresFeedbackBox
+from opensend_milter.adapters.postgres.link import conninfo_for
 from opensend_milter.cli.output import EX_TEMPFAIL, ConfigPath, fail
 from opensend_milter.core import dsn
 from opensend_milter.core.errors import OpensendError

@@ -15,16 +15,16 @@ import typer
 from psycopg import conninfo
 
 from opensend_milter import config as configuration
-from opensend_milter.adapters import migrations
-from opensend_milter.adapters.postgres import Role, connect, conninfo_for, store_errors
-from opensend_milter.adapters.roles import KEEP, LOGIN_ROLES, locked_out
+from opensend_milter.adapters.postgres.link import Role, connect, conninfo_for, store_errors
+from opensend_milter.adapters.schema import migrations
+from opensend_milter.adapters.schema.roles import KEEP, LOGIN_ROLES, locked_out
 from opensend_milter.cli import output
 from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
 from opensend_milter.core.errors import OpensendError, StoreUnavailable, UsageError
-from opensend_milter.host import install as installer, preflight, remains
-from opensend_milter.host.blueprint import PASSWORDS, Choice, Dovecot, Mode
-from opensend_milter.host.machine import EX_NOPERM, Lacking
-from opensend_milter.host.plan import HERE, Action, Fault, Outlook, Plan, Root
+from opensend_milter.host.installing import apply as installer, preflight, remains
+from opensend_milter.host.installing.blueprint import PASSWORDS, Choice, Dovecot, Mode
+from opensend_milter.host.installing.plan import HERE, Action, Fault, Outlook, Plan, Root
+from opensend_milter.host.requirements import EX_NOPERM, Lacking
 
 EX_FAULTS, EX_TERMINATED = 1, 143
 

@@ -6,8 +6,8 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from opensend_milter.adapters.admin_rows import NewKey
-from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.adapters.admin.rows import NewKey
+from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.cli.snippets import CLIENTS, SNIPPETS, USERNAME, Access, Client, Encryption
 from opensend_milter.config import Config
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from opensend_milter.adapters.admin_rows import (
+from opensend_milter.adapters.admin.rows import (
     KeyChanges,
     KeyDetail,
     KeyRow,

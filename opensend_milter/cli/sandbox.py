@@ -17,8 +17,12 @@ from opensend_milter import app as composition
 from opensend_milter.cli import output
 from opensend_milter.cli.output import AsJson
 from opensend_milter.cli.snippets import SNIPPETS, Access, Client
-from opensend_milter.host import sandbox, sandbox_mail, sandbox_state
-from opensend_milter.host.machine import Lacking
+from opensend_milter.host.requirements import Lacking
+from opensend_milter.host.sandbox import (
+    first_mail as sandbox_mail,
+    lifecycle as sandbox,
+    state as sandbox_state,
+)
 
 app = typer.Typer(help="The whole product privately, under one directory.", no_args_is_help=True)
 

@@ -11,8 +11,8 @@ import typer
 
 from opensend_milter.cli.output import AsJson, exits, show
 from opensend_milter.core.errors import UsageError
-from opensend_milter.host import confinement, units
-from opensend_milter.host.confinement import UNITS, Result, Service
+from opensend_milter.host.examining import confinement, units
+from opensend_milter.host.examining.confinement import UNITS, Result, Service
 
 Security = Annotated[bool, typer.Option("--security", help="Try what a unit's restrictions must deny.")]
 As = Annotated[

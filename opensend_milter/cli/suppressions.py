@@ -13,10 +13,10 @@ from typing import IO, Annotated
 import typer
 
 from opensend_milter import config as configuration
-from opensend_milter.adapters.admin_rows import Reason
-from opensend_milter.adapters.postgres import Connection, connect, conninfo_for
-from opensend_milter.adapters.postgres_admin import AdminStore
-from opensend_milter.adapters.postgres_suppressions import export_entries, import_entries
+from opensend_milter.adapters.admin.rows import Reason
+from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.admin.suppression_files import export_entries, import_entries
+from opensend_milter.adapters.postgres.link import Connection, connect, conninfo_for
 from opensend_milter.cli import admin
 from opensend_milter.cli.output import AsJson, ConfigPath, exits, plain, show, table_of
 from opensend_milter.core.errors import UsageError

@@ -9,15 +9,15 @@ from functools import cached_property
 from pathlib import Path
 
 from opensend_milter import config as configuration
-from opensend_milter.adapters.dns import DnsResolver
-from opensend_milter.adapters.postgres import Connection
-from opensend_milter.adapters.postgres_domains import (
+from opensend_milter.adapters.admin.verification import (
     Domain,
     connect_as_owner,
     find_domain,
     list_domains,
     set_status,
 )
+from opensend_milter.adapters.dns import DnsResolver
+from opensend_milter.adapters.postgres.link import Connection
 from opensend_milter.app.sender_records import token_of, verifies, wanted_for
 from opensend_milter.cli.output import exits, plain
 from opensend_milter.core.dns_records import Record, Resolver, State, records

@@ -15,11 +15,11 @@ from uuid import uuid4
 import typer
 
 from opensend_milter import config as configuration
-from opensend_milter.adapters.postgres import connect, conninfo_for
-from opensend_milter.adapters.postgres_admin import AdminStore
-from opensend_milter.adapters.postgres_webhooks import lease_of
-from opensend_milter.adapters.webhook_admin import Status, WebhookAdmin, WebhookRow
-from opensend_milter.adapters.webhooks import HttpMessenger
+from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.admin.webhooks import Status, WebhookAdmin, WebhookRow
+from opensend_milter.adapters.postgres.link import connect, conninfo_for
+from opensend_milter.adapters.postgres.webhooks import lease_of
+from opensend_milter.adapters.webhook_calls import HttpMessenger
 from opensend_milter.cli import admin
 from opensend_milter.cli.output import AsJson, ConfigPath, exits, plain, show, table_of
 from opensend_milter.config import Config

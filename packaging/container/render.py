@@ -10,9 +10,9 @@ from pathlib import Path
 
 from opensend_milter.config import load
 from opensend_milter.core.errors import OpensendError
-from opensend_milter.host.certificates import find_certificate
-from opensend_milter.host.dovecot import DovecotSite, render_dovecot
-from opensend_milter.host.postfix import PostfixSite, render_postfix
+from opensend_milter.host.rendering.certificates import find_certificate
+from opensend_milter.host.rendering.dovecot import DovecotSite, render_dovecot
+from opensend_milter.host.rendering.postfix import PostfixSite, render_postfix
 
 ETC, STATE = Path("/etc/opensend-milter"), Path("/var/lib/opensend-milter")
 # The container's log is its standard output; Postfix writes it through its own postlogd.

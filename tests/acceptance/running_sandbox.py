@@ -19,7 +19,7 @@ import psycopg
 from typer.testing import CliRunner
 
 from opensend_milter import cli
-from opensend_milter.host import sandbox as host, sandbox_state
+from opensend_milter.host.sandbox import lifecycle as host, state as sandbox_state
 from tests.log_scan import Finding, Forbidden, body_starts, look_through
 
 OF_OTHERS = {"postfix.log", "postgres.log", "dovecot.log"}

@@ -15,13 +15,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from opensend_milter.adapters.postgres_connections import IN_USE, needed
-from opensend_milter.adapters.roles import LOGIN_ROLES
+from opensend_milter.adapters.admin.connections import IN_USE, needed
+from opensend_milter.adapters.schema.roles import LOGIN_ROLES
 from opensend_milter.app.examining import examination
 from opensend_milter.config import Config, Milter, Size, Smtp, Tls, load
 from opensend_milter.core.findings import Finding, Result, chosen, examine
-from opensend_milter.host.certificates import make_certificate
-from opensend_milter.host.doctor import Site
+from opensend_milter.host.examining.host_checks import Site
+from opensend_milter.host.rendering.certificates import make_certificate
 from tests.acceptance.running_sandbox import Sandbox
 
 ON_PURPOSE = {"database.durable"}

@@ -14,7 +14,7 @@ import pytest
 
 from opensend_milter.config import load
 from opensend_milter.core.findings import Result
-from opensend_milter.host.doctor import Site
+from opensend_milter.host.examining.host_checks import Site
 from tests.acceptance.running_sandbox import Sandbox, new_directory
 from tests.acceptance.submitting import MAIL, TAKEN, Account, Mechanism, delivered, log_in, revoke, stored, submit
 from tests.acceptance.test_doctor_sandbox import ON_PURPOSE, examined, mended

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from opensend_milter.host import sandbox_state
+from opensend_milter.host.sandbox import state as sandbox_state
 from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, new_directory, program, typed
 from tests.log_scan import assert_clean
 

@@ -16,8 +16,8 @@ import psycopg
 import pytest
 
 from opensend_milter.adapters.schema import facts
-from opensend_milter.host import sandbox_state
-from opensend_milter.host.sandbox_programs import ask_sqs
+from opensend_milter.host.sandbox import state as sandbox_state
+from opensend_milter.host.sandbox.programs import ask_sqs
 from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, new_directory
 from tests.asking import ask
 from tests.log_scan import assert_clean

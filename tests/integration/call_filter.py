@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from opensend_milter.host.units import Unit
+from opensend_milter.host.examining.units import Unit
 
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _NE, _EQ, _MASKED_EQ = 1, 4, 7

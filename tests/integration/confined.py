@@ -16,7 +16,7 @@ import struct
 import sys
 from pathlib import Path
 
-from opensend_milter.host.units import Unit, read
+from opensend_milter.host.examining.units import Unit, read
 from tests.integration.call_filter import filter_calls, known_groups
 
 NOT_TRIED = {

@@ -22,9 +22,10 @@ from pathlib import Path
 import yaml
 
 from opensend_milter.config import load
-from opensend_milter.host import shipped_units, units
-from opensend_milter.host.dovecot import DovecotSite, render_dovecot
-from opensend_milter.host.postfix import PostfixSite, render_postfix
+from opensend_milter.host.examining import units
+from opensend_milter.host.installing import shipped_units
+from opensend_milter.host.rendering.dovecot import DovecotSite, render_dovecot
+from opensend_milter.host.rendering.postfix import PostfixSite, render_postfix
 from tests.integration.overlaid_system import OverlaidSystem, bound
 from tests.integration.private_postgres import Database
 

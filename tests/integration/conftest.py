@@ -8,8 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from opensend_milter.adapters import migrations
-from opensend_milter.adapters.schema import facts
+from opensend_milter.adapters.schema import facts, migrations
 from tests.integration.emptied_database import Databases
 from tests.integration.private_postgres import Cluster, Database, running_cluster
 

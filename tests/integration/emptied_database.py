@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg import sql
 
-from opensend_milter.adapters.postgres import Connection
+from opensend_milter.adapters.postgres.link import Connection
 from tests.integration.private_postgres import Cluster
 
 GROWN_BYTES = 8_000_000

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import yaml
 
-from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.config import load
-from opensend_milter.host.dovecot import DovecotSite, render_dovecot
+from opensend_milter.host.rendering.dovecot import DovecotSite, render_dovecot
 from tests.integration.private_postgres import Database
 from tests.log_scan import Forbidden, assert_clean, look_through
 

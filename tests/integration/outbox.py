@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from opensend_milter.adapters.postgres import conninfo_for
-from opensend_milter.adapters.postgres_jobs import Keeping, PostgresJobStore
+from opensend_milter.adapters.postgres.jobs import Keeping, PostgresJobStore
+from opensend_milter.adapters.postgres.link import conninfo_for
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.model import EmailId, Lane, UserId
 from tests.integration.private_postgres import Database

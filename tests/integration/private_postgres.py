@@ -21,7 +21,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from opensend_milter.adapters.postgres import Connection, Role
+from opensend_milter.adapters.postgres.link import Connection, Role
 
 SUPERUSER, PASSWORD = "postgres", "only-of-the-tests"
 START_S = 30.0

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from opensend_milter.config import Config, Database, Http, Smtp
-from opensend_milter.host import install
-from opensend_milter.host.blueprint import Blueprint, Choice, Host
-from opensend_milter.host.certificates import CertificatePair
-from opensend_milter.host.plan import Command, Plan, Root, Step
+from opensend_milter.host.installing import apply as install
+from opensend_milter.host.installing.blueprint import Blueprint, Choice, Host
+from opensend_milter.host.installing.plan import Command, Plan, Root, Step
+from opensend_milter.host.rendering.certificates import CertificatePair
 from tests.integration.copied_system import State, state_of
 
 PAIR = CertificatePair(

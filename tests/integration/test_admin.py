@@ -16,8 +16,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from opensend_milter import cli
-from opensend_milter.adapters import migrations
-from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.schema import migrations
 from opensend_milter.cli.snippets import CLIENTS
 from tests.integration.private_postgres import Database
 

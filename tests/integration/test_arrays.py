@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from opensend_milter.adapters.intake_rows import array
-from opensend_milter.adapters.postgres import Connection
+from opensend_milter.adapters.postgres.intake_rows import array
+from opensend_milter.adapters.postgres.link import Connection
 from tests.integration.private_postgres import Database
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.adapters.admin.store import AdminStore
 from tests.integration.gate_sides import HANG_UP, START_S, TIMEOUT_S, Client, Gate, Real, Upstream, connects, encoded
 from tests.integration.private_postgres import Database
 

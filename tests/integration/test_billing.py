@@ -13,8 +13,8 @@ from typing import LiteralString
 import psycopg
 import pytest
 
-from opensend_milter.adapters.postgres import Connection
-from opensend_milter.adapters.postgres_intake import SQL
+from opensend_milter.adapters.postgres.intake import SQL
+from opensend_milter.adapters.postgres.link import Connection
 from tests.integration.billing_tables import END, START, subscribe, without_foreign_keys
 from tests.integration.private_postgres import Cluster, Database
 from tests.integration.serving import Account, Serving, serving

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from opensend_milter.config import Tls
 from opensend_milter.core.errors import ConfigError
-from opensend_milter.host.acme import acme_entry
-from opensend_milter.host.certificates import MadeCertificate, find_certificate, make_certificate
+from opensend_milter.host.rendering.acme import acme_entry
+from opensend_milter.host.rendering.certificates import MadeCertificate, find_certificate, make_certificate
 
 NAMES = ("localhost", "127.0.0.1", "mail.example.org")
 

@@ -24,11 +24,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from opensend_milter.adapters import sqs_inspection
-from opensend_milter.adapters.postgres_admin import AdminStore
-from opensend_milter.adapters.postgres_connections import UNLIMITED, RoleUse, judged, seen
-from opensend_milter.adapters.postgres_inspection import Inspection
-from opensend_milter.adapters.roles import CONNECTION_LIMITS
+from opensend_milter.adapters.admin.connections import UNLIMITED, RoleUse, judged, seen
+from opensend_milter.adapters.admin.inspection import Inspection
+from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.aws import sqs_inspection
+from opensend_milter.adapters.schema.roles import CONNECTION_LIMITS
 from opensend_milter.app.examining import examination, made_key, some_user
 from opensend_milter.config import (
     Auth,
@@ -48,9 +48,14 @@ from opensend_milter.config import (
 )
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.findings import Check, Finding, Result, chosen, examine
-from opensend_milter.host import checks_machine, checks_smtp, checks_sockets, checks_tls
-from opensend_milter.host.certificates import MadeCertificate, make_certificate
-from opensend_milter.host.doctor import Site
+from opensend_milter.host.examining import (
+    machine as checks_machine,
+    smtp as checks_smtp,
+    sockets as checks_sockets,
+    tls as checks_tls,
+)
+from opensend_milter.host.examining.host_checks import Site
+from opensend_milter.host.rendering.certificates import MadeCertificate, make_certificate
 from tests.integration.private_postgres import SUPERUSER, Database
 from tests.integration.sqs_server import new_queue, running_sqs, set_credentials
 from tests.smtp_sink import DROP, Sink

@@ -31,7 +31,7 @@ from opensend_milter.config import load
 from opensend_milter.core.dns_records import Unanswered
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.findings import Result as Ended, chosen, examine
-from opensend_milter.host.doctor import Site
+from opensend_milter.host.examining.host_checks import Site
 from tests.integration.private_postgres import SUPERUSER, Database
 
 DOMAIN = "example.org"

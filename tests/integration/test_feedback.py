@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from opensend_milter.adapters.postgres import conninfo_for
-from opensend_milter.adapters.postgres_feedback import PATIENCE, PostgresFeedbackBook, PostgresFeedbackBox
-from opensend_milter.adapters.postgres_intake import Habits, PostgresIntakeStore
-from opensend_milter.adapters.ses_events import SesEventQueue
+from opensend_milter.adapters.aws.ses_events import SesEventQueue
+from opensend_milter.adapters.postgres.feedback import PATIENCE, PostgresFeedbackBook, PostgresFeedbackBox
+from opensend_milter.adapters.postgres.intake import Habits, PostgresIntakeStore
+from opensend_milter.adapters.postgres.link import conninfo_for
 from opensend_milter.core.dsn import return_path
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.feedback import Recipient, Report
 from opensend_milter.core.model import Address, EmailId, Identity, KeyId, Question, Sent
 from opensend_milter.core.signing import derived
-from opensend_milter.servers.feedback import Applying, Listening
+from opensend_milter.servers.worker.feedback import Applying, Listening
 from tests.integration.outbox import add_email, end_leases, events, job_store, rows, state
 from tests.integration.private_postgres import Database
 from tests.integration.sqs_server import client, new_queue, running_sqs, set_credentials
@@ -596,7 +596,7 @@ def test_the_oldest_are_found_by_their_index(database: Database) -> None:
         " SELECT email_id, user_id FROM opensend_milter.submissions",
     )
     rows(database, "ANALYZE")
-    from opensend_milter.adapters.postgres_feedback import SQL  # noqa: PLC0415
+    from opensend_milter.adapters.postgres.feedback import SQL  # noqa: PLC0415
 
     with database.connect("opensend_worker") as connection:
         values = {"limit": 100, "patience": PATIENCE}

@@ -11,7 +11,7 @@ from pathlib import Path
 import dkim
 import pytest
 
-from opensend_milter.adapters.maildir import MaildirCourier
+from opensend_milter.adapters.couriers.maildir import MaildirCourier
 from opensend_milter.config import Maildir
 from opensend_milter.core.errors import DeliveryDeferred, DeliveryRefused, DeliveryUncertain
 from opensend_milter.core.ids import new_email_id

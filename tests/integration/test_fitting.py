@@ -13,9 +13,8 @@ import pytest
 from psycopg import pq
 from typer.testing import CliRunner
 
-from opensend_milter.adapters import migrations
-from opensend_milter.adapters.postgres import Connection, StatementFile, statements
-from opensend_milter.adapters.schema import facts
+from opensend_milter.adapters.postgres.link import Connection, StatementFile, statements
+from opensend_milter.adapters.schema import facts, migrations
 from opensend_milter.adapters.schema.facts import Index, Tables
 from opensend_milter.adapters.schema.fitting import Fitting, differences
 from opensend_milter.adapters.schema.needs import Need, Profile, needs, needs_of_all

@@ -20,13 +20,13 @@ from typing import Any
 import pytest
 import uvicorn
 
-from opensend_milter.adapters.postgres import conninfo_for
-from opensend_milter.adapters.postgres_feedback import PostgresFeedbackBox
-from opensend_milter.adapters.postgres_submissions import PostgresSubmissions
-from opensend_milter.adapters.sns import SnsTopics
+from opensend_milter.adapters.aws.sns import SnsTopics
+from opensend_milter.adapters.postgres.feedback import PostgresFeedbackBox
+from opensend_milter.adapters.postgres.link import conninfo_for
+from opensend_milter.adapters.postgres.submissions import PostgresSubmissions
 from opensend_milter.config import Http
 from opensend_milter.core.errors import TemporaryError
-from opensend_milter.servers import http_events, http_server
+from opensend_milter.servers.web import events as http_events, server as http_server
 from tests.integration.outbox import rows
 from tests.integration.private_postgres import Database
 from tests.integration.test_sns import (

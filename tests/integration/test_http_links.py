@@ -21,8 +21,8 @@ from opensend_milter.core.errors import RowRefused, StoreUnavailable
 from opensend_milter.core.links import PATHS, Link, LinkKind, Links
 from opensend_milter.core.model import EmailId
 from opensend_milter.core.signing import derived, link_token
-from opensend_milter.servers import http_links
-from opensend_milter.servers.http_links import routes
+from opensend_milter.servers.web import links
+from opensend_milter.servers.web.links import routes
 
 ID = EmailId("0198c5a2-7f00-7abc-8def-0123456789ab")
 KEY = derived(bytes(32), "link")
@@ -247,7 +247,7 @@ def test_nobodys_click_fails_because_of_us(
         box.await_calls(2 * number)
     unsubscribed = ask(port, "POST", path("unsubscribe", "to@example.net"))
     assert (unsubscribed.status, unsubscribed.headers["retry-after"]) == (503, "60")
-    ours = [record for record in caplog.records if record.name == http_links.__name__]
+    ours = [record for record in caplog.records if record.name == links.__name__]
     assert len(ours) == (1 if isinstance(fault, StoreUnavailable) else 7)
     box.fault = None
     assert ask(port, "POST", path("unsubscribe", "to@example.net")).status == 200
@@ -256,7 +256,7 @@ def test_nobodys_click_fails_because_of_us(
 
 
 def test_a_failure_is_logged_again_after_it_had_worked(box: Box, port: int, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, http_links.__name__)
+    caplog.set_level(logging.WARNING, links.__name__)
     for fault in (StoreUnavailable(), StoreUnavailable(), None, StoreUnavailable()):
         box.fault = fault
         ask(port, "POST", path("unsubscribe", "to@example.net"))
@@ -268,7 +268,7 @@ def test_a_stuck_database_makes_no_click_wait(
 ) -> None:
     """More clicks than there are threads, all answered; those over the limit are not counted."""
     clicks, most = 60, 50
-    monkeypatch.setattr(http_links, "MOST_UNREPORTED", most)
+    monkeypatch.setattr(links, "MOST_UNREPORTED", most)
     box.gate.clear()
     with served(box) as port:
         for _ in range(clicks):

@@ -29,10 +29,10 @@ from opensend_milter.core.model import EmailId, KeyId, Message
 from opensend_milter.core.rates import Ask, Grant, RateLimits
 from opensend_milter.core.request import RequestLimits
 from opensend_milter.core.submission import Caller, Submission
-from opensend_milter.servers.http_api import LOGINS_AT_ONCE, Api
-from opensend_milter.servers.http_records import Records
-from opensend_milter.servers.http_server import application
 from opensend_milter.servers.throttle import Throttle
+from opensend_milter.servers.web.api import LOGINS_AT_ONCE, Api
+from opensend_milter.servers.web.records import Records
+from opensend_milter.servers.web.server import application
 from tests.asking import Answer, ask
 from tests.integration.private_postgres import Database
 from tests.integration.serving import await_ready

@@ -27,12 +27,12 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from opensend_milter.adapters.postgres_admin import AdminStore
+from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.config import Http
 from opensend_milter.core.errors import ConfigError
-from opensend_milter.host.certificates import make_certificate
-from opensend_milter.servers import http_server
-from opensend_milter.servers.http_server import MOST_REQUESTS
+from opensend_milter.host.rendering.certificates import make_certificate
+from opensend_milter.servers.web import server
+from opensend_milter.servers.web.server import MOST_REQUESTS
 from tests.integration.private_postgres import Database
 
 START_S = 30.0
@@ -262,7 +262,7 @@ def test_a_place_where_it_cannot_listen_is_named(name: str, group: str, told: st
         precious = Path(place, "file")
         precious.write_text("precious")
         with pytest.raises(ConfigError, match=re.escape(told.format(place=place))):
-            http_server.run(Http(socket=Path(place, name), socket_group=group), [], lambda: None)
+            server.run(Http(socket=Path(place, name), socket_group=group), [], lambda: None)
         assert precious.read_text() == "precious"
 
 
@@ -350,7 +350,7 @@ def test_a_renewed_certificate_that_cannot_be_used_is_refused(database: Database
 def test_old_tls_is_not_spoken(tmp_path: Path, version: ssl.TLSVersion, is_spoken: bool) -> None:  # noqa: FBT001
     """Without the process: what its connections are made with."""
     pair = make_certificate(tmp_path, ["localhost"], now=datetime.now(UTC)).pair
-    context = http_server.tls_context(pair.certificate, pair.key)
+    context = server.tls_context(pair.certificate, pair.key)
     assert (context.minimum_version <= version) == is_spoken
 
 
@@ -362,11 +362,11 @@ def test_a_certificate_that_does_not_load_is_an_error_at_the_start(tmp_path: Pat
 
 
 def test_a_pair_that_does_not_fit_leaves_the_one_that_is_shown(tmp_path: Path, certificates: Path) -> None:
-    context = http_server.tls_context(certificates / "fullchain.pem", certificates / "privkey.pem")
+    context = server.tls_context(certificates / "fullchain.pem", certificates / "privkey.pem")
     other = make_certificate(tmp_path, ["localhost"], now=datetime.now(UTC)).pair
     for certificate, key in [(other.certificate, certificates / "privkey.pem"), (other.certificate, tmp_path / "no")]:
         with pytest.raises(ConfigError, match=r"http\.tls: cannot use"):
-            http_server.show_certificate(context, certificate, key)
+            server.show_certificate(context, certificate, key)
     context.load_cert_chain(certificates / "fullchain.pem", certificates / "privkey.pem")
 
 
@@ -442,15 +442,13 @@ def refuses(served: Front) -> bool:
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nX: ", b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\nGET / HT"])
 def test_who_never_says_a_whole_request_is_hung_up_on(monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
     """However steadily it drips in."""
-    monkeypatch.setattr(http_server, "BODY_S", 0.5)
-    config = uvicorn.Config(
-        http_server.application([]), lifespan="off", ws="none", log_config=None, timeout_keep_alive=1
-    )
+    monkeypatch.setattr(server, "BODY_S", 0.5)
+    config = uvicorn.Config(server.application([]), lifespan="off", ws="none", log_config=None, timeout_keep_alive=1)
     config.load()
 
     async def drip() -> None:
         loop, state = asyncio.get_running_loop(), ServerState()
-        server = await loop.create_server(lambda: http_server._Connection(config, state, {}), "127.0.0.1", 0)
+        server = await loop.create_server(lambda: server._Connection(config, state, {}), "127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         writer.write(said)
         async with asyncio.timeout(START_S):

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from opensend_milter.adapters.postgres_intake import Habits, PostgresIntakeStore
+from opensend_milter.adapters.postgres.intake import Habits, PostgresIntakeStore
 from opensend_milter.core.identity import row_digest
 from opensend_milter.core.intake import Intake
 from opensend_milter.core.message import read

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from opensend_milter.host.certificates import make_certificate
+from opensend_milter.host.rendering.certificates import make_certificate
 from tests.integration.copied_system import CopiedSystem, copied_system
 
 MAIN = """\

@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 import pytest
 
-from opensend_milter.adapters.postgres_admin import AdminStore
-from opensend_milter.adapters.roles import LOGIN_ROLES
+from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.schema.roles import LOGIN_ROLES
 from tests.integration.copied_system import CopiedSystem, clean_environment, copied_system
 from tests.integration.private_postgres import PASSWORD, SUPERUSER, Database
 from tests.integration.test_install import LEFT_BY_THE_SYSTEM, furnish

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from opensend_milter.core.errors import UsageError
-from opensend_milter.host import install, journal, remains
-from opensend_milter.host.blueprint import Choice
-from opensend_milter.host.plan import Command, Root
-from opensend_milter.host.snapshot import NotPut
+from opensend_milter.host.installing import apply as install, journal, remains
+from opensend_milter.host.installing.blueprint import Choice
+from opensend_milter.host.installing.plan import Command, Root
+from opensend_milter.host.installing.snapshot import NotPut
 from tests.integration.copied_system import CHECKOUT, clean_environment
 from tests.integration.small_system import LEFT, difference, plan_for, small_system, tree, with_step
 

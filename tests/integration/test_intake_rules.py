@@ -18,10 +18,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from opensend_milter.adapters.admin_rows import KeyChanges
-from opensend_milter.adapters.postgres import connect
-from opensend_milter.adapters.postgres_admin import AdminStore
-from opensend_milter.adapters.postgres_intake import SQL, Habits, PostgresIntakeStore
+from opensend_milter.adapters.admin.rows import KeyChanges
+from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.postgres.intake import SQL, Habits, PostgresIntakeStore
+from opensend_milter.adapters.postgres.link import connect
 from opensend_milter.core.errors import AlreadyStored
 from opensend_milter.core.intake import Gatherer, Intake
 from opensend_milter.core.model import (

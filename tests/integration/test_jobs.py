@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from opensend_milter.adapters import postgres_jobs
-from opensend_milter.adapters.postgres import store_errors
-from opensend_milter.adapters.postgres_jobs import SQL, Keeping, PostgresJobStore
+from opensend_milter.adapters.postgres import jobs
+from opensend_milter.adapters.postgres.jobs import SQL, Keeping, PostgresJobStore
+from opensend_milter.adapters.postgres.link import store_errors
 from opensend_milter.core.errors import RowRefused, StoreUnavailable
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.model import Address, EmailId, Job, Lane, Route, Sent, UserId
@@ -410,8 +410,8 @@ def test_old_and_surplus_refusals_go(
     database: Database, store: PostgresJobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In small batches; the newest stay."""
-    monkeypatch.setattr(postgres_jobs, "REFUSALS_KEPT", 30)
-    monkeypatch.setattr(postgres_jobs, "PRUNED_AT_ONCE", 7)
+    monkeypatch.setattr(jobs, "REFUSALS_KEPT", 30)
+    monkeypatch.setattr(jobs, "PRUNED_AT_ONCE", 7)
     insert = (
         "INSERT INTO opensend_milter.refusals (refused_at, rule, code, enhanced, text, front_door, queue_id,"
         " client_address, key_id, sender, recipients, size_bytes) SELECT now() - %s::interval, 'x', 550, '5.7.1', 't',"
@@ -503,7 +503,7 @@ def test_the_hot_statements_use_their_index(database: Database, statement: str, 
         connection.execute("ANALYZE opensend_milter.jobs")
         values = {"lease": timedelta(seconds=60), "worker": "w", "limit": 10, "user_id": "u1", "courier": ""}
         values["hand_over"] = False
-        query = b"EXPLAIN (ANALYZE, FORMAT TEXT) " + postgres_jobs.SQL[statement].rstrip(";").encode()
+        query = b"EXPLAIN (ANALYZE, FORMAT TEXT) " + jobs.SQL[statement].rstrip(";").encode()
         plan = "\n".join(line for (line,) in connection.execute(query, values))
     assert index in plan
     assert "Seq Scan" not in plan

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from opensend_milter import cli
-from opensend_milter.adapters.postgres_jobs import Keeping, PostgresJobStore
+from opensend_milter.adapters.postgres.jobs import Keeping, PostgresJobStore
 from opensend_milter.core.model import EmailId, Job, Sent
 from tests.integration.outbox import LANE, add_email, events, job_store, rows, state
 from tests.integration.private_postgres import Database

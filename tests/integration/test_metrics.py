@@ -30,11 +30,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message
 
 from opensend_milter.adapters import prometheus
-from opensend_milter.adapters.postgres_backlog import PostgresBacklog
+from opensend_milter.adapters.postgres.backlog import PostgresBacklog
 from opensend_milter.core import counting
 from opensend_milter.core.errors import ConfigError, StoreUnavailable
 from opensend_milter.core.model import Rule
-from opensend_milter.servers import http_server, metrics_page
+from opensend_milter.servers import metrics_page
+from opensend_milter.servers.web import server
 from tests.integration.gate_sides import HANG_UP, Gate, Upstream
 from tests.integration.outbox import add_emails, rows
 from tests.integration.private_postgres import Database
@@ -296,7 +297,7 @@ def test_only_monitoring_networks_read_it_over_http(
     peer: str, fields: dict[str, str], networks: Sequence[str], code: int
 ) -> None:
     routes = metrics_page.routes(prometheus.alone(counting.OVER_HTTP), networks)
-    told, body = ask(http_server.application(routes), "/metrics", peer=peer, fields=fields)
+    told, body = ask(server.application(routes), "/metrics", peer=peer, fields=fields)
     assert told == code
     if code == 200:
         assert samples(body)["opensend_build_info", "0.1.0"] == 1
@@ -315,7 +316,7 @@ def test_requests_are_counted_by_the_route_that_answered() -> None:
         Route("/broken", broken),
     ]
     page = prometheus.alone(counting.OVER_HTTP)
-    app = http_server.application(routes)
+    app = server.application(routes)
     for path in ("/v1/things/1", "/v1/things/2", "/nothing/a", "/nothing/b", "/broken"):
         ask(app, path)
     for method in ("POST", "BREW"):
@@ -402,7 +403,7 @@ def test_the_gate_tells_an_outage_from_a_wrong_key(gate_dir: Path) -> None:
 def test_each_request_has_one_line(caplog: pytest.LogCaptureFixture) -> None:
     """Its route as it was declared: what a stranger writes into a path or a method stays out of the log."""
     caplog.set_level(logging.DEBUG, "opensend_milter.mail")
-    app = http_server.application(
+    app = server.application(
         [
             Route("/v1/things/{thing}", lambda _: PlainTextResponse("ok")),
             Route("/healthz", lambda _: PlainTextResponse("ok")),

@@ -17,8 +17,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from opensend_milter.adapters import migrations, roles
-from opensend_milter.adapters.schema import facts
+from opensend_milter.adapters.schema import facts, migrations, roles
 from opensend_milter.core.errors import ConfigError, UsageError
 from tests.integration.private_postgres import Cluster, Database, program, running_cluster
 from tests.integration.serving import serving

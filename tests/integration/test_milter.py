@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from opensend_milter.host import units
-from opensend_milter.host.sandbox_programs import accepts
+from opensend_milter.host.examining import units
+from opensend_milter.host.sandbox.programs import accepts
 from opensend_milter.servers.milter import reply_lines
 from tests.integration.private_postgres import Cluster, Database
 from tests.integration.serving import Serving, serving, start

@@ -24,7 +24,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from opensend_milter.adapters.smtp import SmtpCourier
+from opensend_milter.adapters.couriers.smtp import SmtpCourier
 from opensend_milter.config import Relay
 from opensend_milter.core.errors import DeliveryDeferred
 from tests.jobs import parcel

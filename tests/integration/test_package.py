@@ -20,7 +20,7 @@ import yaml
 
 from opensend_milter.cli import COMMANDS, GROUPS
 from opensend_milter.config import KEYS
-from opensend_milter.host.machine import free_ports
+from opensend_milter.host.requirements import free_ports
 from tests.integration.confined_host import host_with, mail_flows, settings_for
 from tests.integration.overlaid_system import ORIGINAL, OverlaidSystem, overlaid_system, why_not
 from tests.integration.private_postgres import Database

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from opensend_milter.adapters.intake_rows import array
-from opensend_milter.adapters.postgres import Connection, connect, statements
+from opensend_milter.adapters.postgres.intake_rows import array
+from opensend_milter.adapters.postgres.link import Connection, connect, statements
 from tests.integration.private_postgres import Database
 
 ROWS = 20_000

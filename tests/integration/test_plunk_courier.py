@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from opensend_milter.adapters import plunk
-from opensend_milter.adapters.plunk import PlunkCourier
+from opensend_milter.adapters.couriers import plunk
+from opensend_milter.adapters.couriers.plunk import PlunkCourier
 from opensend_milter.config import Api
 from opensend_milter.core.errors import ConfigError, DeliveryDeferred, DeliveryRefused, DeliveryUncertain
 from opensend_milter.core.model import Address

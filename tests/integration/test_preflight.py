@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from opensend_milter.config import Auth, Config, Database, Milter, Smtp, Tls
-from opensend_milter.host import install, preflight
-from opensend_milter.host.blueprint import DOVECOT, EXISTING_PASSDB, Blueprint, Choice
-from opensend_milter.host.certificates import make_certificate
-from opensend_milter.host.dovecot import PASSDB_FILE
-from opensend_milter.host.plan import Fault, File, Link, Plan, Root
+from opensend_milter.host.installing import apply as install, preflight
+from opensend_milter.host.installing.blueprint import DOVECOT, EXISTING_PASSDB, Blueprint, Choice
+from opensend_milter.host.installing.plan import Fault, File, Link, Plan, Root
+from opensend_milter.host.rendering.certificates import make_certificate
+from opensend_milter.host.rendering.dovecot import PASSDB_FILE
 from tests.integration.small_system import small_system
 
 FOLDER = Path("/etc/ssl/mail")

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from opensend_milter.adapters.postgres import Role
-from opensend_milter.adapters.postgres_rates import PostgresLeases
+from opensend_milter.adapters.postgres.link import Role
+from opensend_milter.adapters.postgres.rates import PostgresLeases
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import KeyId
 from opensend_milter.core.rates import UNLIMITED, Ask, Bucket, Decision, Grant, RateLimits, burst_of

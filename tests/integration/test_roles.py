@@ -8,9 +8,9 @@ from typing import Literal
 import pytest
 from psycopg import errors
 
-from opensend_milter.adapters import migrations
-from opensend_milter.adapters.postgres import Role, statements
-from opensend_milter.adapters.roles import LOGIN_ROLES
+from opensend_milter.adapters.postgres.link import Role, statements
+from opensend_milter.adapters.schema import migrations
+from opensend_milter.adapters.schema.roles import LOGIN_ROLES
 from tests.integration.private_postgres import Database
 
 EMAIL = """INSERT INTO public.emails (id, "from", "to", subject, user_id)

@@ -17,7 +17,7 @@ from pathlib import Path
 import dkim
 import pytest
 
-from opensend_milter.adapters.sendmail import SendmailCourier
+from opensend_milter.adapters.couriers.sendmail import SendmailCourier
 from opensend_milter.config import Sendmail
 from opensend_milter.core.errors import DeliveryDeferred, DeliveryRefused, DeliveryUncertain, OpensendError
 from opensend_milter.core.model import Address

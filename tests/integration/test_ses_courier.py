@@ -13,8 +13,8 @@ import boto3
 import dkim
 import pytest
 
-from opensend_milter.adapters import ses
-from opensend_milter.adapters.ses import SesCourier
+from opensend_milter.adapters.couriers import ses
+from opensend_milter.adapters.couriers.ses import SesCourier
 from opensend_milter.config import Aws, Ses
 from opensend_milter.core.errors import DeliveryDeferred, DeliveryRefused, DeliveryUncertain, OpensendError
 from opensend_milter.core.model import Address, Route

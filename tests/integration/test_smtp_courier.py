@@ -16,9 +16,9 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-from opensend_milter.adapters import smtp
-from opensend_milter.adapters.smtp import SmtpCourier
-from opensend_milter.adapters.smtp_session import Hop, Session as OurSession
+from opensend_milter.adapters.couriers import smtp
+from opensend_milter.adapters.couriers.smtp import SmtpCourier
+from opensend_milter.adapters.couriers.smtp_session import Hop, Session as OurSession
 from opensend_milter.config import Relay
 from opensend_milter.core.errors import (
     ConfigError,

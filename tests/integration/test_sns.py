@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import NameOID
 
-from opensend_milter.adapters.sns import MOST_CERTIFICATES, SnsTopics, fetch
+from opensend_milter.adapters.aws.sns import MOST_CERTIFICATES, SnsTopics, fetch
 from opensend_milter.core.errors import TemporaryError
 from opensend_milter.core.feedback import ReportMalformed, ReportRefused
 

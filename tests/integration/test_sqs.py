@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from opensend_milter.adapters import sqs
-from opensend_milter.adapters.sqs import SqsQueue
+from opensend_milter.adapters.aws import sqs
+from opensend_milter.adapters.aws.sqs import SqsQueue
 from opensend_milter.core.errors import QueueUnavailable
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.model import Announcement, EmailId

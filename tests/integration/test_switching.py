@@ -18,7 +18,7 @@ from psycopg import sql
 from typer.testing import CliRunner, Result as Run
 
 from opensend_milter import cli
-from opensend_milter.adapters.postgres import Connection, statements
+from opensend_milter.adapters.postgres.link import Connection, statements
 from opensend_milter.adapters.schema import facts
 from opensend_milter.app.switching import before_switching
 from opensend_milter.config import Config, Database, Policy, Queue, Size

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from opensend_milter.adapters.roles import LOGIN_ROLES
-from opensend_milter.host import shipped_units
-from opensend_milter.host.certificates import make_certificate
+from opensend_milter.adapters.schema.roles import LOGIN_ROLES
+from opensend_milter.host.installing import shipped_units
+from opensend_milter.host.rendering.certificates import make_certificate
 from tests.integration.copied_system import State
 from tests.integration.private_postgres import PASSWORD, SUPERUSER, Cluster, Database
 from tests.integration.systemd_host import DATABASE_DIR, HOME, PROGRAM, SystemdHost, booted, until

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from opensend_milter.adapters.postgres_admin import AdminStore
-from opensend_milter.host import shipped_units
-from opensend_milter.host.certificates import make_certificate
-from opensend_milter.host.confinement import UNITS, Service
-from opensend_milter.host.machine import free_ports
+from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.host.examining.confinement import UNITS, Service
+from opensend_milter.host.installing import shipped_units
+from opensend_milter.host.rendering.certificates import make_certificate
+from opensend_milter.host.requirements import free_ports
 from tests.integration.confined_host import HOME, Host, host_with, mail_flows, settings_for, write_program
 from tests.integration.overlaid_system import overlaid_system, why_not
 from tests.integration.private_postgres import Cluster, Database

@@ -24,14 +24,14 @@ import pytest
 from standardwebhooks.webhooks import Webhook as Verifier
 from typer.testing import CliRunner, Result
 
-from opensend_milter.adapters.postgres import conninfo_for
-from opensend_milter.adapters.postgres_webhooks import SQL, PostgresWebhooks, lease_of
-from opensend_milter.adapters.webhooks import MAX_ANSWER_BYTES, HttpMessenger, Resolve, resolve
+from opensend_milter.adapters.postgres.link import conninfo_for
+from opensend_milter.adapters.postgres.webhooks import SQL, PostgresWebhooks, lease_of
+from opensend_milter.adapters.webhook_calls import MAX_ANSWER_BYTES, HttpMessenger, Resolve, resolve
 from opensend_milter.cli import webhooks as command
 from opensend_milter.core.errors import StoreUnavailable, TemporaryError, UsageError
 from opensend_milter.core.webhook import Answer, Fate, WebhookId, secret_of
-from opensend_milter.host.certificates import MadeCertificate, make_certificate
-from opensend_milter.servers.webhook_dispatch import AT_ONCE, AT_ONCE_EACH, Dispatching, Habits
+from opensend_milter.host.rendering.certificates import MadeCertificate, make_certificate
+from opensend_milter.servers.worker.webhook_dispatch import AT_ONCE, AT_ONCE_EACH, Dispatching, Habits
 from tests.integration.outbox import add_email, rows
 from tests.integration.private_postgres import Database
 

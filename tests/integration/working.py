@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opensend_milter.adapters.postgres import conninfo_for
-from opensend_milter.adapters.postgres_jobs import Keeping, PostgresJobStore
-from opensend_milter.adapters.smtp import SmtpCourier
-from opensend_milter.adapters.sqs import SqsQueue
+from opensend_milter.adapters.aws.sqs import SqsQueue
+from opensend_milter.adapters.couriers.smtp import SmtpCourier
+from opensend_milter.adapters.postgres.jobs import Keeping, PostgresJobStore
+from opensend_milter.adapters.postgres.link import conninfo_for
 from opensend_milter.config import Relay
 from opensend_milter.core.model import Address, CourierName, Job, Parcel
 from opensend_milter.core.outgoing import parcel
 from opensend_milter.core.ports import Courier
-from opensend_milter.servers.delivering import Settings
-from opensend_milter.servers.worker import Parts, run
+from opensend_milter.servers.worker.delivering import Settings
+from opensend_milter.servers.worker.threads import Parts, run
 from tests.integration.private_postgres import Database
 from tests.integration.sqs_server import CREDENTIALS
 from tests.profiles import watch

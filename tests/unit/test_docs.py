@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from opensend_milter.cli import COMMANDS, GROUPS, app_of
 from opensend_milter.config import KEYS
 from opensend_milter.core.model import Refuse, Rule
-from opensend_milter.servers import http_records
+from opensend_milter.servers.web import records
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -259,6 +259,6 @@ def test_every_rule_has_its_status_over_http() -> None:
     # Without a key HTTP answers before there is a message.
     expected = {Rule.UNAUTHENTICATED.value: "401 `unauthorized`"}
     for rule in set(Rule) - {Rule.UNAUTHENTICATED}:
-        told = http_records.refused(Refuse(code=550, enhanced="5.7.1", text="no", rule=rule), "rele")
+        told = records.refused(Refuse(code=550, enhanced="5.7.1", text="no", rule=rule), "rele")
         expected[rule.value] = f"{told.status_code} `{told.code}`"
     assert {rule: row[1] for rule, row in rows_of_rules().items()} == expected

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from opensend_milter.adapters import sqs_inspection
-from opensend_milter.adapters.postgres_inspection import judged_clock
+from opensend_milter.adapters.admin.inspection import judged_clock
+from opensend_milter.adapters.aws import sqs_inspection
 from opensend_milter.config import Config, Delivery
 from opensend_milter.core.errors import ConfigError, UsageError
 from opensend_milter.core.findings import Check, Result, Seen, chosen, examine, good, problem, skipped, warning
-from opensend_milter.host import checks_dovecot, checks_postfix
+from opensend_milter.host.examining import dovecot as checks_dovecot, postfix as checks_postfix
 
 OURS = "password_query = SELECT id FROM opensend_milter.key_id('%{sha256:password}')\nauth_cache_size = 0\n"
 BY_NAME = "query = SELECT password FROM users WHERE name = '%{user}'\n"

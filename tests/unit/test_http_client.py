@@ -6,7 +6,7 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from opensend_milter.servers.http_client import client_address, secret_of
+from opensend_milter.servers.web.caller import client_address, secret_of
 
 
 @pytest.mark.parametrize(

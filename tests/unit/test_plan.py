@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from opensend_milter.host.plan import Command, Directory, File, Plan, Root, Step, name_of, unified
-from opensend_milter.host.snapshot import ABSENT, Snapshot, directory, file, link
+from opensend_milter.host.installing.plan import (
+    Command,
+    Directory,
+    File,
+    Plan,
+    Root,
+    Step,
+    name_of,
+    unified,
+)
+from opensend_milter.host.installing.snapshot import ABSENT, Snapshot, directory, file, link
 
 FILE = File(path=Path("/etc/x"), content=b"a\n", why="")
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from hypothesis import given, strategies as st
 
-from opensend_milter.adapters import intake_rows
+from opensend_milter.adapters.postgres import intake_rows
 from opensend_milter.core import row
 from opensend_milter.core.message import read
 from opensend_milter.core.model import Address, KeyId, Limits, Mailbox, Reading, Refuse, Rule, Settlement, UserId

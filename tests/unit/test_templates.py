@@ -11,10 +11,15 @@ import pytest
 
 from opensend_milter.config import Auth, Config, Database, Milter, Size, Smtp
 from opensend_milter.core.errors import ConfigError
-from opensend_milter.host.certificates import CertificatePair
-from opensend_milter.host.dovecot import DovecotSite, Version, connection_parameters, render_dovecot
-from opensend_milter.host.postfix import PostfixSite, render_postfix
-from opensend_milter.host.templates import render
+from opensend_milter.host.rendering.certificates import CertificatePair
+from opensend_milter.host.rendering.dovecot import (
+    DovecotSite,
+    Version,
+    connection_parameters,
+    render_dovecot,
+)
+from opensend_milter.host.rendering.postfix import PostfixSite, render_postfix
+from opensend_milter.host.rendering.templates import render
 
 PAIR = CertificatePair(
     certificate=Path("/etc/ssl/mail.pem"),

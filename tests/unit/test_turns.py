@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from opensend_milter.core.model import Lane, UserId
-from opensend_milter.servers.delivering import Turns
+from opensend_milter.servers.worker.delivering import Turns
 
 
 def lanes(*names: str) -> list[Lane]:

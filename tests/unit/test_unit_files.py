@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from opensend_milter.config import Config, Smtp
-from opensend_milter.host import shipped_units, units
-from opensend_milter.host.confinement import UNITS, attempt_all, running_as
-from opensend_milter.servers import http_server
+from opensend_milter.host.examining import units
+from opensend_milter.host.examining.confinement import UNITS, attempt_all, running_as
+from opensend_milter.host.installing import shipped_units
+from opensend_milter.servers.web import server
 from tests.integration import confined
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +82,7 @@ def test_what_stays_is_started_again(name: str) -> None:
 
 def test_who_is_stopped_has_the_time_he_was_promised() -> None:
     assert _seconds("opensend-milter.service", "TimeoutStopSec") > Config().milter.drain_s + 5
-    assert _seconds("opensend-http.service", "TimeoutStopSec") > http_server.DRAIN_S + 5
+    assert _seconds("opensend-http.service", "TimeoutStopSec") > server.DRAIN_S + 5
 
 
 def test_sockets_are_where_the_configuration_has_them() -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from standardwebhooks.webhooks import Webhook as Receiver, WebhookVerificationError
 
-from opensend_milter.adapters.webhooks import may_be_called, place_of
+from opensend_milter.adapters.webhook_calls import may_be_called, place_of
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.model import EmailId
 from opensend_milter.core.webhook import (

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import LiteralString
 
-from opensend_milter.adapters.postgres import Connection
+from opensend_milter.adapters.postgres.link import Connection
 
 SNAPSHOT = "2026-07-02"
 """Of OpenSend, whose 41 migrations made the tables that were read."""

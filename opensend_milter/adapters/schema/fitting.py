@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from opensend_milter.adapters.postgres import Connection
+from opensend_milter.adapters.postgres.link import Connection
 from opensend_milter.adapters.schema import facts
 from opensend_milter.adapters.schema.facts import Column
 from opensend_milter.adapters.schema.needs import Need

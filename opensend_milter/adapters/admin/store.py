@@ -1,0 +1,365 @@
+"""AdminStore: what the administrator's commands ask of the database."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import LiteralString, TypeVar
+
+from psycopg import errors
+from psycopg.rows import class_row
+
+from opensend_milter.adapters.admin.rows import (
+    DomainRow,
+    EmailDetail,
+    EmailFields,
+    EmailRow,
+    EventRow,
+    JobRow,
+    KeyChanges,
+    KeyDetail,
+    KeyRow,
+    NewKey,
+    NewSecret,
+    Permission,
+    Reason,
+    RecipientRow,
+    RefusalRow,
+    SecretRow,
+    SubmissionRow,
+    SuppressionRow,
+)
+from opensend_milter.adapters.postgres.link import Connection, statements, store_errors
+from opensend_milter.core.address import envelope_address, normal_domain
+from opensend_milter.core.errors import UsageError
+from opensend_milter.core.model import EmailId, KeyId, Rule, UserId
+from opensend_milter.core.policy import network_of
+
+Row = TypeVar("Row")
+
+SHORTEST_PREFIX = 4
+MAX_NAME_CHARS = 255
+REFUSALS_SHOWN = 20
+
+
+class AdminStore:
+    """The administrator's view, over one connection that it does not close.
+
+    Raises UsageError where something cannot be done as asked, StoreUnavailable where the database is the trouble.
+    """
+
+    def __init__(self, connection: Connection, *, makes_users: bool) -> None:
+        """`makes_users`: not in the opensend profile, whose users are OpenSend's own."""
+        self._connection = connection
+        self._makes_users = makes_users
+
+    def ensure_user(self, name: str) -> UserId:
+        """Return the user of this id, made on first use where that is ours to do."""
+        user_id = _name(name, "user")
+        if self._makes_users and not self._user_exists(user_id):
+            self._execute("add_user", id=user_id)
+        if not self._user_exists(user_id):
+            known = ", ".join(str(found) for (found,) in self._values("some_users"))
+            raise UsageError(f"no user {user_id!r} in this database (--user); known are: {known or 'none'}")
+        return UserId(user_id)
+
+    def _user_exists(self, user_id: str) -> bool:
+        return bool(self._values("user_exists", id=user_id)[0][0])
+
+    def create_key(self, *, name: str, user_id: UserId, permission: Permission, domain: str | None) -> NewKey:
+        """Make an API key; its token is in the answer and nowhere else."""
+        if domain is not None and permission == "full_access":
+            # OpenSend's REST API does not look at the domain of such a key.
+            raise UsageError("full_access is not bound to a domain: a key for one domain needs sending_access")
+        label = _name(name, "name of a key")
+        bound = self.find_domain(domain, user_id) if domain is not None else None
+        token, token_hash, preview = _new_token()
+        ((key_id,),) = self._values(
+            "add_key",
+            name=label,
+            token_hash=token_hash,
+            preview=preview,
+            permission=permission,
+            domain=bound.id if bound else None,
+            user_id=user_id,
+        )
+        return NewKey(
+            id=KeyId(str(key_id)),
+            token=token,
+            preview=preview,
+            name=label,
+            user_id=user_id,
+            permission=permission,
+            domain=bound.name if bound else None,
+        )
+
+    def list_keys(self, user_id: str | None = None) -> list[KeyRow]:
+        """List keys of one user or of all, oldest first."""
+        return self._rows("list_keys", KeyRow, user_id=user_id, prefix="")
+
+    def find_key(self, prefix: str) -> KeyRow:
+        """Return the one key whose id begins like this."""
+        prefix = prefix.strip().lower()
+        if len(prefix) < SHORTEST_PREFIX:
+            raise UsageError(f"a key id, or at least its first {SHORTEST_PREFIX} characters, is needed, not {prefix!r}")
+        found = self._rows("list_keys", KeyRow, user_id=None, prefix=prefix)
+        if not found:
+            raise UsageError(f"no key has an id that begins with {prefix!r}: see `key list`")
+        if len(found) > 1:
+            raise UsageError(f"{prefix!r} begins the ids of {len(found)} keys: {', '.join(key.id for key in found)}")
+        return found[0]
+
+    def show_key(self, prefix: str) -> KeyDetail:
+        """Return all that is known of the one key whose id begins like this."""
+        key = self.find_key(prefix)
+        sent = self._values("sent_today", id=key.id)
+        return KeyDetail(
+            key=key,
+            sent_today=None if key.per_day is None else int(str(sent[0][0])) if sent else 0,
+            secrets=self.list_secrets(key.id),
+        )
+
+    def set_key(self, key: KeyRow, changes: KeyChanges) -> KeyRow:
+        """Change what a key may do; it holds from the next message on."""
+        values = {name: getattr(changes, name) for name in KeyChanges.__slots__}
+        for name, normal in (
+            ("allowed_senders", _listed_address),
+            ("allowed_recipients", _listed_address),
+            ("networks", _network),
+        ):
+            values[name] = _normal(values[name], normal)
+        if isinstance(changes.expires_at, datetime):
+            values["expires_at"] = changes.expires_at.isoformat()
+        self._execute("set_key", id=key.id, **values)
+        return self.find_key(key.id)
+
+    def revoke_key(self, key_id: KeyId) -> None:
+        """Delete the key: as in OpenSend, it is good as long as its row is there."""
+        if not self._execute("delete_key", id=key_id):
+            raise UsageError(f"key {key_id} is already gone")
+
+    def rotate_key(self, key: KeyRow, keep: timedelta) -> NewSecret:
+        """Give a key a new secret; those before stay good for as long as `keep`."""
+        token, token_hash, preview = _new_token()
+        if not self._execute("rotate_key", id=key.id, keep=keep, token_hash=token_hash, preview=preview):
+            raise UsageError(f"key {key.id} is already gone")
+        return NewSecret(id=key.id, token=token, preview=preview, older=self.list_secrets(key.id))
+
+    def list_secrets(self, key_id: KeyId) -> list[SecretRow]:
+        """List which earlier secrets of a key are still good, latest first."""
+        return self._rows("list_secrets", SecretRow, id=key_id)
+
+    def revoke_secret(self, key_id: KeyId, prefix: str) -> SecretRow:
+        """End the one earlier secret whose hash begins like this."""
+        wanted = prefix.strip().lower()
+        found = [secret for secret in self.list_secrets(key_id) if wanted and secret.hash.startswith(wanted)]
+        if len(found) != 1:
+            raise UsageError(f"{len(found)} earlier secrets of key {key_id} have a hash that begins with {wanted!r}")
+        self._execute("delete_secret", id=key_id, hash=found[0].hash)
+        return found[0]
+
+    def add_domain(self, user_id: UserId, name: str, *, verified: bool) -> DomainRow:
+        """Add a domain to a user."""
+        domain = domain_name(name)
+        if self._rows("list_domains", DomainRow, user_id=user_id, name=domain):
+            raise UsageError(f"user {user_id!r} already has the domain {domain}: see `domain list`")
+        status = "verified" if verified else "not_started"
+        ((domain_id,),) = self._values("add_domain", name=domain, status=status, user_id=user_id)
+        return self.find_domain(str(domain_id), user_id)
+
+    def list_domains(self, user_id: str | None = None) -> list[DomainRow]:
+        """List domains of one user or of all, verified ones first."""
+        return self._rows("list_domains", DomainRow, user_id=user_id, name=None)
+
+    def find_domain(self, name: str, user_id: str | None = None) -> DomainRow:
+        """Return the one domain of this name or id."""
+        wanted = name.strip().lower() if is_uuid(name) else domain_name(name)
+        found = self._rows("list_domains", DomainRow, user_id=user_id, name=wanted)
+        whose = f" of user {user_id!r}" if user_id else ""
+        if not found:
+            known = ", ".join(domain.name for domain in self.list_domains(user_id)[:5])
+            raise UsageError(f"no domain {wanted}{whose}; known are: {known or 'none'}")
+        if len(found) > 1:
+            choices = ", ".join(f"{domain.id} (user {domain.user_id})" for domain in found)
+            raise UsageError(f"{len(found)} domains are called {wanted}, name one by its id: {choices}")
+        return found[0]
+
+    def verify_domain(self, domain: DomainRow) -> DomainRow:
+        """Let its user send from this domain."""
+        self._execute("verify_domain", id=domain.id)
+        return dataclasses.replace(domain, status="verified")
+
+    def remove_domain(self, domain: DomainRow, *, force: bool) -> None:
+        """Remove a domain; keys bound to it can send nothing afterwards, so that is refused unless forced."""
+        if domain.keys and not force:
+            raise UsageError(
+                f"{domain.keys} key(s) are bound to {domain.name} and could send nothing without it: "
+                "revoke them first (`key list`), or use --force"
+            )
+        self._execute("delete_domain", id=domain.id)
+
+    def add_suppression(self, user_id: UserId, email: str, reason: Reason) -> SuppressionRow:
+        """Suppress an address for a user, or say anew why it is suppressed."""
+        address = _suppressed_address(email)
+        return self._rows("put_suppression", SuppressionRow, user_id=user_id, email=address, reason=reason)[0]
+
+    def remove_suppression(self, user_id: str, email: str) -> SuppressionRow:
+        """Let a user's mail reach an address again; return what is gone."""
+        address = _suppressed_address(email)
+        rows = self._rows("delete_suppression", SuppressionRow, user_id=user_id, email=address)
+        if not rows:
+            raise UsageError(f"{address} is not suppressed for user {user_id!r}: see `suppression list`")
+        return rows[0]
+
+    def list_suppressions(self, user_id: str | None = None, *, limit: int) -> list[SuppressionRow]:
+        """List suppressed addresses of one user or of all, latest first."""
+        return self._rows("list_suppressions", SuppressionRow, user_id=user_id, limit=limit)
+
+    def list_emails(
+        self, *, status: str | None = None, user_id: str | None = None, since: datetime | None = None, limit: int
+    ) -> list[EmailRow]:
+        """List emails, latest first."""
+        return self._rows("list_emails", EmailRow, status=status, user_id=user_id, since=since, limit=limit)
+
+    def find_email(self, queue_id: str) -> tuple[EmailId, str] | None:
+        """Return id and status of the latest email of a Postfix queue id."""
+        if not queue_id:
+            return None
+        for email_id, status in self._values("find_email", queue_id=queue_id):
+            return EmailId(str(email_id)), str(status)
+        return None
+
+    def show_email(self, email_or_queue_id: str) -> EmailDetail:
+        """Return everything known of an email's id or a Postfix queue id."""
+        wanted = email_or_queue_id.strip()
+        found = self.find_email(wanted)
+        email_id = wanted if is_uuid(wanted) else found and found[0]
+        emails = self._rows("show_email", EmailFields, id=email_id) if email_id else []
+        submissions = self._rows("show_submission", SubmissionRow, id=email_id) if email_id else []
+        queue_id = submissions[0].queue_id if submissions else wanted
+        refusals = self.list_refusals(queue_id=queue_id, limit=REFUSALS_SHOWN) if queue_id else []
+        if not emails and not submissions and not refusals:
+            raise UsageError(f"no email has the id or queue id {wanted!r}: see `email list`, `email refusals`")
+        jobs = self._rows("show_job", JobRow, id=email_id) if email_id else []
+        return EmailDetail(
+            email=emails[0] if emails else None,
+            submission=submissions[0] if submissions else None,
+            job=jobs[0] if jobs else None,
+            recipients=self._rows("show_recipients", RecipientRow, id=email_id) if email_id else [],
+            events=self._rows("show_events", EventRow, id=email_id) if email_id else [],
+            refusals=refusals,
+        )
+
+    def list_refusals(
+        self,
+        *,
+        queue_id: str | None = None,
+        rule: Rule | None = None,
+        user_id: str | None = None,
+        since: datetime | None = None,
+        limit: int,
+    ) -> list[RefusalRow]:
+        """List messages that were not taken, latest first."""
+        return self._rows(
+            "list_refusals",
+            RefusalRow,
+            queue_id=queue_id,
+            rule=rule.value if rule else None,
+            user_id=user_id,
+            since=since,
+            limit=limit,
+        )
+
+    def _rows(self, name: str, row: type[Row], /, **values: object) -> list[Row]:
+        with explained(), self._connection.cursor(row_factory=class_row(row)) as cursor:
+            return cursor.execute(_statement(name), values).fetchall()
+
+    def _values(self, name: str, /, **values: object) -> list[tuple[object, ...]]:
+        with explained():
+            return self._connection.execute(_statement(name), values).fetchall()
+
+    def _execute(self, name: str, /, **values: object) -> int:
+        with explained():
+            return self._connection.execute(_statement(name), values).rowcount
+
+
+def domain_name(text: str) -> str:
+    """Return a domain as it is stored: lower case, A-labels, no dot at its end."""
+    stripped = text.strip()
+    name = normal_domain(stripped.removesuffix("."))
+    if name is None or name.rpartition(".")[2].isdigit():
+        raise UsageError(f"{stripped!r} is no domain name such as example.org")
+    return name
+
+
+def _suppressed_address(text: str) -> str:
+    address = envelope_address(text.strip())
+    if address is None:
+        raise UsageError(f"{text.strip()!r} is no address such as someone@example.org")
+    return address.lower()
+
+
+def _normal(texts: list[str] | None, normal: Callable[[str], str]) -> list[str] | None:
+    return None if texts is None else list(dict.fromkeys(map(normal, texts)))
+
+
+def _listed_address(text: str) -> str:
+    """Return an address, or @domain, as a key's list has it."""
+    stripped = text.strip().removesuffix(".")
+    if stripped.startswith("@"):
+        return f"@{domain_name(stripped[1:])}"
+    address = envelope_address(stripped)
+    if address is None or address.startswith("*@"):
+        raise UsageError(f"{text.strip()!r} is neither an address such as someone@example.org nor @example.org")
+    local, _, domain = address.rpartition("@")
+    return f"{local}@{domain_name(domain)}"
+
+
+def _network(text: str) -> str:
+    network = network_of(text.strip())
+    if network is None:
+        raise UsageError(f"{text.strip()!r} is no network such as 192.0.2.0/24 (bits behind it must be zero)")
+    return str(network)
+
+
+def _new_token() -> tuple[str, str, str]:
+    """Make a secret; return it, its hash and what lists show of it."""
+    token = f"os_{secrets.token_hex(16)}"
+    return token, hashlib.sha256(token.encode()).hexdigest(), f"{token[:6]}...{token[-4:]}"
+
+
+def _name(text: str, what: str) -> str:
+    name = text.strip()
+    if not name or len(name) > MAX_NAME_CHARS or not name.isprintable():
+        raise UsageError(f"the {what} must be 1 to {MAX_NAME_CHARS} printable characters")
+    return name
+
+
+def is_uuid(text: str) -> bool:
+    """Tell whether a text is an id of the database."""
+    return bool(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text.strip(), re.IGNORECASE))
+
+
+def _statement(name: str) -> LiteralString:
+    return statements("admin")[name]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say in the operator's words what the database refuses."""
+    with store_errors():
+        try:
+            yield
+        except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as error:
+            raise UsageError(
+                f"{error.diag.message_primary}; `db init` or `db migrate` makes the database ready"
+            ) from error
+        except errors.InsufficientPrivilege as error:
+            raise UsageError(f"{error.diag.message_primary}; connect as the owner of the tables") from error
+        except (errors.DataError, errors.IntegrityError) as error:
+            raise UsageError(f"the database refuses this: {error.diag.message_primary}") from error

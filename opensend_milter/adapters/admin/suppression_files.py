@@ -1,0 +1,56 @@
+"""Suppressed addresses by the hundred thousand: in by COPY, all or none; out in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+
+from psycopg import Rollback
+
+from opensend_milter.adapters.admin.store import explained
+from opensend_milter.adapters.postgres.link import Connection
+from opensend_milter.core.model import UserId
+from opensend_milter.core.suppression_list import Entry
+
+FETCHED_AT_ONCE = 5_000
+
+
+def import_entries(
+    connection: Connection,
+    user_id: UserId,
+    entries: Iterable[Entry],
+    *,
+    dry_run: bool,
+    progress: Callable[[int], None],
+) -> int:
+    """Add those that are not there yet, in one transaction; return how many. A dry run undoes it."""
+    added = 0
+    with explained(), connection.transaction():
+        connection.execute(
+            "CREATE TEMPORARY TABLE incoming (email text, reason text, since timestamptz) ON COMMIT DROP"
+        )
+        with connection.cursor().copy("COPY incoming FROM STDIN") as copy:
+            for count, entry in enumerate(entries, start=1):
+                copy.write_row((entry.address, entry.reason, entry.since))
+                progress(count)
+        added = connection.execute(
+            "INSERT INTO public.email_suppressions (user_id, email, reason, suppressed_at)"
+            " SELECT %s, email, reason, coalesce(since, now()) FROM incoming"
+            " ON CONFLICT (user_id, email) DO NOTHING",
+            [user_id],
+        ).rowcount
+        if dry_run:
+            raise Rollback
+    return added
+
+
+def export_entries(connection: Connection, user_id: UserId) -> Iterator[tuple[str, str, datetime]]:
+    """Yield address, reason and time of each, oldest first."""
+    with explained(), connection.transaction(), connection.cursor("opensend_suppressions") as cursor:
+        cursor.itersize = FETCHED_AT_ONCE
+        cursor.execute(
+            "SELECT email, reason, suppressed_at FROM public.email_suppressions WHERE user_id = %s"
+            " ORDER BY suppressed_at, email",
+            [user_id],
+        )
+        yield from cursor

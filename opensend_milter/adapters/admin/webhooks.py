@@ -1,0 +1,141 @@
+"""WebhookAdmin: what the administrator's commands ask of the webhooks in the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal, LiteralString, TypeVar
+
+from psycopg.rows import class_row
+
+from opensend_milter.adapters.admin.store import explained, is_uuid
+from opensend_milter.adapters.postgres.link import Connection, statements
+from opensend_milter.core.errors import UsageError
+from opensend_milter.core.model import UserId
+from opensend_milter.core.webhook import Webhook, WebhookId, secret_of
+
+Row = TypeVar("Row")
+Status = Literal["pending", "success", "dead_letter", "failed"]
+SHORTEST_PREFIX = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookRow:
+    """A webhook, and what came of its latest attempt."""
+
+    id: WebhookId
+    url: str
+    event_types: list[str]
+    status: str
+    user_id: UserId | None
+    created_at: datetime
+    generation: int
+    rotated_at: datetime | None
+    last_status: str | None
+    last_code: int | None
+    last_attempted_at: datetime | None
+    pending: int
+
+    @property
+    def webhook(self) -> Webhook:
+        return Webhook(id=self.id, url=self.url, generation=self.generation, rotated_at=self.rotated_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookDeliveryRow:
+    """One event for one webhook."""
+
+    id: str
+    event_id: str
+    type: str
+    email_id: str | None
+    status: str
+    attempt: int
+    code: int | None
+    attempted_at: datetime | None
+    next_retry_at: datetime | None
+    created_at: datetime
+    text: str | None
+
+
+class WebhookAdmin:
+    """The administrator's view, over one connection that it does not close.
+
+    Raises UsageError where something cannot be done as asked, StoreUnavailable where the database is the trouble.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, user_id: UserId, url: str, event_types: Sequence[str]) -> WebhookRow:
+        """Add a webhook for these event types."""
+        values = {"url": url, "event_types": json.dumps(event_types), "user_id": user_id}
+        with explained():
+            row = self._connection.execute(_sql("add"), values).fetchone()
+        return self.find(str(row[0]) if row else "")
+
+    def list_webhooks(self, user_id: str | None = None) -> list[WebhookRow]:
+        """List webhooks of one user or of all, oldest first."""
+        return self._rows("list", WebhookRow, user_id=user_id, prefix="")
+
+    def find(self, prefix: str) -> WebhookRow:
+        """Return the one webhook whose id begins like this."""
+        prefix = prefix.strip().lower()
+        if len(prefix) < SHORTEST_PREFIX:
+            raise UsageError(f"a webhook's id, or at least its first {SHORTEST_PREFIX} characters, not {prefix!r}")
+        found = self._rows("list", WebhookRow, user_id=None, prefix=prefix)
+        if not found:
+            raise UsageError(f"no webhook has an id that begins with {prefix!r}: see `webhook list`")
+        if len(found) > 1:
+            raise UsageError(f"{prefix!r} begins the ids of {len(found)}: {', '.join(one.id for one in found)}")
+        return found[0]
+
+    def remove(self, webhook: WebhookRow) -> None:
+        """Forget a webhook with all its deliveries."""
+        self._execute("remove", id=webhook.id)
+
+    def rotate(self, webhook: WebhookRow) -> WebhookRow:
+        """Give it a new secret."""
+        self._execute("rotate", id=webhook.id)
+        return self.find(webhook.id)
+
+    def signing(self) -> bytes:
+        """Return what all keys of ours are derived from."""
+        with explained():
+            row = self._connection.execute(_sql("secret")).fetchone()
+        if row is None:
+            raise UsageError("opensend_milter.secrets is empty: `db migrate` fills it")
+        return bytes(row[0])
+
+    def secret(self, webhook: WebhookRow) -> str:
+        """Return its secret as its receiver enters it."""
+        return secret_of(self.signing(), webhook.id, webhook.generation)
+
+    def replay(
+        self, webhook: WebhookRow, *, event_id: str | None, since: datetime | None, failed: bool, lease: timedelta
+    ) -> int:
+        """Make deliveries due again, less those that somebody has in hand; return how many."""
+        if event_id is not None and not is_uuid(event_id):
+            raise UsageError(f"--event: {event_id!r} is no id of an event: see `webhook deliveries`")
+        count = self._execute("replay", id=webhook.id, event_id=event_id, since=since, failed=failed, lease=lease)
+        if event_id is not None and not count:
+            raise UsageError(f"nothing to replay of event {event_id} for this webhook: see `webhook deliveries`")
+        return count
+
+    def deliveries(self, webhook: WebhookRow, *, status: Status | None, limit: int) -> list[WebhookDeliveryRow]:
+        """List deliveries to a webhook, latest first."""
+        return self._rows("deliveries", WebhookDeliveryRow, id=webhook.id, status=status, limit=limit)
+
+    def _rows(self, name: str, row: type[Row], /, **values: object) -> list[Row]:
+        with explained(), self._connection.cursor(row_factory=class_row(row)) as cursor:
+            return cursor.execute(_sql(name), values).fetchall()
+
+    def _execute(self, name: str, /, **values: object) -> int:
+        with explained():
+            return self._connection.execute(_sql(name), values).rowcount
+
+
+def _sql(name: str) -> LiteralString:
+    return statements("webhooks")[name]

@@ -1,0 +1,1 @@
+"""Amazon's queues and notices."""

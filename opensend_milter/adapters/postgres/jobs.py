@@ -1,0 +1,377 @@
+"""JobStore over psycopg: the outbox, the claims and what came of each attempt."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, LiteralString
+
+from opensend_milter.adapters.postgres.link import Connection, Link, Tables, statements
+from opensend_milter.core.address import domain_of, normal_domain, unicode_domain
+from opensend_milter.core.model import (
+    Address,
+    Announcement,
+    CourierName,
+    EmailId,
+    Job,
+    Lane,
+    Route,
+    Sent,
+    UserId,
+)
+
+log = logging.getLogger(__name__)
+SQL = statements("jobs")
+REFUSALS_FOR = timedelta(days=30)
+REFUSALS_KEPT = 100_000
+PRUNED_AT_ONCE = 1_000
+PRUNE_ROUNDS = 50
+RECORDED_CHARACTERS = 1_000
+FINISHED = frozenset({
+    "sent", "delivered", "bounced", "complained", "suppressed", "failed", "canceled", "cancelled",
+})  # fmt: skip
+LOST_WORKER = "the worker was lost while it was sending"
+NOBODY_KNOWS = "nobody could tell whether it was sent, for as long as we wait for that"
+
+Parameters = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """How long what is kept for a time only."""
+
+    duplicate_window: timedelta = timedelta(hours=1)
+    raw: timedelta | None = None
+    """Of messages that are finished; None: for ever."""
+    uncertain: timedelta | None = None
+    """Then the message is failed; None: never."""
+
+
+class PostgresJobStore:
+    """One connection for one thread, opened when first needed and again after it was lost."""
+
+    def __init__(
+        self,
+        info: str,
+        *,
+        worker: str,
+        lease_s: float,
+        timeout_s: float,
+        hand_over: bool,
+        keeping: Keeping,
+        tables: Tables | None = None,
+    ) -> None:
+        """With `hand_over` an announced job is OpenSend's business: its row goes. Else it is announced again."""
+        self._keeping = keeping
+        self._worker = worker
+        self._lease = timedelta(seconds=lease_s)
+        self._hand_over = hand_over
+        self._link = Link(info, name=worker, timeout_s=timeout_s, tables=tables)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._link.close()
+
+    def due_announcements(self, limit: int) -> list[Announcement]:
+        """Take emails whose job is to be announced; they come again after a minute unless `announced`."""
+        rows = self._all("due_announcements", {"limit": limit, "hand_over": self._hand_over})
+        return [
+            Announcement(email_id=EmailId(email_id), requested_at=created_at, attempts=attempts)
+            for email_id, created_at, attempts in sorted(rows, key=lambda row: row[1])
+        ]
+
+    def announced(self, email_ids: Sequence[EmailId]) -> None:
+        """Note that the queue has these."""
+        with self._link.lend() as connection:
+            connection.execute(SQL["handed_over" if self._hand_over else "announced"], {"ids": list(email_ids)})
+
+    def end_moved_on(self) -> int:
+        """End jobs whose email was taken up without us; return how many."""
+        if not self._hand_over:
+            return 0
+        with self._link.lend() as connection:
+            return connection.execute(SQL["end_moved_on"], {"limit": PRUNED_AT_ONCE}).rowcount
+
+    def due_lanes(self) -> list[Lane]:
+        """List whose jobs are due, each lane once."""
+        return [Lane(UserId(user_id), courier) for user_id, courier in self._all("due_lanes", {})]
+
+    def claim(self, email_id: EmailId) -> Job | None:
+        """Claim one email, or None where it is not to be sent now."""
+        with self._link.lend() as connection, connection.transaction():
+            taken = self._take(connection, SQL["take"], {"id": email_id})
+            return self._load(connection, taken) if taken and self._mark(connection, taken) else None
+
+    def claim_due(self, lane: Lane) -> Job | None:
+        """Claim the email that has waited longest in this lane; jobs not to be sent are put away on the way."""
+        where = {"user_id": lane.user_id, "courier": lane.courier or ""}
+        while True:
+            with self._link.lend() as connection, connection.transaction():
+                taken = self._take(connection, SQL["take_due"], where)
+                if taken is None:
+                    return None
+                job = self._load(connection, taken) if self._mark(connection, taken) else None
+            if job:
+                return job
+
+    def _take(self, connection: Connection, statement: LiteralString, parameters: Parameters) -> _Taken | None:
+        lease = {"lease": self._lease, "worker": self._worker}
+        row = connection.execute(statement, {**parameters, **lease}).fetchone()
+        return _Taken(*row) if row else None
+
+    def _mark(self, connection: Connection, taken: _Taken) -> bool:
+        """Mark the email as in hand; where that cannot be, put its job away and return False."""
+        if connection.execute(SQL["mark_processing"], taken.key).fetchone():
+            return True
+        row = connection.execute(SQL["email_status"], taken.key).fetchone()
+        status, scheduled_at = row or (None, None)
+        if status is None or status in FINISHED:
+            connection.execute(SQL["forget"], taken.key)
+        elif status == "processing":
+            # Not through us: whoever took it may have sent it.
+            connection.execute(SQL["begin"], {**taken.key, "attempt": taken.attempts, "lease": self._lease})
+            connection.execute(SQL["record_uncertain"], {**taken.key, "reason": "somebody else has it in hand"})
+            log.error('email=%s status=uncertain reason="somebody else has it in hand"', taken.email_id)
+        else:
+            connection.execute(SQL["postpone"], {**taken.key, "until": scheduled_at if status == "scheduled" else None})
+        return False
+
+    def _load(self, connection: Connection, taken: _Taken) -> Job | None:
+        row = connection.execute(SQL["submission"], taken.key).fetchone()
+        raw = b"".join(piece for (piece,) in connection.execute(SQL["raw"], taken.key))
+        if row is None or row[-1] != len(raw):
+            reason = "the stored message is not whole"
+            log.error('email=%s status=failed reason="%s"', taken.email_id, reason)
+            user_id = row[0] if row else None
+            connection.execute(SQL["record_failed"], _failure(taken.key, _turn(taken), user_id, reason))
+            return None
+        user_id, from_address, recipients, some_have_it, refused, received_at, *session, courier, _ = row
+        queue_id, client_address, front_door, tls = session
+        return Job(
+            email_id=taken.email_id,
+            user_id=UserId(user_id),
+            lease_id=taken.lease_id,
+            attempts=taken.attempts,
+            rounds=taken.rounds,
+            from_address=Address(from_address),
+            recipients=tuple(map(Address, recipients)),
+            raw=raw,
+            received_at=received_at,
+            queue_id=queue_id,
+            client_address=client_address,
+            front_door=front_door,
+            tls=tls,
+            route=_route(connection, user_id, Address(from_address), courier),
+            some_have_it=some_have_it,
+            refused=tuple((Address(address), reason) for address, reason in refused or ()),
+        )
+
+    def extend(self, jobs: Sequence[Job]) -> None:
+        """Put off the end of the leases of these."""
+        keys = {"ids": [job.email_id for job in jobs], "lease_ids": [job.lease_id for job in jobs]}
+        with self._link.lend() as connection:
+            connection.execute(SQL["extend"], {**keys, "lease": self._lease})
+
+    def begin(self, job: Job) -> bool:
+        """Commit that the attempt begins; False where the claim is no longer ours."""
+        return bool(self._all("begin", {**_key(job), "attempt": job.attempts + 1, "lease": self._lease}))
+
+    def give_back(self, job: Job) -> None:
+        """Undo a claim for which not one byte went out."""
+        with self._link.lend() as connection:
+            connection.execute(SQL["give_back"], {**_key(job), "attempt": job.attempts + 1})
+
+    def record_sent(self, job: Job, sent: Sent) -> None:
+        """Close the job; what the next hop did not take is in the event."""
+        event = _event("sent", f"opensend-milter:sent:{job.email_id}", job.user_id, _told(sent))
+        self._record("record_sent", _key(job) | event | _results(sent))
+
+    def record_partly(self, job: Job, sent: Sent, wait_s: float) -> None:
+        """Note who has it, and let those wait who are to be tried again."""
+        attempt = job.attempts + 1
+        told = {**_told(sent), "attempt": attempt}
+        event = _event("delayed", f"provider-delayed:{job.email_id}:{_turn(job)}", job.user_id, told)
+        left = {"left": [address for address, _ in sent.deferred], "reason": _text(sent.deferred[0][1])}
+        self._record("record_partly", _key(job) | event | _results(sent) | left | {"wait": timedelta(seconds=wait_s)})
+
+    def record_deferred(self, job: Job, reason: str, wait_s: float) -> None:
+        """Let it wait."""
+        attempt = job.attempts + 1
+        event = _event(
+            "delayed",
+            f"provider-delayed:{job.email_id}:{_turn(job)}",
+            job.user_id,
+            {"reason": reason, "attempt": attempt},
+        )
+        later = {"wait": timedelta(seconds=wait_s), "reason": _text(reason)}
+        self._record("record_deferred", _key(job) | event | later)
+
+    def record_failed(self, job: Job, reason: str) -> None:
+        """Close the job: it will not be sent."""
+        self._record("record_failed", _failure(_key(job), _turn(job), job.user_id, reason))
+
+    def record_uncertain(self, job: Job, reason: str) -> None:
+        """Keep the job where nobody takes it."""
+        if not self._all("record_uncertain", {**_key(job), "reason": _text(reason)}):
+            log.error("%s: email=%s is no longer ours: uncertain outcome not recorded", job.queue_id, job.email_id)
+
+    def release_expired(self) -> int:
+        """Give back claims whose worker died; mark begun ones uncertain; fail those uncertain for too long."""
+        given_back = self._all("release_claimed", {})
+        for (email_id,) in given_back:
+            log.warning("email=%s given back: its worker was lost before it sent anything", email_id)
+        uncertain = self._all("release_attempting", {"reason": LOST_WORKER})
+        for email_id, queue_id in uncertain:
+            log.error('%s: email=%s status=uncertain reason="%s"', queue_id, email_id, LOST_WORKER)
+        return len(given_back) + len(uncertain) + self._fail_long_uncertain()
+
+    def _fail_long_uncertain(self) -> int:
+        if self._keeping.uncertain is None:
+            return 0
+        found = self._all("long_uncertain", {"age": self._keeping.uncertain})
+        for *names, user_id, queue_id in found:
+            taken = _Taken(*names)
+            self._record("record_failed", _failure(taken.key, _turn(taken), user_id, NOBODY_KNOWS))
+            log.error('%s: email=%s status=failed reason="%s"', queue_id, taken.email_id, NOBODY_KNOWS)
+        return len(found)
+
+    def prune(self, progress: Callable[[str, int], None] = lambda _what, _count: None) -> int:
+        """Delete what is kept for a time only, batch by batch. Return how much."""
+        keeping, deleted = self._keeping, 0
+        for what, name, parameters in (
+            ("refusals", "prune_old_refusals", {"age": REFUSALS_FOR}),
+            ("refusals", "prune_surplus_refusals", {"keep": REFUSALS_KEPT}),
+            ("names of messages", "prune_fingerprints", {"age": keeping.duplicate_window}),
+            ("compared rows", "prune_row_digests", {}),
+            ("daily counts", "prune_key_usage", {}),
+            ("old secrets", "prune_key_secrets", {}),
+            ("rate limits", "prune_rate_buckets", {}),
+            ("messages", "drop_raw", {"age": keeping.raw} if keeping.raw else None),
+            ("jobs", "prune_jobs", {} if self._hand_over else None),
+        ):
+            if parameters is not None:
+                deleted += self._prune(name, parameters, partial(progress, what))
+        return deleted
+
+    def _prune(self, name: str, parameters: Parameters, progress: Callable[[int], None]) -> int:
+        """Delete in small transactions, so that nobody waits long for a lock."""
+        deleted = 0
+        for _ in range(PRUNE_ROUNDS):
+            with self._link.lend() as connection:
+                batch = connection.execute(SQL[name], {**parameters, "limit": PRUNED_AT_ONCE}).rowcount
+            deleted += batch
+            if batch:
+                progress(batch)
+            if batch < PRUNED_AT_ONCE:
+                break
+        return deleted
+
+    def _record(self, name: str, parameters: Parameters) -> None:
+        with self._link.lend() as connection, connection.transaction():
+            row = connection.execute(SQL[name], parameters).fetchone()
+            if row and row[0]:
+                return
+            recorded = connection.execute(SQL["is_recorded"], parameters).fetchone()
+        if not (recorded and recorded[0]):
+            log.error("email=%s is no longer ours: %s refused", parameters["id"], name)
+
+    def _all(self, name: str, parameters: Parameters) -> list[tuple[Any, ...]]:
+        with self._link.lend() as connection:
+            rows: list[tuple[Any, ...]] = connection.execute(SQL[name], parameters).fetchall()
+            return rows
+
+
+class _Taken:
+    """A job row just leased."""
+
+    def __init__(self, email_id: str, lease_id: str, attempts: int, rounds: int) -> None:
+        self.email_id = EmailId(email_id)
+        self.lease_id = lease_id
+        self.attempts = attempts
+        self.rounds = rounds
+        self.key: Parameters = {"id": email_id, "lease_id": lease_id}
+
+
+def _route(connection: Connection, user_id: str, from_address: Address, courier: CourierName | None) -> Route:
+    domain = normal_domain(domain_of(from_address)) or ""
+    names = [domain, unicode_domain(domain)]
+    row = connection.execute(SQL["route"], {"user_id": user_id, "names": names}).fetchone()
+    if row is None:
+        return Route(courier=courier)
+    region, configuration_set, track_opens, track_clicks, tracking_host, one_click = row
+    return Route(
+        courier=courier,
+        region=region or "",
+        configuration_set=configuration_set,
+        track_opens=track_opens,
+        track_clicks=track_clicks,
+        tracking_host=tracking_host,
+        one_click=one_click,
+    )
+
+
+def _told(sent: Sent) -> dict[str, object]:
+    """Tell in an event what the next hop said."""
+    told: dict[str, object] = {"courier": sent.courier, "reply": sent.reply, "refused": _listed(sent.refused)}
+    if sent.deferred:
+        told["deferred"] = _listed(sent.deferred)
+    if sent.provider_id:
+        told["provider_id"] = sent.provider_id
+    return told
+
+
+def _listed(recipients: Sequence[tuple[Address, str]]) -> list[dict[str, str]]:
+    return [{"email": address, "reason": reason} for address, reason in recipients]
+
+
+def _results(sent: Sent) -> dict[str, Any]:
+    # Of an address named twice, the later: ON CONFLICT may not touch a row twice.
+    found = {_text(address): ("refused", _text(reason)) for address, reason in sent.refused}
+    found |= {_text(address): ("deferred", _text(reason)) for address, reason in sent.deferred}
+    return {
+        "courier": sent.courier,
+        "provider_id": sent.provider_id and _text(sent.provider_id),
+        "addresses": list(found),
+        "outcomes": [outcome for outcome, _ in found.values()],
+        "reasons": [reason for _, reason in found.values()],
+    }
+
+
+def _key(job: Job) -> dict[str, Any]:
+    return {"id": job.email_id, "lease_id": job.lease_id}
+
+
+def _event(kind: str, source_id: str, user_id: str | None, payload: object) -> dict[str, Any]:
+    return {"type": kind, "source_id": source_id, "user_id": user_id, "payload": json.dumps(_clean(payload))}
+
+
+def _turn(job: Job | _Taken) -> str:
+    """Name an attempt as OpenSend does, and apart from those before a person had it tried again."""
+    return f"{job.attempts + 1}" + (f".{job.rounds}" if job.rounds else "")
+
+
+def _failure(key: Parameters, turn: str, user_id: str | None, reason: str) -> dict[str, Any]:
+    source_id = f"provider-dead-letter:{key['id']}:{turn}"
+    event = _event("failed", source_id, user_id, {"reason": reason, "attempt": int(turn.partition(".")[0])})
+    return {**key, **event, "reason": _text(reason)}
+
+
+def _text(text: str) -> str:
+    """Make a foreign text one that Postgres takes, and not longer than anybody reads."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\ufffd")[:RECORDED_CHARACTERS]
+
+
+def _clean(value: object) -> object:
+    match value:
+        case str():
+            return _text(value)
+        case dict():
+            return {name: _clean(one) for name, one in value.items()}
+        case list():
+            return [_clean(one) for one in value]
+        case _:
+            return value

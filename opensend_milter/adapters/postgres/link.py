@@ -1,0 +1,198 @@
+"""How we reach Postgres: connections by role, named statements, errors mapped at the edge."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, LiteralString, Protocol, cast
+
+import psycopg
+from psycopg import conninfo
+from psycopg.rows import TupleRow
+
+from opensend_milter import adapters
+from opensend_milter.core import counting
+from opensend_milter.core.errors import ConfigError, RowRefused, StoreUnavailable, TablesDiffer
+
+log = logging.getLogger(__name__)
+
+Connection = psycopg.Connection[TupleRow]
+Role = Literal["opensend_dovecot_auth", "opensend_milter", "opensend_worker", "opensend_http"]
+StatementFile = Literal[
+    "intake", "billing", "jobs", "admin", "deliveries", "feedback", "webhooks", "submissions", "rates", "switching"
+]
+_FOLDERS = {"admin": "admin", "deliveries": "admin", "switching": "admin"}
+"""Of statement files that are not beside us."""
+# Planned once: our values never change the best plan. Compressed by lz4 where the server knows it: of an attachment,
+# Postgres' own way costs more CPU than everything else together.
+_SETTINGS: LiteralString = """
+    SELECT set_config('plan_cache_mode', 'force_generic_plan', false), (
+        SELECT set_config('default_toast_compression', 'lz4', false) FROM pg_settings
+        WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals))"""
+CONNECT_TIMEOUT_S = 5
+"""Also how long a host that does not answer may keep a message waiting."""
+
+
+def conninfo_for(url: str, password_dir: Path | None, role: Role | None, **more: str | int) -> str:
+    """Turn the configured URL into one process's own: its role and password where roles are in use."""
+    settings: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT_S, "client_encoding": "UTF8", **more}
+    if role and password_dir:
+        settings |= {"user": role, "password": _read_password(password_dir / role)}
+    return conninfo.make_conninfo(url, **settings)
+
+
+def _read_password(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"database.password_dir: cannot read {path}: {error.strerror}; run `db init`") from error
+
+
+def connect(info: str, *, application_name: str, autocommit: bool = True) -> Connection:
+    """Open a connection that is set up for what we do."""
+    with store_errors():
+        connection = psycopg.connect(info, autocommit=autocommit, application_name=application_name)
+        connection.execute(_SETTINGS)
+        if not autocommit:
+            connection.commit()
+        return connection
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Map what psycopg raises: the database is the trouble, or a row of ours."""
+    try:
+        yield
+    except (psycopg.DataError, psycopg.IntegrityError) as error:
+        # Its traceback would quote the row.
+        raise RowRefused(f"{type(error).__name__}: {error.diag.message_primary or ''}") from None
+    except psycopg.Error as error:
+        counting.store_unavailable()
+        # Not the whole error: its DETAIL may quote a row, and with it an address.
+        raise StoreUnavailable(f"{type(error).__name__}: {error.diag.message_primary or error}") from error
+
+
+class Tables(Protocol):
+    """Whether the tables are those that we know."""
+
+    def check(self, connection: Connection) -> None:
+        """Look, where it is time to; raise TablesDiffer while they are not."""
+        ...
+
+    def doubt(self) -> None:
+        """Have the next one look, whenever the last look was."""
+        ...
+
+
+class Link:
+    """One connection for one thread, opened when first needed and again after it was lost."""
+
+    def __init__(self, info: str, *, name: str, timeout_s: float, tables: Tables | None = None) -> None:
+        """`tables`: lend only where they fit."""
+        self._info = info
+        self._name = name
+        self._timeout_s = timeout_s
+        self._tables = tables
+        self._connection: Connection | None = None
+        self._cutter = _Cutter(name)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._cutter.stop()
+        if self._connection is not None:
+            self._connection.close()
+
+    @contextmanager
+    def lend(self) -> Iterator[Connection]:
+        """Lend the connection for as long as `timeout_s`, and drop it when it fails."""
+        if self._connection is not None and _was_ended(self._connection):
+            self._connection.close()
+        if self._connection is None or self._connection.closed:
+            self._connection = connect(self._info, application_name=self._name)
+        connection = self._connection
+        try:
+            with self._cutter.after(self._timeout_s, connection.fileno()), store_errors():
+                if self._tables:
+                    self._tables.check(connection)
+                yield connection
+        except TablesDiffer:
+            raise
+        except RowRefused:
+            self._doubt()
+            raise
+        except StoreUnavailable:
+            self._doubt()
+            self._connection = None
+            with suppress(Exception):  # it is lost already; closing only frees the descriptor
+                connection.close()
+            raise
+
+    def _doubt(self) -> None:
+        if self._tables:
+            self._tables.doubt()
+
+
+def _was_ended(connection: Connection) -> bool:
+    """Tell whether the server said something unasked, as it does last when it is stopped.
+
+    One message less that pays for a restart in which nobody had asked anything.
+    """
+    if connection.closed:
+        return False
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
+
+
+class _Cutter:
+    """Cuts a connection whose server has gone silent: libpq itself waits for ever on a unix socket."""
+
+    def __init__(self, name: str) -> None:
+        self._due: tuple[float, int] | None = None
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"{name}-cutter", daemon=True)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    @contextmanager
+    def after(self, timeout_s: float, descriptor: int) -> Iterator[None]:
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._due = time.monotonic() + timeout_s, descriptor
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._due = None
+
+    def _run(self) -> None:
+        while not self._stopped.wait(0.5):
+            # Under the lock, so that a descriptor that was given back is never the one that is cut.
+            with self._lock:
+                if self._due and time.monotonic() > self._due[0]:
+                    log.error("database silent for too long: connection cut")
+                    with socket.socket(fileno=os.dup(self._due[1])) as cut:
+                        cut.shutdown(socket.SHUT_RDWR)
+                    self._due = None
+
+
+@cache
+def statements(name: StatementFile) -> Mapping[str, LiteralString]:
+    """Load NAME.sql: `-- name -- description`, then the statement, up to the next name."""
+    file = resources.files(adapters).joinpath(_FOLDERS.get(name, "postgres"), f"{name}.sql")
+    found = re.findall(
+        r"^-- (\w+) -- [^\n]+\n(.*?)(?=^-- \w+ -- |\Z)", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return {name: cast("LiteralString", statement.strip()) for name, statement in found}

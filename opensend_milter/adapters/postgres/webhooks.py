@@ -1,0 +1,88 @@
+"""Deliveries over psycopg: claimed for one attempt, given back by time where nobody records what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from opensend_milter.adapters.postgres.link import Link, Tables, statements
+from opensend_milter.core.errors import StoreUnavailable
+from opensend_milter.core.model import EmailId
+from opensend_milter.core.webhook import (
+    Answer,
+    DeliveryId,
+    Event,
+    EventId,
+    Fate,
+    Webhook,
+    WebhookDelivery,
+    WebhookId,
+)
+
+SQL = statements("webhooks")
+LOOKUP = timedelta(seconds=60)
+"""How long a resolver may take, beside the call itself."""
+
+
+def lease_of(timeout_s: float) -> timedelta:
+    """Return how long a delivery may be in hand: longer than any call takes."""
+    return timedelta(seconds=2 * timeout_s) + LOOKUP
+
+
+class PostgresWebhooks:
+    """One connection for one thread, opened when first needed and again after it was lost."""
+
+    def __init__(
+        self, info: str, *, name: str, timeout_s: float, lease: timedelta, tables: Tables | None = None
+    ) -> None:
+        self._link = Link(info, name=name, timeout_s=timeout_s, tables=tables)
+        self._lease = lease
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._link.close()
+
+    def secret(self) -> bytes:
+        """Return what all keys of ours are derived from."""
+        with self._link.lend() as connection:
+            row = connection.execute(SQL["secret"]).fetchone()
+        if row is None:
+            raise StoreUnavailable("opensend_milter.secrets is empty")
+        return bytes(row[0])
+
+    def claim(self, at_most: int, full: Sequence[WebhookId]) -> list[WebhookDelivery]:
+        """Take deliveries that are due, of each webhook at most one, and none of those that are `full`."""
+        with self._link.lend() as connection:
+            values = {"limit": at_most, "full": list(full), "lease": self._lease}
+            return [_delivery(row) for row in connection.execute(SQL["claim"], values).fetchall()]
+
+    def record(self, delivery: WebhookDelivery, answer: Answer, fate: Fate) -> bool:
+        """Note what came of it; False where somebody else has it in hand meanwhile, or knows better."""
+        values: Mapping[str, Any] = {
+            "id": delivery.id,
+            "attempt": delivery.attempt,
+            "status": fate.status,
+            "code": answer.code,
+            "text": answer.text,
+            "pause": None if fate.pause_s is None else timedelta(seconds=fate.pause_s),
+        }
+        with self._link.lend() as connection:
+            return connection.execute(SQL["record"], values).fetchone() is not None
+
+
+def _delivery(row: tuple[Any, ...]) -> WebhookDelivery:
+    delivery_id, attempt, webhook_id, url, generation, rotated_at, *told = row
+    event_id, event_type, received_at, email_id, payload = told
+    return WebhookDelivery(
+        id=DeliveryId(delivery_id),
+        attempt=attempt,
+        webhook=Webhook(id=WebhookId(webhook_id), url=url, generation=generation, rotated_at=rotated_at),
+        event=Event(
+            id=EventId(event_id),
+            type=f"email.{event_type}",
+            at=received_at,
+            email_id=EmailId(email_id) if email_id else None,
+            payload=payload if isinstance(payload, dict) else {"payload": payload},
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Checks of this host, each with what was seen and what mends it."""

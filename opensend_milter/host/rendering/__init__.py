@@ -1,0 +1,1 @@
+"""Templates and certificates turned into the files that Postfix and Dovecot read."""

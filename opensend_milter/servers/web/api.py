@@ -1,0 +1,389 @@
+"""The HTTP front door: a request as a Message; an Outcome, as a status and a JSON answer."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Protocol, TypeVar
+from uuid import uuid4
+from weakref import WeakValueDictionary
+
+from anyio import CapacityLimiter, create_task_group, fail_after, sleep, to_thread
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from opensend_milter.core.address import normal_domain
+from opensend_milter.core.control import IDEMPOTENCY_KEY
+from opensend_milter.core.errors import StoreUnavailable
+from opensend_milter.core.fields import FieldError, parse_json
+from opensend_milter.core.ids import new_email_id
+from opensend_milter.core.model import (
+    Address,
+    EmailId,
+    Envelope,
+    KeyId,
+    Mailbox,
+    Message,
+    Outcome,
+    Refuse,
+    Repeat,
+    Session,
+)
+from opensend_milter.core.policy import is_within
+from opensend_milter.core.rates import Decision, client_of
+from opensend_milter.core.request import Dialect, RequestLimits, SendRequest, read_send
+from opensend_milter.core.submission import FINAL, Caller, Submission, request_id
+from opensend_milter.core.writing import envelope, write
+from opensend_milter.servers.throttle import Throttle, fields
+from opensend_milter.servers.web.caller import client_address, secret_of
+from opensend_milter.servers.web.records import Records, record, refused
+from opensend_milter.servers.web.server import RETRYABLE, Refused
+
+log = logging.getLogger(__name__)
+AT_ONCE = 200
+"""Threads that wait for the gatherer; more requests wait for one of them."""
+LOGINS_AT_ONCE = 4
+"""Of one client."""
+LONGEST_WAIT_S = 30
+_LOOK_AGAIN_S, _TURN_S = 0.25, 5.0
+LONGEST_KEY, LONGEST_BULK_KEY = 256, 252
+"""Of an Idempotency-Key; in a bulk with room for `#499`."""
+_JSON = ("application/json", "text/json")
+T = TypeVar("T")
+_NOT_YET = Refused(503, "unavailable", "not now, try again later")
+_TOO_MANY = Refused(429, "rate_limited", "too many messages, try again later")
+
+
+class Desk(Protocol):
+    """What the front door asks of the database. Raises StoreUnavailable."""
+
+    def caller(self, secret: str) -> Caller | None: ...
+
+    def about(self, key_id: KeyId) -> dict[str, object] | None: ...
+
+    def submissions(self, key_id: KeyId, ids: Sequence[EmailId]) -> list[Submission]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """What every request of this process shares."""
+
+    accept: Callable[[Message], Outcome]
+    """Wait for the outcome of one message; in a thread."""
+    desk: Desk
+    records: Records
+    throttle: Throttle
+    limits: RequestLimits
+    default_from: str
+    proxies: tuple[str, ...]
+    client_header: str
+    max_bulk_messages: int
+    threads: CapacityLimiter
+    turns: WeakValueDictionary[str, CapacityLimiter] = field(default_factory=WeakValueDictionary)
+    """Who looks for a key, by client: gone with the last of them."""
+
+    # ------------------------------------------------------------------ routes
+
+    def routes(self) -> list[Route]:
+        """Return the routes of both dialects."""
+        return [
+            Route("/v1/send", self._send, methods=["POST"]),
+            Route("/v1/send-bulk", self._send_bulk, methods=["POST"]),
+            Route("/v1/keys/self", self._key, methods=["GET"]),
+            Route("/emails", self._send_resend, methods=["POST"]),
+            Route("/emails/batch", self._batch_resend, methods=["POST"]),
+            *self.records.routes(self.authenticated),
+        ]
+
+    async def _send(self, request: Request) -> Response:
+        wait_s = _wait_s(request)
+        asked = await self._asked(request)
+        email_id = await self._take(asked, parse_json(await request.body()), "rele", request.state.email_id)
+        found: dict[str, object] = {"status": "accepted", "request_id": request_id(email_id), "id": email_id}
+        if wait_s:
+            found["submission"] = await self._await_final(asked.key_id, email_id, wait_s)
+        return JSONResponse(found, 202, fields(asked.limit))
+
+    async def _send_resend(self, request: Request) -> Response:
+        asked = await self._asked(request)
+        email_id = await self._take(asked, parse_json(await request.body()), "resend", request.state.email_id)
+        return JSONResponse({"id": email_id}, 200, fields(asked.limit))
+
+    async def _send_bulk(self, request: Request) -> Response:
+        asked = await self._asked(request, several=True)
+        payload = parse_json(await request.body())
+        if isinstance(payload, FieldError):
+            raise Refused(400, "bad_request", payload.message, errors=[_told(payload)])
+        if not isinstance(payload, dict) or payload.keys() != {"messages"}:
+            raise Refused(400, "bad_request", "expected an object with the one field messages")
+        bulk_id = str(uuid4())
+        items, limit = await self._take_all(asked, payload["messages"], "rele", bulk_id)
+        results = [{"index": index, **_result(email_id, taken)} for index, (email_id, taken) in enumerate(items)]
+        accepted = sum(result["status"] == "accepted" for result in results)
+        found = {"bulk_request_id": f"bulk_{bulk_id}", "total": len(results), "accepted": accepted}
+        return JSONResponse({**found, "rejected": len(results) - accepted, "results": results}, 202, fields(limit))
+
+    async def _batch_resend(self, request: Request) -> Response:
+        asked = await self._asked(request, several=True)
+        items, limit = await self._take_all(asked, parse_json(await request.body()), "resend", str(uuid4()))
+        good = [{"id": taken} for _, taken in items if not isinstance(taken, Refused)]
+        bad = [
+            {"index": index, "message": taken.detail}
+            for index, (_, taken) in enumerate(items)
+            if isinstance(taken, Refused)
+        ]
+        return JSONResponse({"data": good, **({"errors": bad} if bad else {})}, 200, fields(limit))
+
+    async def _key(self, request: Request) -> Response:
+        key_id = await self.authenticated(request)
+        found = await self._in_thread(lambda: self.desk.about(key_id))
+        if found is None:
+            raise _forbidden()
+        return JSONResponse(
+            {name: value.isoformat() if isinstance(value, datetime) else value for name, value in found.items()}
+        )
+
+    # ------------------------------------------------------------------ who asks
+
+    async def authenticated(self, request: Request) -> KeyId:
+        """Return whose request it is; raise Refused where nobody's."""
+        return (await self._caller(request)).key_id
+
+    async def _caller(self, request: Request) -> Caller:
+        secret = secret_of(request.headers)
+        if secret is None:
+            raise Refused(
+                401,
+                "unauthorized",
+                "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        address = self._client(request)
+        async with self._turn(address):
+            if refusal := self.throttle.failing(address):
+                raise Refused(429, "rate_limited", "too many failed authentications", headers=fields(refusal))
+            caller = await self._in_thread(lambda: self.desk.caller(secret))
+            if caller is None:
+                await self._in_thread(lambda: self.throttle.note_failure(address))
+                raise _forbidden()
+        if caller.networks is not None and not is_within(address, caller.networks):
+            raise _forbidden()
+        return caller
+
+    @asynccontextmanager
+    async def _turn(self, address: str) -> AsyncIterator[None]:
+        """Let few of one client ask for a key at once: many together would all ask before the first is seen to fail."""
+        turns = self.turns.setdefault(client_of(address), CapacityLimiter(LOGINS_AT_ONCE))
+        try:
+            with fail_after(_TURN_S):
+                await turns.acquire()
+        except TimeoutError:
+            raise StoreUnavailable("other logins of the same client take too long") from None
+        try:
+            yield
+        finally:
+            turns.release()
+
+    def _client(self, request: Request) -> str:
+        return client_address(request, self.proxies, self.client_header)
+
+    async def _within_limits(self, address: str, key_id: KeyId) -> Decision:
+        decision = self.throttle.check_at_once(address, key_id)
+        if decision is None:
+            decision = await self._in_thread(lambda: self.throttle.check(address, key_id))
+        if not decision.allowed:
+            raise Refused(429, _TOO_MANY.code, _TOO_MANY.detail, headers=fields(decision))
+        return decision
+
+    async def _asked(self, request: Request, *, several: bool = False) -> _Asked:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        caller = await self._caller(request)
+        key_id = caller.key_id
+        if several and not caller.may_bulk:
+            raise Refused(403, "forbidden", "this API key may not send several messages in one request")
+        if kind not in _JSON:
+            raise Refused(415, "unsupported_media_type", "expected Content-Type: application/json")
+        address = self._client(request)
+        return _Asked(
+            limit=await self._within_limits(address, key_id),
+            endpoint=request.url.path,
+            key_id=key_id,
+            client_address=address,
+            is_tls=request.url.scheme == "https",
+            idempotency_key=_idempotency_key(request.headers, LONGEST_BULK_KEY if several else LONGEST_KEY),
+        )
+
+    # ------------------------------------------------------------------ what is asked
+
+    async def _take_all(
+        self, asked: _Asked, items: object, dialect: Dialect, bulk_id: str
+    ) -> tuple[list[tuple[EmailId, EmailId | Refused]], Decision]:
+        """Take them in order, as many as the limits allow; each has an id, whatever becomes of it."""
+        if not isinstance(items, list) or not items:
+            raise Refused(400, "bad_request", "expected a list of one message or more")
+        if len(items) > self.max_bulk_messages:
+            raise Refused(
+                413, "payload_too_large", f"{len(items)} messages are over the limit of {self.max_bulk_messages}"
+            )
+        asked_of = [asked.item(index, bulk_id) for index in range(len(items))]
+        # The first was counted with the request.
+        places, limit = 1, asked.limit
+        if more := len(items) - 1:
+            some, limit = await self._in_thread(
+                lambda: self.throttle.check_some(asked.client_address, asked.key_id, more)
+            )
+            places += some
+        found: list[tuple[EmailId, EmailId | Refused]] = [(new_email_id(), _TOO_MANY) for _ in items]
+
+        async def take(index: int) -> None:
+            email_id = found[index][0]
+            found[index] = email_id, await self._tried(asked_of[index], items[index], dialect, email_id)
+
+        done = 0
+        while places and done < len(items):
+            begun, done = done, min(done + places, len(items))
+            async with create_task_group() as group:
+                for index in range(begun, done):
+                    group.start_soon(take, index)
+            # What was ours already gives its place to the next: a bulk that is repeated as a whole gets to its end.
+            places = sum(isinstance(taken, str) and taken != email_id for email_id, taken in found[begun:done])
+        return found, limit.with_refused(len(items) - done)
+
+    async def _tried(self, asked: _Asked, payload: object, dialect: Dialect, email_id: EmailId) -> EmailId | Refused:
+        try:
+            return await self._take(asked, payload, dialect, email_id)
+        except Refused as refusal:
+            return refusal
+        except Exception:
+            # Others of the same request may be stored by now: their ids must be told.
+            log.exception("%s: not taken", request_id(email_id))
+            return _NOT_YET
+
+    async def _take(self, asked: _Asked, payload: object, dialect: Dialect, email_id: EmailId) -> EmailId:
+        if isinstance(payload, FieldError):
+            raise Refused(400, "bad_request", payload.message, errors=[_told(payload)])
+        read = read_send(payload, dialect, self.limits)
+        if not isinstance(read, SendRequest):
+            errors = [_told(error) for error in read]
+            raise Refused(
+                400, "validation_failed", f"{len(errors)} fields are wrong: {errors[0]['message']}", errors=errors
+            )
+        sender = read.sender or (Mailbox(read.from_name, Address(self.default_from)) if self.default_from else None)
+        if sender and read.from_name:
+            sender = Mailbox(read.from_name, sender.address)
+        if sender is None:
+            missing = {"field": "from", "code": "required", "message": "from is missing, and there is no default"}
+            raise Refused(400, "validation_failed", missing["message"], errors=[missing])
+        # Neither the client that goes away nor another request that fails must end what is under way.
+        outcome = await self._in_thread(lambda: self.accept(_message(asked, read, sender, email_id)))
+        if isinstance(outcome, Refuse):
+            raise refused(outcome, dialect)
+        return outcome.email_id if isinstance(outcome, Repeat) else outcome
+
+    async def _await_final(self, key_id: KeyId, email_id: EmailId, wait_s: float) -> dict[str, object] | None:
+        """Wait for the outcome; None where it cannot be looked up: the message is committed whatever happens here."""
+        ends_at = time.monotonic() + wait_s
+        found: list[Submission] = []
+        while True:
+            try:
+                found = await self._in_thread(lambda: self.desk.submissions(key_id, [email_id]))
+            except StoreUnavailable as error:
+                log.warning("%s: outcome not looked up: %s", request_id(email_id), error)
+            except Exception:
+                log.exception("%s: outcome not looked up", request_id(email_id))
+                return None
+            if (found and found[0].state in FINAL) or time.monotonic() > ends_at:
+                return record(found[0]) if found else None
+            await sleep(_LOOK_AGAIN_S)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await to_thread.run_sync(call, limiter=self.threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What a request says besides its body."""
+
+    limit: Decision
+    endpoint: str
+    key_id: KeyId
+    client_address: str
+    is_tls: bool
+    idempotency_key: str | None
+    bulk_id: str | None = None
+
+    def item(self, index: int, bulk_id: str) -> _Asked:
+        """Return it for one message of a bulk: each has a name of its own under the request's."""
+        key = f"{self.idempotency_key}#{index}" if self.idempotency_key else None
+        return replace(self, idempotency_key=key, bulk_id=bulk_id)
+
+
+def _message(asked: _Asked, read: SendRequest, sender: Mailbox, email_id: EmailId) -> Message:
+    received_at = datetime.now(UTC)
+    domain = sender.address.rpartition("@")[2]
+    named = replace(read, idempotency_key=asked.idempotency_key) if asked.idempotency_key else read
+    raw = write(named, sender=sender, message_id=f"<{email_id}@{normal_domain(domain) or domain}>", date=received_at)
+    return Message(
+        id=email_id,
+        session=Session(
+            key_id=asked.key_id,
+            front_door="http",
+            client_address=asked.client_address,
+            tls="HTTPS" if asked.is_tls else "",
+            endpoint=asked.endpoint,
+        ),
+        envelope=Envelope(sender=sender.address, recipients=envelope(read)),
+        queue_id=request_id(email_id),
+        bulk_id=asked.bulk_id,
+        received_at=received_at,
+        raw=raw,
+        size=len(raw),
+        sha256=hashlib.sha256(raw).digest(),
+    )
+
+
+def _result(email_id: EmailId, taken: EmailId | Refused) -> dict[str, object]:
+    """Show one message of a bulk; one that was sent again is called as it was the first time."""
+    if isinstance(taken, Refused):
+        return {
+            "request_id": request_id(email_id),
+            "status": "rejected",
+            "code": taken.code,
+            "message": taken.detail,
+            "retryable": taken.status_code in RETRYABLE,
+            "errors": list(taken.errors),
+        }
+    return {"request_id": request_id(taken), "status": "accepted", "id": taken}
+
+
+def _told(error: FieldError) -> dict[str, str]:
+    return {"field": error.field, "code": error.code, "message": error.message}
+
+
+def _forbidden() -> Refused:
+    return Refused(403, "forbidden", "this API key is not known, or may not be used")
+
+
+def _idempotency_key(headers: Headers, longest: int) -> str | None:
+    found = {value.strip() for name in IDEMPOTENCY_KEY for value in headers.getlist(name)}
+    if not found:
+        return None
+    key = found.pop()
+    if found or not key or len(key) > longest or not key.isascii() or not key.isprintable():
+        text = f"Idempotency-Key: expected one, of 1 to {longest} printable characters"
+        raise Refused(400, "invalid_idempotency_key", text)
+    return key
+
+
+def _wait_s(request: Request) -> int:
+    text = request.query_params.get("wait", "0")
+    if not text.isascii() or not text.isdecimal() or len(text) > 2 or int(text) > LONGEST_WAIT_S:  # noqa: PLR2004
+        raise Refused(400, "validation_failed", f"wait: expected seconds from 0 to {LONGEST_WAIT_S}")
+    return int(text)

@@ -1,0 +1,274 @@
+"""The OpenAPI document of the HTTP front door, and a page that shows it."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from opensend_milter.core.request import RequestLimits
+from opensend_milter.servers.web import openapi_fields
+from opensend_milter.servers.web.api import LONGEST_BULK_KEY, LONGEST_KEY
+from opensend_milter.servers.web.openapi_fields import Schema, listed, ref, text
+
+_ULID = "req_[0-7][0-9A-HJKMNP-TV-Z]{25}"
+_UUID = "[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}"
+_OF_ALL = ["400", "401", "403", "404", "405", "408", "413", "429", "503"]
+_OF_SENDING = [*_OF_ALL, "402", "409", "415", "422"]
+_STATES = ["received", "smtp_submission_started", "smtp_accepted", "smtp_failed", "canceled"]
+
+
+def routes(*, max_bulk_messages: int, limits: RequestLimits | None = None) -> list[Route]:
+    """Return the routes."""
+    document = openapi(max_bulk_messages=max_bulk_messages, limits=limits or RequestLimits())
+    page = _page(document)
+
+    async def as_json(_: Request) -> Response:
+        return JSONResponse(document)
+
+    async def as_page(_: Request) -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
+
+    return [Route("/openapi.json", as_json, methods=["GET"]), Route("/docs", as_page, methods=["GET"])]
+
+
+def openapi(*, max_bulk_messages: int, limits: RequestLimits) -> dict[str, object]:
+    """Describe every path that a client may use."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "opensend-milter",
+            "version": version("opensend-milter"),
+            "description": "Send mail with an API key. A 202 means that the message is committed.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "security": [{"bearer": []}, {"header": []}],
+        "paths": _paths(),
+        "components": {
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+            "headers": {
+                "RequestId": {"description": "also in the body of an error", "required": True, "schema": text(_ULID)}
+            },
+            "links": {
+                "Submission": {"operationId": "getSubmission", "parameters": {"id": "$response.body#/request_id"}},
+                "Email": {"operationId": "getEmail", "parameters": {"id": "$response.body#/id"}},
+            },
+            "responses": {"Error": _answer("Why not", "Error")},
+            "schemas": {**openapi_fields.schemas(limits, max_bulk_messages), **_answers()},
+        },
+    }
+
+
+def _paths() -> Schema:
+    return {
+        "/v1/send": {"post": _operation("send", "Send a message", "Accepted", "202", _WAIT, _KEY, body="Send")},
+        "/v1/send-bulk": {
+            "post": _operation("sendBulk", "Send several messages", "BulkAccepted", "202", _BULK_KEY, body="Bulk")
+        },
+        "/v1/submissions": {
+            "get": _operation("listSubmissions", "List your messages", "Submissions", "200", *_FILTERS)
+        },
+        "/v1/submissions/{id}": {"get": _operation("getSubmission", "What became of one", "Submission", "200", _ID)},
+        "/v1/keys/self": {"get": _operation("getKey", "What this key may do", "Key", "200")},
+        "/emails": {"post": _operation("sendEmail", "Send, as with Resend", "Id", "200", _KEY, body="Email")},
+        "/emails/batch": {"post": _operation("sendEmails", "Send several", "Batch", "200", _BULK_KEY, body="Emails")},
+        "/emails/{id}": {"get": _operation("getEmail", "What became of one", "EmailState", "200", _ID)},
+        "/healthz": {"get": _open("getHealth", "Whether the process lives", "405", "503")},
+        "/readyz": {"get": _open("getReadiness", "Whether it could take a message now", "405", "503")},
+    }
+
+
+def _query(name: str, said: str, schema: Schema) -> Schema:
+    return {"name": name, "in": "query", "description": said, "schema": schema}
+
+
+_ID: Schema = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "description": "a request_id or an id",
+    "schema": {"type": "string", "minLength": 1},
+}
+_WAIT = _query("wait", "seconds to wait for the outcome", {"type": "integer", "minimum": 0, "maximum": 30})
+
+
+def _idempotency(longest: int) -> Schema:
+    return {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "the same key and content within 24 hours is answered as the first time",
+        "schema": text("[ -~]*[!-~][ -~]*", maxLength=longest),
+    }
+
+
+_KEY, _BULK_KEY = _idempotency(LONGEST_KEY), _idempotency(LONGEST_BULK_KEY)
+_FILTERS = (
+    _query("status", "only in this state", {"type": "string", "enum": _STATES}),
+    _query("since", "not older", {"type": "string", "format": "date-time"}),
+    _query("bulk", "only of this bulk_request_id", text(f"(bulk_)?{_UUID}")),
+    _query("before", "the `next` of the page before", text(f"{_ULID}|{_UUID}")),
+    _query("limit", "at most so many", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}),
+)
+
+
+def _operation(
+    name: str, summary: str, answer: str, status: str, *parameters: Schema, body: str | None = None
+) -> Schema:
+    good = dict(_answer(summary, answer))
+    if name in {"send", "sendEmail"}:
+        link = "Submission" if name == "send" else "Email"
+        good["links"] = {link: {"$ref": f"#/components/links/{link}"}}
+    found: dict[str, object] = {
+        "operationId": name,
+        "summary": summary,
+        "parameters": list(parameters),
+        "responses": {status: good, **_errors(*(_OF_SENDING if body else _OF_ALL))},
+    }
+    if body:
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref(body)}}}
+    return found
+
+
+def _open(name: str, summary: str, *errors: str) -> Schema:
+    """Describe what needs no key."""
+    return {
+        "operationId": name,
+        "summary": summary,
+        "security": [],
+        "responses": {"200": _answer(summary, "State"), **_errors(*errors)},
+    }
+
+
+def _errors(*statuses: str) -> Schema:
+    return {status: {"$ref": "#/components/responses/Error"} for status in statuses}
+
+
+def _answer(said: str, schema: str) -> Schema:
+    return {
+        "description": said,
+        "headers": {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}},
+        "content": {"application/json": {"schema": ref(schema)}},
+    }
+
+
+def _answers() -> Schema:
+    string, maybe, number, yes = ({"type": kind} for kind in ("string", ["string", "null"], "integer", "boolean"))
+    wrong = _object(["field", "message"], field=string, code=string, message=string)
+    smtp = _object([], code={"type": ["integer", "null"]}, enhanced_code=maybe, queue_id=maybe, reply=maybe)
+    recipient = _object(["email", "status"], email=string, status=string, reason=maybe)
+    result = _object(
+        ["index", "request_id", "status"],
+        index=number,
+        request_id=text(_ULID),
+        status={"enum": ["accepted", "rejected"]},
+        id=text(_UUID),
+        code=string,
+        message=string,
+        retryable=yes,
+        errors=listed(wrong),
+    )
+    submission = _object(
+        ["request_id", "id", "status", "code", "message", "recipient_domains", "recipient_count", "smtp", "created_at",
+         "updated_at"],
+        request_id=text(_ULID),
+        id=maybe,
+        status={"enum": [*_STATES, "rejected"]},
+        code=maybe,
+        message=maybe,
+        delivery=string,
+        uncertain=yes,
+        attempts=number,
+        recipient_domains=listed(string),
+        recipient_count=number,
+        recipients=listed(recipient),
+        smtp=smtp,
+        message_id=maybe,
+        queue_id=maybe,
+        provider_id=maybe,
+        scheduled_at=_MOMENT_OR_NULL,
+        created_at=_MOMENT,
+        updated_at=_MOMENT,
+        expires_at=_MOMENT_OR_NULL,
+    )  # fmt: skip
+    return {
+        "Accepted": _object(
+            ["status", "request_id", "id"],
+            status={"const": "accepted"},
+            request_id=text(_ULID),
+            id=text(_UUID),
+            submission={"anyOf": [ref("Submission"), {"type": "null"}]},
+        ),
+        "BulkAccepted": _object(
+            ["bulk_request_id", "total", "accepted", "rejected", "results"],
+            bulk_request_id=text(f"bulk_{_UUID}"),
+            total=number,
+            accepted=number,
+            rejected=number,
+            results=listed(result),
+        ),
+        "Submission": submission,
+        "Submissions": _object(["submissions"], submissions=listed(ref("Submission")), next=text(_ULID)),
+        "Key": _object(["id", "name", "permission"], id=string, name=string, permission=string, domain=maybe),
+        "Id": _object(["id"], id=text(_UUID)),
+        "Batch": _object(
+            ["data"],
+            data=listed(ref("Id")),
+            errors=listed(_object(["index", "message"], index=number, message=string)),
+        ),
+        "EmailState": _object(
+            ["object", "id", "to", "created_at", "last_event"],
+            object={"const": "email"},
+            id=text(_UUID),
+            to=listed(string),
+            created_at=_MOMENT,
+            scheduled_at=_MOMENT_OR_NULL,
+            last_event=string,
+        ),
+        "State": _object(["status"], status=string),
+        "Error": _object(
+            ["status", "code", "message", "request_id", "retryable", "name", "statusCode"],
+            status={"const": "error"},
+            code=string,
+            message=string,
+            request_id=text(_ULID),
+            retryable=yes,
+            errors=listed(wrong),
+            name=string,
+            statusCode=number,
+        ),
+    }
+
+
+_MOMENT: Schema = {"type": "string", "format": "date-time"}
+_MOMENT_OR_NULL: Schema = {"type": ["string", "null"], "format": "date-time"}
+
+
+def _object(required: list[str], /, **properties: Schema) -> Schema:
+    return {"type": "object", "required": required, "properties": properties}
+
+
+def _page(document: Mapping[str, object]) -> str:
+    paths = document["paths"]
+    assert isinstance(paths, dict)  # noqa: S101  # our own
+    rows = "".join(
+        f"<tr><td><code>{method.upper()} {html.escape(path)}</code></td>"
+        f"<td>{html.escape(str(said['summary']))}</td></tr>"
+        for path, methods in paths.items()
+        for method, said in methods.items()
+    )
+    shown = html.escape(json.dumps(document, indent=2))
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>opensend-milter</title>'
+        "<style>body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+        "td{padding:.2rem 1rem .2rem 0}pre{background:#f4f4f4;padding:1rem;overflow:auto}</style>"
+        "<h1>opensend-milter</h1><p>Send mail with an API key: <code>Authorization: Bearer KEY</code>.</p>"
+        f"<table>{rows}</table><h2>OpenAPI</h2><p>As JSON: /openapi.json</p><pre>{shown}</pre></html>"
+    )

@@ -1,0 +1,1 @@
+"""The threads that announce, deliver, take up feedback and tell webhooks."""

@@ -1,0 +1,49 @@
+"""Modules that are named by a string are there: no checker follows such a name when a module moves."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "opensend_milter"
+_DOTTED = re.compile(r"opensend_milter(?:\.[a-z_0-9]+)+")
+_FILES = [*PACKAGE.rglob("*.py"), *(ROOT / "bench").glob("*.py"), *(ROOT / "packaging").rglob("*.py"),
+          *(ROOT / "tests").rglob("*.py")]  # fmt: skip
+_PLACES = re.compile(r"(?<![\w/.-])((?:opensend_milter|adapters|app|cli|config|core|host|servers)/[\w/]+\.(?:py|sql|tsv))\b")
+_OF_THE_DATABASE = {"opensend_milter.mail"}
+"""Names of a logger."""
+
+
+def strings(path: Path) -> Iterator[str]:
+    """Yield each string of a file that is one dotted name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _DOTTED.fullmatch(node.value):
+            yield node.value
+
+
+def modules_named() -> set[str]:
+    found = {name for path in _FILES for name in strings(path)}
+    tables = {match for path in PACKAGE.rglob("*.sql") for match in _DOTTED.findall(path.read_text())}
+    return found - tables - _OF_THE_DATABASE
+
+
+@pytest.mark.parametrize("name", sorted(modules_named()))
+def test_a_module_that_a_string_names_can_be_imported(name: str) -> None:
+    try:
+        import_module(name)
+    except ModuleNotFoundError:
+        place, _, attribute = name.rpartition(".")
+        assert hasattr(import_module(place), attribute), name
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=lambda path: path.name)
+def test_a_place_that_a_page_names_is_there(page: Path) -> None:
+    named = set(_PLACES.findall(page.read_text()))
+    gone = sorted(one for one in named if not (ROOT / one).exists() and not (PACKAGE / one).exists())
+    assert gone == [] or page.name == "CHANGELOG.md", gone
