@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from opensend_milter.app.answering import http
     from opensend_milter.app.fitting import misfits
-    from opensend_milter.app.gating import logins_shown
+    from opensend_milter.app.gating import guard
     from opensend_milter.app.serving import serve
     from opensend_milter.app.trying import find_email, find_log, prepare_sandbox
     from opensend_milter.app.working import job_store, work
 
-__all__ = ["find_email", "find_log", "http", "job_store", "logins_shown", "misfits", "prepare_sandbox", "serve", "work"]
+__all__ = ["find_email", "find_log", "guard", "http", "job_store", "misfits", "prepare_sandbox", "serve", "work"]
 
 _HOMES = {
     "find_email": "trying",
     "find_log": "trying",
+    "guard": "gating",
     "http": "answering",
     "job_store": "working",
-    "logins_shown": "gating",
     "misfits": "fitting",
     "prepare_sandbox": "trying",
     "serve": "serving",

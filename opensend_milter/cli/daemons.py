@@ -11,18 +11,11 @@ from pathlib import Path
 
 from opensend_milter import app
 from opensend_milter.cli.output import ConfigPath, exits
-from opensend_milter.config import Config, Log, load
-from opensend_milter.config.changes import Reads
-from opensend_milter.servers import auth_gate as gate
-from opensend_milter.servers.reloading import Reloading, write_log_as
+from opensend_milter.config import Log, load
+from opensend_milter.servers.reloading import write_log_as
 from opensend_milter.servers.supervisor import notify
 
 log = logging.getLogger(__name__)
-
-
-GATE_READS = Reads(
-    live=frozenset({"auth.timeout_s", "limits.failed_per_minute"}), at_start=frozenset({"auth", "metrics.auth_port"})
-)
 
 
 def serve(config: ConfigPath = None) -> None:
@@ -49,27 +42,17 @@ def http(config: ConfigPath = None) -> None:
 def auth_gate(config: ConfigPath = None) -> None:
     """Stand between Postfix and Dovecot: a database outage becomes 454, never 535."""
     with exits():
-        settings = _begin(config)
-        reloading = Reloading(config, settings, GATE_READS)
-
-        def reload(running: gate.Gate) -> None:
-            reloading.on_hangup(
-                lambda new: running.set_limits(new.auth.timeout_s, new.limits.failed_per_minute),
-            )
-
-        with app.logins_shown(settings.metrics.auth_port):
-            gate.run(settings.auth, ready=_ready, failed_per_minute=settings.limits.failed_per_minute, reload=reload)
+        _begin(config)
+        app.guard(config, ready=_ready)
 
 
 _ready = partial(notify, "READY=1")
 
 
-def _begin(path: Path | None) -> Config:
+def _begin(path: Path | None) -> None:
     # A reload that comes before we can follow it waits, instead of ending us.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    config = load(path)
-    _log(config.log)
-    return config
+    _log(load(path).log)
 
 
 def _log(settings: Log) -> None:

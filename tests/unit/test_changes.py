@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from opensend_milter.app import answering, serving, working
-from opensend_milter.cli import daemons
+from opensend_milter.app import answering, gating, serving, working
 from opensend_milter.config import KEYS, Auth, Config, Database, Http, Relay, Smtp, Tls
 from opensend_milter.config.changes import Reads, changes, with_changes
 
@@ -93,12 +92,12 @@ def test_all_changes_together_make_the_new_one() -> None:
 def test_every_key_that_a_process_names_is_one() -> None:
     """A key that is renamed must not leave its old name behind in a list."""
     known = {key.path for key in KEYS} | {key.section for key in KEYS}
-    for reads in (answering.READS, serving.READS, working.READS, daemons.GATE_READS):
+    for reads in (answering.READS, serving.READS, working.READS, gating.READS):
         assert reads.live | reads.at_start <= known
 
 
 @pytest.mark.parametrize(
-    ("process", "reads"), [("serve", serving.READS), ("http", answering.READS), ("auth-gate", daemons.GATE_READS)]
+    ("process", "reads"), [("serve", serving.READS), ("http", answering.READS), ("auth-gate", gating.READS)]
 )
 def test_what_is_in_force_at_once_is_in_the_documentation(process: str, reads: Reads) -> None:
     (row,) = re.findall(rf"^\| `{process}` \| (.*) \|$", DOCUMENT.read_text(), re.MULTILINE)
