@@ -31,7 +31,7 @@ check: lint ## The quick round: lint, then the unit tests
 bench: setup ## Measure: ours beside an empty milter, a quarter of an hour (root); see docs/performance.md
 	@$(BIN)/python -m bench.compare $(ARGS)
 
-bench-quick: setup ## The same in two minutes: what matters most
+bench-quick: setup ## The same in two minutes: what matters most; ARGS="--against COMMIT" compares with a commit
 	@$(BIN)/python -m bench.compare --quick $(ARGS)
 
 bench-growth: setup ## What a message costs beside a million rows; ARGS="--rows 10000000" for ten

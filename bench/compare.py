@@ -16,9 +16,11 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bench import against
 from bench.figures import Figures, Spread, spread, together
 from bench.goals import ALONE, C_MILTER, OURS, PYMILTER, STATIC_AUTH, Goal, Results, goals, rate_ratio, table
 from bench.load import Load
+from bench.loads import WISHES, named
 from bench.measuring import GENERATOR, measure
 from bench.picture import Bar, Group, draw
 from bench.processes import MB, memory_bytes, tree
@@ -29,27 +31,6 @@ from opensend_milter.host.sandbox.programs import greets_as_smtp
 RESULTS = Path(__file__).parent / "results"
 ALL = (ALONE, C_MILTER, PYMILTER, OURS)
 MANY_ROWS = 1_000_000
-LARGE_BYTES = 41_060_000
-"""An attachment of 30 MB, as base64 in lines."""
-WISHES: Mapping[str, Mapping[str, object]] = {
-    "many_1": {"sessions": 1},
-    "many_20": {"sessions": 20},
-    "many_100": {"sessions": 100},
-    "one_1": {"sessions": 1, "kept": False},
-    "one_20": {"sessions": 20, "kept": False},
-    "one_100": {"sessions": 100, "kept": False},
-    "recipients_50": {"sessions": 20, "recipients": 50},
-    "attachment_1mb": {"sessions": 4, "size_bytes": 1_370_000, "attachment": True},
-    "attachment_30mb": {"sessions": 10, "per_session": 1, "size_bytes": LARGE_BYTES, "attachment": True},
-    "login_20": {"kind": "login", "sessions": 20, "kept": False},
-}
-LOAD_NAMES = {
-    "many": "many messages per connection, {} sessions",
-    "one": "one message per connection, {} sessions",
-    "recipients": "{} recipients, 20 sessions",
-    "attachment": "attachments of {}",
-    "login": "TLS and AUTH alone, {} sessions",
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,12 +134,6 @@ def _p99(one: Figures) -> float:
 def _median_cpu(figures: Sequence[Figures], group: str) -> float:
     found = spread(one.cpu_ms[group] for one in figures)
     return found.median if found else 0.0
-
-
-def named(load: str) -> str:
-    """Return a load's name for people."""
-    kind, _, what = load.partition("_")
-    return LOAD_NAMES[kind].format(what.replace("mb", " MB"))
 
 
 def picture(results: Results) -> str:
@@ -290,15 +265,27 @@ def with_beside(systems: Sequence[str]) -> Sequence[str]:
     return (*systems, BESIDE) if OURS in systems else systems
 
 
-def main() -> None:
-    """Print the figures and keep them; exit 1 where a message was not taken."""
+def asked() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="what matters most, in two minutes")
     parser.add_argument("--load", action="append", choices=list(WISHES), help="only this load; may be given again")
     parser.add_argument("--seconds", type=float, help="of each measurement")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--profile", choices=["opensend"], help="ours on OpenSend's own tables, too")
+    against.options(parser)
     arguments = parser.parse_args()
+    if arguments.against and arguments.profile:
+        parser.error("--against compares sandboxes of the profile standalone")
+    return arguments
+
+
+def main() -> None:
+    """Print the figures and keep them; exit 1 where a message was not taken."""
+    arguments = asked()
+    if arguments.against:
+        machine = about_machine()
+        sys.exit(against.run(arguments, lambda made: write("against.json", made | {"machine": machine})))
     parts = chosen(arguments)
     if os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
         print(f"The machine is busy (load {os.getloadavg()[0]:.1f}): ratios will scatter, and rates mean nothing.")

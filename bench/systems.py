@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psycopg
 import yaml
+from psycopg import sql
 
 from bench.goals import ALONE, C_MILTER, OURS, PYMILTER, STATIC_AUTH
 from bench.load import Load
@@ -39,11 +40,11 @@ BESIDE = "ours opensend"
 PATIENCE_S = 60.0
 PAUSE_S = 0.02
 _HERE = Path(__file__).parent
-# What a message leaves behind; keys, domains and the like stay.
-_FILLED = """
-    TRUNCATE public.emails, opensend_milter.submissions, opensend_milter.raw_chunks, opensend_milter.jobs,
-        opensend_milter.fingerprints, opensend_milter.refusals, public.logs CASCADE
-"""
+FILLED = (
+    "public.emails", "opensend_milter.submissions", "opensend_milter.raw_chunks", "opensend_milter.jobs",
+    "opensend_milter.fingerprints", "opensend_milter.refusals", "public.logs",
+)  # fmt: skip
+"""What a message leaves behind; keys, domains and the like stay."""
 _STATIC_PASSDB: Mapping[Version, str] = {
     "2.3": "passdb {\n  driver = static\n  args = nopassword=y user=bench\n}\n",
     "2.4": "passdb static {\n  fields {\n    nopassword = yes\n    user = bench\n  }\n}\n",
@@ -94,9 +95,13 @@ class Stand:
 
     directory: Path
     env: Mapping[str, str]
-    config: Config
     stack: ExitStack
     pids: dict[str, int] = field(default_factory=dict)
+    filled: Sequence[str] = FILLED
+
+    @property
+    def config(self) -> Config:
+        return load_config(self.directory / "opensend-milter.yaml", {})
 
     @property
     def place(self) -> Path:
@@ -117,7 +122,8 @@ class Stand:
     def empty(self) -> None:
         """Forget the messages, so that no round has more rows to look through than another."""
         with self.connect() as connection:
-            connection.execute(_FILLED)
+            tables = sql.SQL(", ").join(sql.Identifier(*name.split(".")) for name in self.filled)
+            connection.execute(sql.SQL("TRUNCATE {} CASCADE").format(tables))
             connection.execute("CHECKPOINT")
 
     def stop_worker(self) -> None:
@@ -333,7 +339,6 @@ def running_stand(profile: Profile = "standalone") -> Iterator[Stand]:
         stand = Stand(
             directory=directory,
             env=json.loads(sandbox("env", directory, "--json")),
-            config=load_config(directory / "opensend-milter.yaml", {}),
             stack=stack,
         )
         stand.pids = stand.program_pids()
