@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-BESIDE = ("ARCHITECTURE.md", "CHANGELOG.md", "opendkim-examples/README.md")
+BESIDE = ("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "opendkim-examples/README.md")
 """Pages that are not in docs/."""
 _LINK = re.compile(r"\]\((?!\w+:|#)([^)#]+)")
 _ABOUT_A_TEST = re.compile(r"^(```\w+) client=\S+$", re.MULTILINE)

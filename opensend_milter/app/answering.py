@@ -37,7 +37,8 @@ from opensend_milter.servers import metrics_page
 from opensend_milter.servers.reloading import Reloading
 from opensend_milter.servers.throttle import Throttle
 from opensend_milter.servers.web import (
-    events as http_events,
+    events,
+    health,
     links as http_links,
     openapi as http_openapi,
     server as http_server,
@@ -166,7 +167,8 @@ def _report_routes(config: Config, box: PostgresFeedbackBox, check: Callable[[],
             box.put([report])
 
     return [
-        *http_events.routes(hear=hear if config.feedback.topics else None, check=check),
+        *events.routes(hear if config.feedback.topics else None),
+        *health.routes(check),
         *http_links.routes(opened, put_report),
     ]
 

@@ -31,12 +31,13 @@ from opensend_milter.core.model import (
     Message,
     Reading,
     Refuse,
-    Rule,
     Session,
     UserId,
     Verdict,
+    refuse,
 )
 from opensend_milter.core.policy import Policy
+from opensend_milter.core.rules import Rule
 from opensend_milter.core.transfer import Base64
 
 MOST_ROWS = 10_000
@@ -149,7 +150,7 @@ def _message(recipients: Sequence[str], size: int) -> Message:
     found = [envelope_address(one) for one in recipients]
     envelope = {same_recipient(address): address for address in found if address is not None}
     # As the milter says it at RCPT.
-    fault = Refuse(code=550, enhanced="5.1.3", text="a recipient is not an address", rule=Rule.RECIPIENT_MALFORMED)
+    fault = refuse(Rule.RECIPIENT_MALFORMED, "a recipient is not an address")
     return Message(
         id=EmailId(""),
         session=Session(key_id=KeyId(""), front_door="smtp", client_address="", tls=""),

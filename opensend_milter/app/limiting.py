@@ -10,9 +10,10 @@ from opensend_milter.adapters.postgres import link
 from opensend_milter.adapters.postgres.rates import PostgresLeases
 from opensend_milter.config import Config
 from opensend_milter.core.errors import StoreUnavailable
-from opensend_milter.core.model import Message, Outcome, Refuse, Rule
+from opensend_milter.core.model import Message, Outcome, refuse
 from opensend_milter.core.policy import OURS
 from opensend_milter.core.rates import Leases, RateLimits
+from opensend_milter.core.rules import Rule
 from opensend_milter.servers.throttle import Throttle
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,6 @@ def limited(throttle: Throttle, accept: Callable[[Message], Outcome], message: M
             return OURS
         if not decision.allowed:
             text = f"over the limit of {decision.limit} messages a minute ({decision.tier}); try again later"
-            fault = Refuse(code=451, enhanced="4.7.1", text=text, rule=Rule.RATE_LIMITED)
+            fault = refuse(Rule.RATE_LIMITED, text)
             message = dataclasses.replace(message, fault=fault)
     return accept(message)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opensend_milter.adapters.admin.store import explained
 from opensend_milter.adapters.admin.verification import Domain, courier_of, ses_identity_of
-from opensend_milter.adapters.postgres.link import Connection, statements
+from opensend_milter.adapters.postgres.link import Connection
 from opensend_milter.config import Config
-from opensend_milter.core.dns_records import Keys, SesIdentity, State, Unasked, Wanted, ownership_token
-from opensend_milter.core.errors import StoreUnavailable
-from opensend_milter.core.model import CourierName
+from opensend_milter.core.couriers import COURIERS, CourierName
+from opensend_milter.core.dns_records import Keys, SesIdentity, State, Unasked, Wanted
 
 SPF_OF_SES = "include:amazonses.com"
 _LOCAL = {"127.0.0.1", "::1", "localhost"}
@@ -18,8 +16,6 @@ _NOT_OURS = Unasked("OpenSend verifies domains, in its dashboard")
 _NO_TOKEN = Unasked("not looked for")
 _SES_RETURNS = Unasked("Amazon SES's own return path; DMARC passes by DKIM")
 _UNREADABLE = Unasked("this role may not read it: ask as the tables' owner", State.UNKNOWN)
-_PLUNK_RETURNS = Unasked("Plunk's own return path; DMARC passes by DKIM")
-_STAYS = Unasked("courier file: nothing leaves this host")
 
 
 def verifies(config: Config) -> bool:
@@ -58,19 +54,23 @@ def wanted_of(
         # Its ingester sends by SES, whatever our couriers are.
         return _by_ses(domain, _NOT_OURS, identity, selectors, "see OpenSend's dashboard")
     ownership = token or _NO_TOKEN
-    match courier or config.delivery.courier:
+    name = courier or config.delivery.courier
+    row = COURIERS[name]
+    match row.leaves_by:
         case "ses":
             return _by_ses(domain, ownership, identity, selectors, "see the console of Amazon SES")
-        case "plunk":
-            keys = Keys(advice="see Plunk's dashboard", selectors=selectors)
-            return Wanted(domain=domain, ownership=ownership, envelope_domain=domain, spf=_PLUNK_RETURNS, dkim=keys)
-        case "file":
+        case "provider":
+            returns = Unasked(f"{row.provider}'s own return path; DMARC passes by DKIM")
+            keys = Keys(advice=f"see {row.provider}'s dashboard", selectors=selectors)
+            return Wanted(domain=domain, ownership=ownership, envelope_domain=domain, spf=returns, dkim=keys)
+        case "nowhere":
+            stays = Unasked(f"courier {name}: nothing leaves this host")
             return Wanted(
-                domain=domain, ownership=ownership, envelope_domain=domain, spf=_STAYS, dkim=_STAYS, dmarc=_STAYS
+                domain=domain, ownership=ownership, envelope_domain=domain, spf=stays, dkim=stays, dmarc=stays
             )
-        case "smtp" if config.relay.host not in _LOCAL:
+        case "relay" if config.relay.host not in _LOCAL:
             spf = f"a:{config.relay.host}"
-        case "smtp" | "sendmail":
+        case "relay" | "host":
             spf = f"a:{config.smtp.hostname}" if config.smtp.hostname else "mx"
     advice = f"publish the line of whoever signs (OpenDKIM, Amazon SES) at SELECTOR._domainkey.{domain}"
     delivery = config.delivery
@@ -105,12 +105,3 @@ def _below(domain: str, named: str) -> str:
     if not name or f".{name}".endswith(f".{domain.lower()}"):
         return name
     return f"{name}.{domain}"
-
-
-def token_of(connection: Connection, user_id: str, domain: str) -> str:
-    """Return the ownership token of a user's domain in this installation."""
-    with explained():
-        row = connection.execute(statements("feedback")["secret"]).fetchone()
-    if row is None:
-        raise StoreUnavailable("opensend_milter.secrets is empty")
-    return ownership_token(bytes(row[0]), user_id, domain)

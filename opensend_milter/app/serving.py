@@ -19,10 +19,10 @@ from opensend_milter.app.limiting import limited, open_throttle
 from opensend_milter.config import Config, Milter as MilterSettings, load
 from opensend_milter.config.changes import Reads
 from opensend_milter.core import counting
-from opensend_milter.core.carrying import carried_by
+from opensend_milter.core.couriers import Carries, carried_by
 from opensend_milter.core.errors import ConfigError, StoreUnavailable, TablesDiffer
 from opensend_milter.core.intake import Gatherer, Intake
-from opensend_milter.core.model import Carries, Limits, Message, Outcome
+from opensend_milter.core.model import Limits, Message, Outcome
 from opensend_milter.core.policy import Policy
 from opensend_milter.core.ports import IntakeStore
 from opensend_milter.servers import metrics_page

@@ -21,7 +21,8 @@ from opensend_milter.app.serving import policy_of
 from opensend_milter.config import Config
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped, warning
-from opensend_milter.core.model import Refuse, Rule
+from opensend_milter.core.model import Refuse
+from opensend_milter.core.rules import Rule
 
 REACHABLE = "opensend.reachable"
 MOST_LINES = 20

@@ -29,10 +29,12 @@ from opensend_milter.adapters.webhook_calls import HttpMessenger
 from opensend_milter.app.fitting import watched
 from opensend_milter.config import Config, load
 from opensend_milter.config.changes import Reads
+from opensend_milter.config.keys import BY_PATH
 from opensend_milter.core import counting
+from opensend_milter.core.couriers import COURIER_SECTIONS, COURIERS, CourierName
 from opensend_milter.core.dsn import return_path
 from opensend_milter.core.links import Links
-from opensend_milter.core.model import Address, CourierName, Job, Parcel
+from opensend_milter.core.model import Address, Job, Parcel
 from opensend_milter.core.outgoing import parcel
 from opensend_milter.core.ports import Courier, JobQueue
 from opensend_milter.core.signing import derived
@@ -51,7 +53,8 @@ READS = Reads(
     live=frozenset(),
     at_start=frozenset(
         {
-            *("profile", "database", "queue", "aws", "delivery", "relay", "ses", "sendmail", "api", "maildir"),
+            *("profile", "database", "queue", "aws", "delivery"),
+            *COURIER_SECTIONS,
             *("feedback", "webhooks", "smtp.hostname", "http.public_url", "policy.duplicate_window_s"),
             "metrics.worker_port",
         }
@@ -131,17 +134,24 @@ def job_store(config: Config, name: str, tables: link.Tables | None = None) -> P
     )
 
 
+WIRING: Mapping[CourierName, Callable[[Config], Courier]] = {
+    "smtp": lambda config: SmtpCourier(config.relay, hostname=_hostname(config)),
+    "ses": lambda config: SesCourier(config.ses, config.aws),
+    "sendmail": lambda config: SendmailCourier(config.sendmail),
+    "plunk": lambda config: PlunkCourier(config.api),
+    "file": lambda config: MaildirCourier(config.maildir),
+}
+
+
 def open_couriers(config: Config) -> Mapping[CourierName, Courier]:
     """Return a courier of each kind that is set up, for one thread; none of them connects before its first message."""
-    couriers: dict[CourierName, Courier] = {
-        "smtp": SmtpCourier(config.relay, hostname=_hostname(config)),
-        "ses": SesCourier(config.ses, config.aws),
-        "sendmail": SendmailCourier(config.sendmail),
-        "file": MaildirCourier(config.maildir),
-    }
-    if config.api.uri or config.delivery.courier == "plunk":
-        couriers["plunk"] = PlunkCourier(config.api)
-    return couriers
+    return {name: make(config) for name, make in WIRING.items() if is_set_up(config, name)}
+
+
+def is_set_up(config: Config, name: CourierName) -> bool:
+    """Tell whether a courier has what it needs, or is the configured one, which has to say what it lacks."""
+    needed = COURIERS[name].needs
+    return needed is None or name == config.delivery.courier or bool(BY_PATH[needed].of(config))
 
 
 def composer(config: Config) -> Callable[[Job], Parcel]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,22 +12,14 @@ from opensend_milter.adapters.admin.deliveries import DomainChanges, DomainSetti
 from opensend_milter.cli import admin, verifying
 from opensend_milter.cli.output import EX_TEMPFAIL, EX_USAGE, AsJson, ConfigPath, fail, plain, show, table_of
 from opensend_milter.config.option import HOSTNAME, REGION, WORD, Check
+from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.errors import UsageError
 
 app = typer.Typer(help="Domains that users may send from.", no_args_is_help=True)
 
 
-class Way(Enum):
-    """A courier, as it is typed."""
-
-    CONFIGURED = "configured"
-    SMTP = "smtp"
-    SES = "ses"
-    SENDMAIL = "sendmail"
-    PLUNK = "plunk"
-    FILE = "file"
-
-
+Way = Literal["configured", CourierName]
+"""A courier, as it is typed."""
 Name = Annotated[str, typer.Argument(metavar="DOMAIN", help="Name of the domain, such as example.org, or its id.")]
 Verified = Annotated[
     bool, typer.Option("--verified", help="You vouch for it: mail may be sent from it at once. Nothing is looked up.")
@@ -122,7 +113,7 @@ def set_(
     """Set what a domain asks of our worker; without options, show it."""
     with admin.delivering(config) as (store, deliveries):
         changes = DomainChanges(
-            courier="" if courier is Way.CONFIGURED else courier and courier.value,
+            courier="" if courier == "configured" else courier,
             region=_matching(region, REGION, "--region"),
             configuration_set=_matching(configuration_set, WORD, "--configuration-set"),
             track_opens=opens,

@@ -14,7 +14,8 @@ from opensend_milter.adapters.admin.rows import EmailDetail, RefusalRow
 from opensend_milter.cli import admin
 from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
 from opensend_milter.core.errors import UsageError
-from opensend_milter.core.model import EmailId, Rule
+from opensend_milter.core.model import EmailId
+from opensend_milter.core.rules import Rule
 
 app = typer.Typer(help="Emails: what was taken, what became of it, what was refused.", no_args_is_help=True)
 

@@ -61,7 +61,7 @@ class Reads:
 
 def changes(old: Config, new: Config) -> Sequence[Change]:
     """List the keys whose values differ, in the order of the sections."""
-    pairs = ((key, _value(old, key), _value(new, key)) for key in KEYS)
+    pairs = ((key, key.of(old), key.of(new)) for key in KEYS)
     return [Change(key=key, before=before, after=after) for key, before, after in pairs if before != after]
 
 
@@ -78,8 +78,3 @@ def with_changes(config: Config, made: Iterable[Change]) -> Config:
 
 def _is_in(key: Key, names: AbstractSet[str]) -> bool:
     return key.path in names or key.section in names
-
-
-def _value(config: Config, key: Key) -> Value:
-    value: Value = getattr(getattr(config, key.section) if key.section else config, key.name)
-    return value

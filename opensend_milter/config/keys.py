@@ -42,6 +42,11 @@ class Key:
         check = self.option.check
         return check.expected if check else self.kind.expected
 
+    def of(self, config: Config) -> Value:
+        """Return its value in a configuration."""
+        value: Value = getattr(getattr(config, self.section) if self.section else config, self.name)
+        return value
+
     def read(self, text: str) -> Value:
         """Parse and check; raise ValueError when it is not what is expected."""
         value = self.kind.parse(text)

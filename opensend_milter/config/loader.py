@@ -83,7 +83,7 @@ def load_with_sources(
 
 def effective(config: Config, sources: Sources) -> list[Setting]:
     """List every key as it is in force, passwords masked."""
-    return [_setting(key, _value(config, key), sources[key.path]) for key in KEYS]
+    return [_setting(key, key.of(config), sources[key.path]) for key in KEYS]
 
 
 def _setting(key: Key, value: Value, source: str) -> Setting:
@@ -97,11 +97,6 @@ def _setting(key: Key, value: Value, source: str) -> Setting:
         renders=key.option.renders,
         masked=safe != plain,
     )
-
-
-def _value(config: Config, key: Key) -> Value:
-    value: Value = getattr(getattr(config, key.section) if key.section else config, key.name)
-    return value
 
 
 def _read_files(loading: _Loading, path: Path | None, environ: Mapping[str, str]) -> None:

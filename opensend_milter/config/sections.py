@@ -29,7 +29,8 @@ from opensend_milter.config.option import (
     option,
     whole,
 )
-from opensend_milter.core.model import CourierName, Limits, OnSuppressed
+from opensend_milter.core.couriers import CourierName
+from opensend_milter.core.model import Limits, OnSuppressed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

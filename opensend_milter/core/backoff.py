@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-
-from opensend_milter.core.model import CourierName
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +14,6 @@ class Patience:
 
 
 LONGEST_S = 4 * 3_600.0
-PATIENCE: Mapping[CourierName, Patience] = {
-    # A mail server that says 450 often wants to see how long we keep at it; a service that says 429 means seconds.
-    "smtp": Patience(60.0, LONGEST_S),
-    "sendmail": Patience(60.0, LONGEST_S),
-    "ses": Patience(15.0, 3_600.0),
-    "plunk": Patience(15.0, 3_600.0),
-    "file": Patience(10.0, 600.0),
-}
 
 
 def pause_s(attempts: int, jitter: float, patience: Patience, asked_s: float | None = None) -> float:

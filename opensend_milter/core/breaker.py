@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from opensend_milter.core import counting
-from opensend_milter.core.model import CourierName
+from opensend_milter.core.couriers import CourierName
 
 OUTAGES = 3
 """In a row: a single one may be bad luck."""

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
+from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.feedback import KINDS
-from opensend_milter.core.model import CourierName, FrontDoor, JobState, Rule
+from opensend_milter.core.model import FrontDoor, JobState
+from opensend_milter.core.rules import Rule
 
 Kind = Literal["counter", "gauge", "histogram"]
 AttemptOutcome = Literal["sent", "partly", "deferred", "failed", "uncertain"]

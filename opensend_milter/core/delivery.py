@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from opensend_milter.core import counting, maillog
-from opensend_milter.core.backoff import PATIENCE, pause_s
+from opensend_milter.core.backoff import pause_s
 from opensend_milter.core.breaker import Breaker
+from opensend_milter.core.couriers import COURIERS, CourierName
 from opensend_milter.core.errors import (
     DeliveryDeferred,
     DeliveryUncertain,
@@ -17,7 +18,7 @@ from opensend_milter.core.errors import (
     StoreUnavailable,
     TemporaryError,
 )
-from opensend_milter.core.model import CourierName, Job, Parcel, Sent
+from opensend_milter.core.model import Job, Parcel, Sent
 from opensend_milter.core.ports import Courier, JobStore
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Delivery:
     def _sent(self, job: Job, sent: Sent) -> _Write:
         attempts = job.attempts + 1
         if sent.deferred and attempts < self.max_attempts:
-            wait_s = pause_s(attempts, self.jitter(), PATIENCE[sent.courier])
+            wait_s = pause_s(attempts, self.jitter(), COURIERS[sent.courier].patience)
             maillog.partly(job, sent, wait_s)
             return lambda: self.store.record_partly(job, sent, wait_s)
         given_up = tuple((address, f"given up after {attempts} attempts: {why}") for address, why in sent.deferred)
@@ -112,7 +113,7 @@ class Delivery:
         attempts = job.attempts + 1
         if attempts >= self.max_attempts:
             return self._failed(job, name, f"given up after {attempts} attempts: {reason}")
-        wait_s = pause_s(attempts, self.jitter(), PATIENCE[name], asked_s)
+        wait_s = pause_s(attempts, self.jitter(), COURIERS[name].patience, asked_s)
         maillog.deferred(job, reason, wait_s, name)
         return lambda: self.store.record_deferred(job, reason, wait_s)
 

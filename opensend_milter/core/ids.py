@@ -9,6 +9,8 @@ from functools import lru_cache
 
 from opensend_milter.core.model import EmailId, KeyId
 
+SENT_ONCE = "opensend-milter:sent:{}"
+"""Source id of an email's `sent` event, whoever writes it: so it is there once."""
 _CHARACTERS = 36
 """Of the one form that we take: UUID() reads others."""
 

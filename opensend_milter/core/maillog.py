@@ -9,8 +9,9 @@ import logging
 
 from opensend_milter.core import counting
 from opensend_milter.core.counting import LoginOutcome
+from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.logline import Pairs, Plain, Said
-from opensend_milter.core.model import CourierName, EmailId, Job, Message, Refuse, Sent
+from opensend_milter.core.model import EmailId, Job, Message, Refuse, Sent
 
 log = logging.getLogger("opensend_milter.mail")
 _LOOKED_AT = {"/healthz", "/readyz", "/metrics"}

@@ -19,7 +19,8 @@ from opensend_milter.core.address import (
 )
 from opensend_milter.core.control import METADATA, ControlFieldError, Wishes, wishes
 from opensend_milter.core.mime import PartHeader, part_header
-from opensend_milter.core.model import Attachment, Limits, Mailbox, Reading, Refuse, Rule
+from opensend_milter.core.model import Attachment, Limits, Mailbox, Reading, Refuse, refuse
+from opensend_milter.core.rules import Rule
 from opensend_milter.core.transfer import Base64, Buffer, decoded
 
 _FOLD = re.compile(rb"\r?\n(?=[ \t])")
@@ -134,7 +135,7 @@ def _wishes(fields: tuple[tuple[str, str], ...]) -> Wishes:
     try:
         return wishes((name, decode_words(value) if name.startswith(METADATA) else value) for name, value in fields)
     except ControlFieldError as error:
-        raise _RefusedError(Refuse(code=554, enhanced="5.6.0", text=str(error), rule=Rule.CONTROL_FIELD)) from None
+        raise _RefusedError(refuse(Rule.CONTROL_FIELD, str(error))) from None
 
 
 def _mailboxes(fields: tuple[tuple[str, str], ...], name: str, limits: Limits) -> tuple[Mailbox, ...]:
@@ -264,8 +265,8 @@ def _spans(raw: Buffer, start: int, end: int, boundary: str, at_most: int) -> It
 
 
 def _no(rule: Rule, text: str) -> _RefusedError:
-    return _RefusedError(Refuse(code=550, enhanced="5.7.1", text=text, rule=rule))
+    return _RefusedError(refuse(rule, text))
 
 
 def _beyond(text: str) -> _RefusedError:
-    return _RefusedError(Refuse(code=554, enhanced="5.6.0", text=f"message not taken: {text}", rule=Rule.BEYOND_LIMITS))
+    return _RefusedError(refuse(Rule.BEYOND_LIMITS, f"message not taken: {text}"))

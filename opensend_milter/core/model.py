@@ -8,6 +8,8 @@ from enum import Enum
 from typing import Literal, NewType
 
 from opensend_milter.core.control import Wishes
+from opensend_milter.core.couriers import CourierName
+from opensend_milter.core.rules import Reply, Rule
 from opensend_milter.core.transfer import Base64, Buffer
 
 EmailId = NewType("EmailId", str)
@@ -19,7 +21,6 @@ FrontDoor = Literal["smtp", "http"]
 Holder = Literal["key", "account", "rest"]
 """Who used a name before: this key, another of the account, or OpenSend's REST API, which does not say with which."""
 OnSuppressed = Literal["reject-message", "drop-recipient"]
-CourierName = Literal["smtp", "ses", "sendmail", "plunk", "file"]
 Subscription = Literal["fine", "none", "past_due", "missing_plan", "legacy_free"]
 """What OpenSend's billing says of a user; `fine` also where there is no billing."""
 
@@ -186,40 +187,6 @@ class Facts:
     subscription: Subscription = "fine"
 
 
-class Rule(Enum):
-    """Why a message was refused; the value is what logs, records and docs call it."""
-
-    UNAUTHENTICATED = "unauthenticated"
-    NOT_A_KEY = "not-a-key"
-    KEY_REVOKED = "key-revoked"
-    KEY_EXPIRED = "key-expired"
-    NETWORK_NOT_ALLOWED = "network-not-allowed"
-    SENDER_NOT_ALLOWED = "sender-not-allowed"
-    RECIPIENT_NOT_ALLOWED = "recipient-not-allowed"
-    ATTACHMENTS_NOT_ALLOWED = "attachments-not-allowed"
-    HTML_NOT_ALLOWED = "html-not-allowed"
-    DAILY_QUOTA = "daily-quota"
-    FROM_MISSING = "from-missing"
-    FROM_NOT_ONE = "from-not-one"
-    FROM_MALFORMED = "from-malformed"
-    FROM_RESTRICTED = "from-restricted"
-    FROM_UNVERIFIED = "from-unverified"
-    RECIPIENT_MALFORMED = "recipient-malformed"
-    RECIPIENT_SUPPRESSED = "recipient-suppressed"
-    TOO_MANY_RECIPIENTS = "too-many-recipients"
-    TOO_LARGE = "too-large"
-    ATTACHMENTS_TOO_LARGE = "attachments-too-large"
-    CONTROL_FIELD = "control-field"
-    QUOTA = "quota"
-    DUPLICATE_KEY = "duplicate-key"
-    RATE_LIMITED = "rate-limited"
-    SANDBOX_MIXED = "sandbox-mixed"
-    BEYOND_LIMITS = "beyond-limits"
-    CANNOT_CARRY = "cannot-carry"
-    OURS = "ours"
-    """Not the sender's fault: always a 4xx."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
     """The message is not taken: code and text for the sender, rule for the record."""
@@ -228,6 +195,12 @@ class Refuse:
     enhanced: str
     text: str
     rule: Rule
+
+
+def refuse(rule: Rule, text: str, reply: Reply | None = None) -> Refuse:
+    """Refuse as the table of rules has it; `reply`: which, where it has several for this rule."""
+    said = reply or rule.replies[0]
+    return Refuse(code=said.code, enhanced=said.enhanced, text=text, rule=rule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,19 +261,6 @@ class Limits:
     """Addresses in one header field."""
     max_parts: int = 1_000
     max_depth: int = 50
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Carries:
-    """What a courier can carry; what it cannot is refused at accept."""
-
-    max_message_bytes: int | None = None
-    max_recipients: int | None = None
-    max_line_octets: int | None = 1_000
-    """CRLF included (RFC 5321, 4.5.3.1.6)."""
-    eight_bit: bool = True
-    utf8_addresses: bool = True
-    """SMTPUTF8 (RFC 6531)."""
 
 
 class JobState(Enum):

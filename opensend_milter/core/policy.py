@@ -10,13 +10,12 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Literal
 
 from opensend_milter.core.address import domain_of, envelope_address, normal_domain, same_recipient
+from opensend_milter.core.couriers import Carries, CourierName
 from opensend_milter.core.identity import row_digest
 from opensend_milter.core.message import has_eight_bit, has_longer_line
 from opensend_milter.core.model import (
     Accept,
     Address,
-    Carries,
-    CourierName,
     Earlier,
     Facts,
     Identity,
@@ -28,25 +27,17 @@ from opensend_milter.core.model import (
     Reading,
     Refuse,
     Repeat,
-    Rule,
     Subscription,
     UserId,
     Verdict,
+    refuse,
 )
+from opensend_milter.core.rules import NOT_ASCII, NOT_YET_PAID, Rule
 
-OURS = Refuse(code=451, enhanced="4.3.0", text="temporary failure on our side; try again later", rule=Rule.OURS)
-UNAUTHENTICATED = Refuse(
-    code=530, enhanced="5.7.0", text="authentication required: password is the API key", rule=Rule.UNAUTHENTICATED
-)
-NOT_A_KEY = Refuse(
-    code=550, enhanced="5.7.1", text="the authenticated identity is not an API key of this service", rule=Rule.NOT_A_KEY
-)
-_REVOKED = Refuse(
-    code=550,
-    enhanced="5.7.1",
-    text="the API key was revoked or has no owner; log in with a valid key",
-    rule=Rule.KEY_REVOKED,
-)
+OURS = refuse(Rule.OURS, "temporary failure on our side; try again later")
+UNAUTHENTICATED = refuse(Rule.UNAUTHENTICATED, "authentication required: password is the API key")
+NOT_A_KEY = refuse(Rule.NOT_A_KEY, "the authenticated identity is not an API key of this service")
+_REVOKED = refuse(Rule.KEY_REVOKED, "the API key was revoked or has no owner; log in with a valid key")
 LONGEST_DELAY = timedelta(days=30)
 _SAME_TIME = timedelta(minutes=1)
 """REST's rows say when they are due, not what was asked for."""
@@ -78,7 +69,7 @@ class Policy:
         if size <= self.limits.max_message_bytes:
             return None
         text = f"message of {size} octets is over the limit of {self.limits.max_message_bytes}"
-        return Refuse(code=552, enhanced="5.3.4", text=text, rule=Rule.TOO_LARGE)
+        return refuse(Rule.TOO_LARGE, text)
 
     def judge(self, message: Message, reading: Reading, identity: Identity, facts: Facts) -> Verdict:
         """Decide; without I/O, so that the same facts always give the same verdict."""
@@ -127,17 +118,17 @@ class Policy:
         shown = domain_of(reading.sender.address)
         domain = normal_domain(shown)
         if domain is None:
-            return _refuse(Rule.FROM_MALFORMED, f"the From domain {shown!a} is not a domain name")
+            return refuse(Rule.FROM_MALFORMED, f"the From domain {shown!a} is not a domain name")
         if key.restricted and key.restricted_domain is None:
             text = "the API key is restricted to a domain that its user no longer has; make a new key"
-            return _refuse(Rule.FROM_RESTRICTED, text)
+            return refuse(Rule.FROM_RESTRICTED, text)
         if key.restricted_domain is not None and normal_domain(key.restricted_domain) != domain:
             allowed = key.restricted_domain
             text = f"the API key may only send from {allowed}, not from {domain}; subdomains are domains of their own"
-            return _refuse(Rule.FROM_RESTRICTED, text)
+            return refuse(Rule.FROM_RESTRICTED, text)
         if self.sender_domains == "verified" and not facts.sender_domain_verified:
             text = f"the From domain {domain} is not a verified domain of this account; add and verify it first"
-            return _refuse(Rule.FROM_UNVERIFIED, text)
+            return refuse(Rule.FROM_UNVERIFIED, text)
         return None
 
     def _refuse_recipients(
@@ -146,15 +137,15 @@ class Policy:
         count = len(message.envelope.recipients)
         if count > self.limits.max_recipients:
             text = f"{count} recipients are over the limit of {self.limits.max_recipients}; send several messages"
-            return Refuse(code=550, enhanced="5.5.3", text=text, rule=Rule.TOO_MANY_RECIPIENTS)
+            return refuse(Rule.TOO_MANY_RECIPIENTS, text)
         if self.sandbox_addresses and _mixes_sandbox(message.envelope.recipients):
             text = "addresses of OpenSend's sandbox go alone, and all with the same outcome; send two messages"
-            return _refuse(Rule.SANDBOX_MIXED, text)
+            return refuse(Rule.SANDBOX_MIXED, text)
         if not facts.suppressed or dropped:
             return None
         named = _some([f"{address} ({reason})" for address, reason in facts.suppressed])
         text = f"nothing was sent: on the suppression list: {named}; leave them out or remove them from the list"
-        return _refuse(Rule.RECIPIENT_SUPPRESSED, text)
+        return refuse(Rule.RECIPIENT_SUPPRESSED, text)
 
     def _carries(self, facts: Facts) -> Carries:
         return self.couriers.get(facts.courier, self.carries) if facts.courier else self.carries
@@ -167,7 +158,7 @@ class Policy:
                 f"attachments of {reading.attachment_bytes} octets (as base64) "
                 f"are over the limit of {self.limits.max_attachment_bytes}"
             )
-            return Refuse(code=552, enhanced="5.3.4", text=text, rule=Rule.ATTACHMENTS_TOO_LARGE)
+            return refuse(Rule.ATTACHMENTS_TOO_LARGE, text)
         return _refuse_beyond(message, reading, carries, dropped)
 
 
@@ -175,26 +166,22 @@ def _refuse_beyond(message: Message, reading: Reading, carries: Carries, dropped
     """Refuse what the courier of this domain cannot carry: later there would be nobody to tell."""
     if carries.max_message_bytes is not None and message.size > carries.max_message_bytes:
         text = f"message of {message.size} octets: the way it would leave takes {carries.max_message_bytes}"
-        return Refuse(code=552, enhanced="5.3.4", text=text, rule=Rule.TOO_LARGE)
+        return refuse(Rule.TOO_LARGE, text)
     count = len(message.envelope.recipients) - len(dropped)
     if carries.max_recipients is not None and count > carries.max_recipients:
         text = f"{count} recipients: the way it would leave takes {carries.max_recipients}; send several messages"
-        return Refuse(code=550, enhanced="5.5.3", text=text, rule=Rule.TOO_MANY_RECIPIENTS)
+        return refuse(Rule.TOO_MANY_RECIPIENTS, text)
     if not carries.utf8_addresses and (odd := _beyond_ascii(message, reading, dropped)):
         text = f"the mailbox name of {odd!a} is not ASCII: Amazon SES cannot send that; a domain may be any"
-        return Refuse(code=554, enhanced="5.6.7", text=text, rule=Rule.CANNOT_CARRY)
+        return refuse(Rule.CANNOT_CARRY, text, NOT_ASCII)
     octets = carries.max_line_octets
     if octets is not None and has_longer_line(message.raw, octets):
         text = f"a line is longer than {octets} octets (RFC 5321); wrap it or encode the part as base64"
-        return Refuse(code=554, enhanced="5.6.0", text=text, rule=Rule.CANNOT_CARRY)
+        return refuse(Rule.CANNOT_CARRY, text)
     if not carries.eight_bit and has_eight_bit(message.raw):
         text = "the next hop carries no 8-bit content; encode it as base64 or quoted-printable"
-        return Refuse(code=554, enhanced="5.6.0", text=text, rule=Rule.CANNOT_CARRY)
+        return refuse(Rule.CANNOT_CARRY, text)
     return None
-
-
-def _refuse(rule: Rule, text: str) -> Refuse:
-    return Refuse(code=550, enhanced="5.7.1", text=text, rule=rule)
 
 
 def _some(named: list[str]) -> str:
@@ -206,10 +193,10 @@ def _refuse_key(scope: KeyScope, client_address: str) -> Refuse | None:
     """Refuse a key that is no good any more, or not from there."""
     if scope.expired_at is not None:
         since = scope.expired_at.astimezone(UTC).isoformat(timespec="seconds")
-        return _refuse(Rule.KEY_EXPIRED, f"the API key expired at {since}; make a new key, or have this one extended")
+        return refuse(Rule.KEY_EXPIRED, f"the API key expired at {since}; make a new key, or have this one extended")
     if scope.networks is not None and not is_within(client_address, scope.networks):
         text = f"the API key may not be used from {client_address or 'an unknown address'}; add its network to the key"
-        return _refuse(Rule.NETWORK_NOT_ALLOWED, text)
+        return refuse(Rule.NETWORK_NOT_ALLOWED, text)
     return None
 
 
@@ -218,16 +205,16 @@ def _refuse_beyond_scope(scope: KeyScope, message: Message, reading: Reading) ->
     shown = reading.sender.address
     if scope.allowed_senders is not None and _not_listed([shown], scope.allowed_senders):
         text = f"the API key may not send as {shown}; it may send as {_some(list(scope.allowed_senders)) or 'nobody'}"
-        return _refuse(Rule.SENDER_NOT_ALLOWED, text)
+        return refuse(Rule.SENDER_NOT_ALLOWED, text)
     if scope.allowed_recipients is not None:
         others = _not_listed(message.envelope.recipients, scope.allowed_recipients)
         if others:
             text = f"nothing was sent: the API key may not send to {_some(others)}; leave them out"
-            return _refuse(Rule.RECIPIENT_NOT_ALLOWED, text)
+            return refuse(Rule.RECIPIENT_NOT_ALLOWED, text)
     if not scope.may_attach and reading.attachments:
-        return _refuse(Rule.ATTACHMENTS_NOT_ALLOWED, "the API key may not send attachments, inline images included")
+        return refuse(Rule.ATTACHMENTS_NOT_ALLOWED, "the API key may not send attachments, inline images included")
     if not scope.may_html and _has_html(reading):
-        return _refuse(Rule.HTML_NOT_ALLOWED, "the API key may not send HTML; send plain text")
+        return refuse(Rule.HTML_NOT_ALLOWED, "the API key may not send HTML; send plain text")
     return None
 
 
@@ -253,7 +240,7 @@ def _refuse_quota(scope: KeyScope) -> Refuse | None:
     if scope.per_day is None or scope.sent_today < scope.per_day:
         return None
     text = f"the API key has sent its {scope.per_day} messages of today; it may send again after midnight UTC"
-    return Refuse(code=452, enhanced="4.7.1", text=text, rule=Rule.DAILY_QUOTA)
+    return refuse(Rule.DAILY_QUOTA, text)
 
 
 def is_within(client_address: str, networks: Iterable[str]) -> bool:
@@ -292,21 +279,21 @@ def _again(message: Message, reading: Reading, identity: Identity, earlier: Earl
     if earlier.holder == "account":
         since = earlier.received_at.astimezone(UTC).isoformat(timespec="seconds")
         text = f"the Idempotency-Key is in use by another API key of this account, since {since}; use another one"
-        return _refuse(Rule.DUPLICATE_KEY, text)
+        return refuse(Rule.DUPLICATE_KEY, text)
     if not _is_same_content(message, reading, identity, earlier):
         where = " that OpenSend's REST API took" if earlier.holder == "rest" else ""
         text = (
             f"the Idempotency-Key was used for another message{where} ({earlier.email_id}); "
             "use a new key for a new message, the old one only for the same"
         )
-        return _refuse(Rule.DUPLICATE_KEY, text)
+        return refuse(Rule.DUPLICATE_KEY, text)
     if not _is_same_time(reading, earlier):
         when = earlier.scheduled_at.astimezone(UTC).isoformat(timespec="seconds") if earlier.scheduled_at else "at once"
         text = (
             f"the Idempotency-Key was used for the same message at another time ({earlier.email_id}, to be sent "
             f"{when}); use a new key to send it again"
         )
-        return _refuse(Rule.DUPLICATE_KEY, text)
+        return refuse(Rule.DUPLICATE_KEY, text)
     return Repeat(email_id=earlier.email_id)
 
 
@@ -330,8 +317,8 @@ def _refuse_subscription(subscription: Subscription) -> Refuse | None:
         return None
     if subscription == "past_due":
         text = "quota: the subscription is past due for more than three days; pay it, then try again"
-        return Refuse(code=452, enhanced="4.7.1", text=text, rule=Rule.QUOTA)
-    return _refuse(Rule.QUOTA, f"quota: this account has no paid plan to send with ({subscription})")
+        return refuse(Rule.QUOTA, text, NOT_YET_PAID)
+    return refuse(Rule.QUOTA, f"quota: this account has no paid plan to send with ({subscription})")
 
 
 def _mixes_sandbox(recipients: tuple[Address, ...]) -> bool:
@@ -350,4 +337,4 @@ def _refuse_moment(scheduled_at: datetime | None, received_at: datetime) -> Refu
         return None
     when = scheduled_at.isoformat(timespec="seconds")
     text = f"X-OpenSend-Send-At: {when} is not within the next {LONGEST_DELAY.days} days; leave it out to send now"
-    return Refuse(code=554, enhanced="5.6.0", text=text, rule=Rule.CONTROL_FIELD)
+    return refuse(Rule.CONTROL_FIELD, text)

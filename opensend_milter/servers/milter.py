@@ -29,8 +29,9 @@ import milter
 from opensend_milter.core.address import envelope_address, same_recipient
 from opensend_milter.core.errors import OpensendError
 from opensend_milter.core.ids import key_id, new_email_id
-from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcome, Refuse, Rule, Session
+from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcome, Refuse, Session, refuse
 from opensend_milter.core.policy import NOT_A_KEY, OURS, UNAUTHENTICATED
+from opensend_milter.core.rules import Rule
 from opensend_milter.core.transfer import Buffer
 from opensend_milter.servers.supervisor import DRAIN, RELOAD, Line
 from opensend_milter.servers.unix_socket import usable_by
@@ -307,7 +308,7 @@ def _fault(transaction: Transaction) -> Refuse | None:
         return NOT_A_KEY
     if transaction.bad_recipient is not None or not transaction.recipients:
         text = f"recipient {transaction.bad_recipient or ''!a} is not an address; write it as user@domain"
-        return Refuse(code=550, enhanced="5.1.3", text=text, rule=Rule.RECIPIENT_MALFORMED)
+        return refuse(Rule.RECIPIENT_MALFORMED, text)
     return None
 
 

@@ -29,6 +29,8 @@ OPENSEND: tuple[StatementFile, ...] = ("intake", "submissions", "rates", "jobs")
 STANDALONE: tuple[StatementFile, ...] = (*OPENSEND, "feedback", "webhooks")
 NOT_OF_A_PROCESS = frozenset({"add", "list", "remove", "rotate", "replay", "deliveries"})
 """Of webhooks.sql: commands of a person."""
+INCOMING = "CREATE TEMPORARY TABLE incoming (email text, reason text, since timestamptz)"
+"""What an import of suppressed addresses makes for itself."""
 FUNCTIONS = {"function": "SELECT opensend_milter.key_id('x')"}
 TRY_AGAIN = 451
 MAIL = b"From: app@example.org\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
@@ -88,6 +90,7 @@ def used(url: str, asked: dict[str, str]) -> set[tuple[str, str]]:
     """Return the columns of OpenSend's without which one of these statements fails."""
     found = set()
     with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(INCOMING)
         assert {key: why for key, text in asked.items() if (why := fault(connection, text))} == {}
         for column in facts.opensend().columns:
             some = [text for text in asked.values() if column.name in text or text in FUNCTIONS.values()]
@@ -122,6 +125,7 @@ def test_the_needs_of_all_are_what_is_granted_and_what_the_commands_name(
     with psycopg.connect(cluster.url(empty), autocommit=True) as connection:
         facts.make(connection, no_more_than(wanted))
         migrations.migrate(cluster.url(empty), None)
+        connection.execute(INCOMING)
         assert {key: why for key, text in asked.items() if (why := fault(connection, text))} == {}
 
 

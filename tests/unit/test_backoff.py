@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from opensend_milter.core.backoff import LONGEST_S, PATIENCE, pause_s
+from opensend_milter.core.backoff import LONGEST_S, pause_s
+from opensend_milter.core.couriers import COURIERS
 
-SMTP = PATIENCE["smtp"]
+SMTP = COURIERS["smtp"].patience
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def test_jitter_takes_away_up_to_a_half(attempts: int) -> None:
 
 def test_never_at_once_and_never_beyond_the_cap() -> None:
     """Not even for a number of attempts that cannot be."""
-    for patience in PATIENCE.values():
+    for patience in (row.patience for row in COURIERS.values()):
         assert pause_s(0, 0.0, patience) >= patience.first_s / 2 >= 5
         assert all(pause_s(n, 1.0, patience, asked_s=10**9) <= LONGEST_S for n in range(100))
 

@@ -96,6 +96,21 @@ def test_every_key_that_a_process_names_is_one() -> None:
         assert reads.live | reads.at_start <= known
 
 
+READ_OTHERWISE = {
+    "log.level": "every process, Reloading adds it",
+    "log.format": "every process, Reloading adds it",
+}
+"""In no list, and not only for Postfix or Dovecot; each with who reads it."""
+
+
+def test_every_key_is_in_a_list_of_what_a_process_reads() -> None:
+    """A new option that is in none would never be reloaded, and SIGHUP would call it nobody's."""
+    every = (answering.READS, serving.READS, working.READS, gating.READS)
+    listed = {key.path for key in KEYS for reads in every if {key.path, key.section} & (reads.live | reads.at_start)}
+    by_nobody = {key.path for key in KEYS if key.path not in listed and not key.option.renders}
+    assert by_nobody == READ_OTHERWISE.keys()
+
+
 @pytest.mark.parametrize(
     ("process", "reads"), [("serve", serving.READS), ("http", answering.READS), ("auth-gate", gating.READS)]
 )

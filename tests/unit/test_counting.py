@@ -14,7 +14,8 @@ from opensend_milter.adapters import prometheus
 from opensend_milter.adapters.prometheus import PrometheusBook
 from opensend_milter.core import counting, maillog
 from opensend_milter.core.counting import AT_THE_DOOR, IN_DELIVERY, OVER_HTTP, Measure, count_in
-from opensend_milter.core.model import EmailId, JobState, Refuse, Route, Rule, Sent
+from opensend_milter.core.model import EmailId, JobState, Refuse, Route, Sent
+from opensend_milter.core.rules import Rule
 from tests.jobs import job
 from tests.unit.messages import message
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from opensend_milter.core.breaker import OUTAGES, Breaker
+from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.delivery import RECORD_PAUSES_S, Delivery
 from opensend_milter.core.errors import (
     DeliveryDeferred,
@@ -18,17 +19,7 @@ from opensend_milter.core.errors import (
     QueueUnavailable,
     StoreUnavailable,
 )
-from opensend_milter.core.model import (
-    Address,
-    Announcement,
-    CourierName,
-    EmailId,
-    Job,
-    Lane,
-    Parcel,
-    Route,
-    Sent,
-)
+from opensend_milter.core.model import Address, Announcement, EmailId, Job, Lane, Parcel, Route, Sent
 from opensend_milter.core.outgoing import parcel
 from tests.jobs import job
 

@@ -8,6 +8,7 @@ import pytest
 
 from opensend_milter.app.sender_records import wanted_of
 from opensend_milter.config import Config, Delivery, Relay, Smtp
+from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.dns_records import (
     Keys,
     Record,
@@ -19,7 +20,6 @@ from opensend_milter.core.dns_records import (
     dkim,
     records,
 )
-from opensend_milter.core.model import CourierName
 
 HOST, DOMAIN = "mail.example.net", "b.example"
 TOKEN = "hirjd4exampled5477y22yd23ettobi"

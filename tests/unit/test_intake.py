@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 import pytest
 
 from opensend_milter.core import maillog, message as message_module
+from opensend_milter.core.couriers import Carries
 from opensend_milter.core.errors import AlreadyStored, StoreUnavailable
 from opensend_milter.core.intake import Gatherer, Intake
 from opensend_milter.core.model import (
     Accept,
     Address,
-    Carries,
     Earlier,
     EmailId,
     Facts,
@@ -28,11 +28,11 @@ from opensend_milter.core.model import (
     Question,
     Refuse,
     Repeat,
-    Rule,
     Settlement,
     UserId,
 )
 from opensend_milter.core.policy import NOT_A_KEY, OURS, Policy
+from opensend_milter.core.rules import Rule
 from tests.unit.messages import PLAIN, message
 
 POLICY = Policy(limits=Limits(), carries=Carries(), sender_domains="verified")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import time
 from pathlib import Path
 
 import pytest
@@ -102,13 +101,13 @@ def test_a_body_in_bytes_that_are_no_text() -> None:
     assert body_starts(b"") == body_starts(b"\r\n") == set()
 
 
-def test_megabytes_take_a_moment() -> None:
+def test_megabytes_are_looked_through() -> None:
+    """A scan that went over a long word from each of its letters would never end."""
     line = f"{BEFORE}email=0198c5a2-0000-7000-8000-000000000000 client=192.0.2.7 size=62 nrcpt=1 status=accepted\n"
     starts = frozenset(f"line {number} of all the bodies"[:20].encode() for number in range(100_000))
     log = (line * 20_000).encode() + b"x" * 1_000_000 + b"@" * 100_000 + b"0123456789abcdef" * 50_000
-    began = time.monotonic()
-    findings(log, Forbidden(secrets=FORBIDDEN.secrets, body_starts=starts, addresses=True), "x.log")
-    assert time.monotonic() - began < 10
+    forbidden = Forbidden(secrets=FORBIDDEN.secrets, body_starts=starts, addresses=True)
+    assert findings(log, forbidden, "x.log") == []
 
 
 def test_files_are_looked_through_and_fail_by_name(tmp_path: Path) -> None:

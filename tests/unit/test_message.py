@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 
 from opensend_milter.core.message import has_eight_bit, has_longer_line, read
-from opensend_milter.core.model import Attachment, Limits, Reading, Refuse, Rule
+from opensend_milter.core.model import Attachment, Limits, Reading, Refuse
+from opensend_milter.core.rules import Rule
 
 FROM = b"From: a@example.org\r\n"
 

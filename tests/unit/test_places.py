@@ -15,7 +15,8 @@ PACKAGE = ROOT / "opensend_milter"
 _DOTTED = re.compile(r"opensend_milter(?:\.[a-z_0-9]+)+")
 _FILES = [*PACKAGE.rglob("*.py"), *(ROOT / "bench").glob("*.py"), *(ROOT / "packaging").rglob("*.py"),
           *(ROOT / "tests").rglob("*.py")]  # fmt: skip
-_PLACES = re.compile(r"(?<![\w/.-])((?:opensend_milter|adapters|app|cli|config|core|host|servers)/[\w/]+\.(?:py|sql|tsv))\b")
+_ROOMS = "opensend_milter|adapters|app|cli|config|core|host|servers"
+_PLACES = re.compile(rf"(?<![\w/.-])((?:{_ROOMS})/[\w/]+\.(?:py|sql|tsv))\b")
 _OF_THE_DATABASE = {"opensend_milter.mail"}
 """Names of a logger."""
 

@@ -10,12 +10,12 @@ from typing import get_args
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
+from opensend_milter.core.couriers import Carries
 from opensend_milter.core.identity import identify, row_digest
 from opensend_milter.core.message import read
 from opensend_milter.core.model import (
     Accept,
     Address,
-    Carries,
     Earlier,
     EmailId,
     Facts,
@@ -26,12 +26,12 @@ from opensend_milter.core.model import (
     Reading,
     Refuse,
     Repeat,
-    Rule,
     Subscription,
     UserId,
     Verdict,
 )
 from opensend_milter.core.policy import LONGEST_DELAY, Policy, is_within, network_of
+from opensend_milter.core.rules import Rule
 from tests.unit.messages import PLAIN, message
 
 POLICY = Policy(limits=Limits(), carries=Carries(), sender_domains="verified")

@@ -13,7 +13,8 @@ from hypothesis import given, strategies as st
 from opensend_milter.adapters.postgres import intake_rows
 from opensend_milter.core import row
 from opensend_milter.core.message import read
-from opensend_milter.core.model import Address, KeyId, Limits, Mailbox, Reading, Refuse, Rule, Settlement, UserId
+from opensend_milter.core.model import Address, KeyId, Limits, Mailbox, Reading, Refuse, Settlement, UserId
+from opensend_milter.core.rules import Rule
 from tests.unit.messages import message
 
 

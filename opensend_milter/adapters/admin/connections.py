@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import LiteralString
 
 from opensend_milter.adapters.postgres.link import Role
 from opensend_milter.config import Config
@@ -12,12 +11,6 @@ from opensend_milter.core.findings import Seen, good, problem, warning
 
 BUSY_SHARE = 0.85
 UNLIMITED = -1
-
-IN_USE: LiteralString = """
-SELECT r.rolname, r.rolconnlimit, count(a.pid), count(DISTINCT coalesce(host(a.client_addr), '')),
-    current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-FROM pg_roles r LEFT JOIN pg_stat_activity a ON a.usename = r.rolname
-WHERE r.rolname = ANY (%s) GROUP BY 1, 2 ORDER BY 1"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +58,7 @@ def needed(config: Config, cores: int | None = None) -> Mapping[Role, int]:
 
 
 def seen(rows: Sequence[Sequence[object]], config: Config) -> Seen:
-    """Judge what was asked by IN_USE."""
+    """Judge what `role_use` of inspection.sql answers."""
     wanted: Mapping[str, int] = {str(role): number for role, number in needed(config).items()}
     roles = []
     for role, limit, used, hosts, _ in rows:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from psycopg.rows import class_row
 
-from opensend_milter.adapters.admin.store import explained
+from opensend_milter.adapters.admin.explaining import explained
 from opensend_milter.adapters.postgres.link import Connection, statements
+from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.errors import UsageError
-from opensend_milter.core.model import CourierName, EmailId
+from opensend_milter.core.model import EmailId
 
 SQL = statements("deliveries")
 AT_ONCE = 500

@@ -63,19 +63,15 @@ WITH job AS (
         provider_next_retry_at = NULL
     FROM job WHERE e.id = job.email_id AND e.status IN ('queued', 'scheduled', 'processing')
     RETURNING e.id
-), event AS (
-    INSERT INTO public.email_events (email_id, type, payload, source_id, user_id)
-    SELECT job.email_id, %(status)s::text, jsonb_build_object('reason', %(reason)s::text),
-        'opensend-milter:' || %(status)s::text || ':' || job.email_id || coalesce(':' || nullif(job.rounds, 0)::text, ''), job.user_id
+), said AS (
+    SELECT job.email_id, %(status)s::text AS type, jsonb_build_object('reason', %(reason)s::text) AS payload,
+        'opensend-milter:' || %(status)s::text || ':' || job.email_id || coalesce(':' || nullif(job.rounds, 0)::text, '')
+            AS source_id,
+        job.user_id
     FROM job JOIN mail ON mail.id = job.email_id
     WHERE %(status)s::text <> 'canceled'
-    ON CONFLICT (source_id) DO NOTHING
-    RETURNING id, user_id, type
-), webhook AS (
-    INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status)
-    SELECT w.id, event.id, 0, 'pending' FROM event JOIN public.webhooks w ON w.user_id = event.user_id
-    WHERE w.status = 'active' AND w.event_types ? ('email.' || event.type)
-)
+),
+-- include: event, user_id = event.user_id, type = event.type
 SELECT email_id::text FROM job;
 
 -- set_domain -- what a domain asks of our worker; NULL leaves a thing as it is

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import LiteralString
+from typing import NamedTuple
 
 from psycopg import errors
 
@@ -16,7 +16,14 @@ from opensend_milter.adapters import schema
 from opensend_milter.adapters.admin import connections
 from opensend_milter.adapters.admin.connections import BUSY_SHARE
 from opensend_milter.adapters.admin.verification import STAND_IN, connect_as_owner
-from opensend_milter.adapters.postgres.link import Connection, Role, connect, conninfo_for, store_errors
+from opensend_milter.adapters.postgres.link import (
+    Connection,
+    Role,
+    connect,
+    conninfo_for,
+    statements,
+    store_errors,
+)
 from opensend_milter.adapters.schema import migrations
 from opensend_milter.adapters.schema.fitting import differences
 from opensend_milter.adapters.schema.needs import needs
@@ -25,6 +32,7 @@ from opensend_milter.config import Config
 from opensend_milter.core.errors import ConfigError, StoreUnavailable, UsageError
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped, warning
 
+SQL = statements("inspection")
 REACHABLE = "database.reachable"
 SLOW_S = 0.05
 CLOCK_S, CLOCK_WRONG_S = 5.0, 120.0
@@ -32,54 +40,48 @@ LATE_S, VERY_LATE_S = 300.0, 3_600.0
 FEEDBACK_LATE_S = 1_800.0
 _TRIES = 5
 
-_RIGHTS: tuple[tuple[Role, LiteralString, bool], ...] = (
-    ("opensend_dovecot_auth", "has_function_privilege(%s, 'opensend_milter.key_id(text)', 'EXECUTE')", True),
-    ("opensend_dovecot_auth", "has_any_column_privilege(%s, 'public.api_keys', 'SELECT')", False),
-    ("opensend_dovecot_auth", "has_any_column_privilege(%s, 'public.emails', 'SELECT')", False),
-    ("opensend_milter", "has_table_privilege(%s, 'public.emails', 'INSERT')", True),
-    ("opensend_milter", "has_table_privilege(%s, 'opensend_milter.submissions', 'INSERT')", True),
-    ("opensend_milter", "has_table_privilege(%s, 'opensend_milter.raw_chunks', 'INSERT')", True),
-    ("opensend_milter", "has_table_privilege(%s, 'opensend_milter.jobs', 'INSERT')", True),
-    ("opensend_milter", "has_table_privilege(%s, 'opensend_milter.refusals', 'INSERT')", True),
-    ("opensend_milter", "has_column_privilege(%s, 'public.domains', 'status', 'SELECT')", True),
-    ("opensend_milter", "has_column_privilege(%s, 'public.email_suppressions', 'email', 'SELECT')", True),
-    ("opensend_milter", "has_column_privilege(%s, 'public.api_keys', 'token_hash', 'SELECT')", False),
-    ("opensend_milter", "has_table_privilege(%s, 'opensend_milter.secrets', 'SELECT')", False),
-    ("opensend_milter", "has_table_privilege(%s, 'opensend_milter.raw_chunks', 'SELECT')", False),
-    ("opensend_http", "has_table_privilege(%s, 'public.emails', 'INSERT')", True),
-    ("opensend_http", "has_table_privilege(%s, 'opensend_milter.feedback', 'INSERT')", True),
-    ("opensend_http", "has_column_privilege(%s, 'public.api_keys', 'token_hash', 'SELECT')", False),
-    ("opensend_worker", "has_column_privilege(%s, 'public.emails', 'status', 'UPDATE')", True),
-    ("opensend_worker", "has_table_privilege(%s, 'opensend_milter.jobs', 'UPDATE')", True),
-    ("opensend_worker", "has_table_privilege(%s, 'opensend_milter.raw_chunks', 'SELECT')", True),
-    ("opensend_worker", "has_table_privilege(%s, 'public.email_events', 'INSERT')", True),
-    ("opensend_worker", "has_column_privilege(%s, 'public.api_keys', 'token_hash', 'SELECT')", False),
+
+class Right(NamedTuple):
+    """What a role may, or may not, do with a table, one column of it, or a function."""
+
+    role: Role
+    name: str
+    right: str
+    column: str | None = None
+    """"*": any."""
+    expected: bool = True
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *filter(None, [(self.column or "").strip("*")]), self.right])
+
+
+_RIGHTS = (
+    Right("opensend_dovecot_auth", "opensend_milter.key_id(text)", "EXECUTE"),
+    Right("opensend_dovecot_auth", "public.api_keys", "SELECT", column="*", expected=False),
+    Right("opensend_dovecot_auth", "public.emails", "SELECT", column="*", expected=False),
+    Right("opensend_milter", "public.emails", "INSERT"),
+    Right("opensend_milter", "opensend_milter.submissions", "INSERT"),
+    Right("opensend_milter", "opensend_milter.raw_chunks", "INSERT"),
+    Right("opensend_milter", "opensend_milter.jobs", "INSERT"),
+    Right("opensend_milter", "opensend_milter.refusals", "INSERT"),
+    Right("opensend_milter", "public.domains", "SELECT", column="status"),
+    Right("opensend_milter", "public.email_suppressions", "SELECT", column="email"),
+    Right("opensend_milter", "public.api_keys", "SELECT", column="token_hash", expected=False),
+    Right("opensend_milter", "opensend_milter.secrets", "SELECT", expected=False),
+    Right("opensend_milter", "opensend_milter.raw_chunks", "SELECT", expected=False),
+    Right("opensend_http", "public.emails", "INSERT"),
+    Right("opensend_http", "opensend_milter.feedback", "INSERT"),
+    Right("opensend_http", "public.api_keys", "SELECT", column="token_hash", expected=False),
+    Right("opensend_worker", "public.emails", "UPDATE", column="status"),
+    Right("opensend_worker", "opensend_milter.jobs", "UPDATE"),
+    Right("opensend_worker", "opensend_milter.raw_chunks", "SELECT"),
+    Right("opensend_worker", "public.email_events", "INSERT"),
+    Right("opensend_worker", "public.api_keys", "SELECT", column="token_hash", expected=False),
 )
 """What each role may, and what none may; the whole of it is in schema/roles.sql."""
 
 _LOOKED_UP = (("api_keys", "token_hash"), ("email_suppressions", "email"), ("email_suppressions", "user_id"))
 """What each message asks OpenSend's tables for; one of an address's two will do."""
-
-_INDEXES: LiteralString = """
-SELECT c.relname, t.relname, i.indisvalid,
-    (SELECT a.attname FROM pg_attribute a WHERE a.attrelid = t.oid AND a.attnum = i.indkey[0])
-FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
-    JOIN pg_namespace n ON n.oid = t.relnamespace
-WHERE n.nspname IN ('public', 'opensend_milter')"""
-
-_WAITING: LiteralString = """
-SELECT count(*) FILTER (WHERE state = 'waiting' AND not_before <= now()),
-    coalesce(extract(epoch FROM now() - min(not_before) FILTER (WHERE state = 'waiting' AND not_before <= now())), 0),
-    count(*) FILTER (WHERE state IN ('claimed', 'attempting') AND lease_until < now() - interval '5 minutes'),
-    count(*) FILTER (WHERE state = 'uncertain')
-FROM opensend_milter.jobs"""
-
-_MOVED_ON: LiteralString = """
-SELECT count(*) FROM opensend_milter.jobs j WHERE j.state = 'waiting' AND NOT EXISTS (
-    SELECT FROM public.emails e WHERE e.id = j.email_id AND e.status IN ('queued', 'scheduled'))"""
-
-_FEEDBACK: LiteralString = """
-SELECT count(*), coalesce(extract(epoch FROM now() - min(received_at)), 0) FROM opensend_milter.feedback"""
 
 
 class Inspection:
@@ -106,12 +108,12 @@ class Inspection:
         database = self._config.database
         return connect(conninfo_for(database.url, database.password_dir, role), application_name="opensend-doctor")
 
-    def rows(self, statement: LiteralString, *values: object) -> list[tuple[object, ...]]:
+    def _rows(self, name: str, /, **values: object) -> list[tuple[object, ...]]:
         """Ask; raise UsageError where this role may not."""
         connection = self.connection()
         with store_errors():
             try:
-                return connection.execute(statement, values).fetchall()
+                return connection.execute(SQL[name], values).fetchall()
             except errors.InsufficientPrivilege as error:
                 raise UsageError(f"{error.diag.message_primary} (as {self.role})") from error
             except (errors.UndefinedTable, errors.UndefinedFunction, errors.InvalidSchemaName) as error:
@@ -120,7 +122,7 @@ class Inspection:
     def data_directory(self) -> Path | None:
         """Return where a server on this host keeps its files, or None where that cannot be known."""
         try:
-            ((name,),) = self.rows("SELECT current_setting('data_directory')")
+            ((name,),) = self._rows("setting", name="data_directory")
         except UsageError:
             return None
         local = self.connection().info.host.startswith("/") or self.connection().info.host in {"127.0.0.1", "::1"}
@@ -166,15 +168,13 @@ class Inspection:
         taken = []
         for _ in range(_TRIES):
             began = time.monotonic()
-            self.rows("SELECT 1")
+            self._rows("nothing")
             taken.append(time.monotonic() - began)
         shown = f"an answer takes {min(taken) * 1000:.1f} ms"
         return warning(f"{shown}, over {SLOW_S * 1000:g}") if min(taken) > SLOW_S else good(shown)
 
     def _writable(self) -> Seen:
-        ((standby, read_only),) = self.rows(
-            "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on'"
-        )
+        ((standby, read_only),) = self._rows("writable")
         if standby:
             return problem(
                 "this server is a standby", "set database.url to the primary (target_session_attrs=read-write)"
@@ -190,13 +190,9 @@ class Inspection:
         off = [
             name
             for name in ("fsync", "full_page_writes", "synchronous_commit")
-            if self.rows("SELECT current_setting(%s)", name) == [("off",)]
+            if self._rows("setting", name=name) == [("off",)]
         ]
-        set_off = self.rows(
-            "SELECT setrole::regrole::text FROM pg_db_role_setting"
-            " WHERE 'synchronous_commit=off' = ANY (setconfig) AND setrole <> 0"
-        )
-        off += [f"synchronous_commit of {role}" for (role,) in set_off]
+        off += [f"synchronous_commit of {role}" for (role,) in self._rows("roles_not_durable")]
         if off:
             mends = [f"ALTER SYSTEM SET {name} = 'on';" for name in off if " " not in name]
             mends += [f"ALTER ROLE {name.rpartition(' ')[2]} RESET synchronous_commit;" for name in off if " " in name]
@@ -246,24 +242,20 @@ class Inspection:
 
     def _rights(self) -> Seen:
         wrong = []
-        for role, asked, expected in _RIGHTS:
+        for one in _RIGHTS:
+            values = {"role": one.role, "name": one.name, "right": one.right, "column": one.column}
             try:
-                ((found,),) = self.rows(f"SELECT {asked}", role)
+                ((found,),) = self._rows("has_right", **values)
             except UsageError as error:
                 return problem(str(error), "opensend-milter db init   # beside OpenSend: db migrate")
-            if found is not expected:
-                what = " ".join(re.findall(r"'([\w.()]+)'", asked))
-                wrong.append(f"{role} {'lacks' if expected else 'has'} {what}")
+            if found is not one.expected:
+                wrong.append(f"{one.role} {'lacks' if one.expected else 'has'} {one}")
         if wrong:
             return problem("; ".join(wrong[:4]), "opensend-milter db init   # beside OpenSend: db migrate")
         return good(f"{len(_RIGHTS)} rights are as they should be")
 
     def _roles(self) -> Seen:
-        rows = self.rows(
-            "SELECT rolname FROM pg_roles WHERE rolname = ANY (%s)"
-            " AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)",
-            [KEY_READER, *LOGIN_ROLES],
-        )
+        rows = self._rows("powerful_roles", roles=[KEY_READER, *LOGIN_ROLES])
         if rows:
             names = [str(name) for (name,) in rows]
             takes = "NOSUPERUSER NOCREATEROLE NOCREATEDB NOREPLICATION NOBYPASSRLS"
@@ -273,7 +265,7 @@ class Inspection:
         return good("none has more power than it needs")
 
     def _indexes(self) -> Seen:
-        found = self.rows(_INDEXES)
+        found = self._rows("indexes")
         valid = {str(name) for name, _, is_valid, _ in found if is_valid}
         broken = sorted(str(name) for name, _, is_valid, _ in found if not is_valid)
         if broken:
@@ -296,27 +288,24 @@ class Inspection:
 
     def _clock(self) -> Seen:
         before = datetime.now(UTC)
-        ((theirs,),) = self.rows("SELECT clock_timestamp()")
+        ((theirs,),) = self._rows("clock")
         middle = before + (datetime.now(UTC) - before) / 2
         if not isinstance(theirs, datetime):
             return problem("the database has no clock")
         return judged_clock((theirs - middle).total_seconds())
 
     def _connections(self) -> Seen:
-        ((used, most),) = self.rows(
-            "SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname IS NOT NULL),"
-            " current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
-        )
+        ((used, most),) = self._rows("connections")
         shown = f"{used} of {most} connections in use"
         if int(str(used)) > int(str(most)) * BUSY_SHARE:
             return warning(shown, "SELECT usename, count(*) FROM pg_stat_activity GROUP BY 1 ORDER BY 2 DESC;")
         return good(shown)
 
     def _limits(self) -> Seen:
-        return connections.seen(self.rows(connections.IN_USE, list(LOGIN_ROLES)), self._config)
+        return connections.seen(self._rows("role_use", roles=list(LOGIN_ROLES)), self._config)
 
     def _jobs(self) -> tuple[int, float, int, int]:
-        ((waiting, late_s, overdue, uncertain),) = self.rows(_WAITING)
+        ((waiting, late_s, overdue, uncertain),) = self._rows("jobs")
         return int(str(waiting)), float(str(late_s)), int(str(overdue)), int(str(uncertain))
 
     def _outbox(self) -> Seen:
@@ -351,21 +340,18 @@ class Inspection:
     def _moved_on(self) -> Seen:
         if self._config.profile != "opensend":
             return skipped("our own worker takes them up")
-        ((count,),) = self.rows(_MOVED_ON)
+        ((count,),) = self._rows("moved_on")
         shown = f"{count} job(s) wait though their emails do not"
         return warning(shown, "systemctl status opensend-worker   # it ends them") if count else good(shown)
 
     def _feedback(self) -> Seen:
-        ((waiting, late_s),) = self.rows(_FEEDBACK)
+        ((waiting, late_s),) = self._rows("reports")
         shown = f"{waiting} report(s), the oldest {float(str(late_s)):.0f} s old"
         late = float(str(late_s)) > FEEDBACK_LATE_S
         return warning(shown, "journalctl -u opensend-worker -n 20") if late else good(shown)
 
     def _worker(self) -> Seen:
-        ((connected,),) = self.rows(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND application_name LIKE 'opensend-worker%%'"
-        )
+        ((connected,),) = self._rows("workers")
         if not connected:
             return problem("no worker is connected to the database", "systemctl start opensend-worker")
         return good(f"{connected} connection(s)")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import LiteralString, TypeVar
 
-from psycopg import errors
 from psycopg.rows import class_row
 
+from opensend_milter.adapters.admin.explaining import explained
 from opensend_milter.adapters.admin.rows import (
     DomainRow,
     EmailDetail,
@@ -34,16 +32,23 @@ from opensend_milter.adapters.admin.rows import (
     SubmissionRow,
     SuppressionRow,
 )
-from opensend_milter.adapters.postgres.link import Connection, statements, store_errors
-from opensend_milter.core.address import envelope_address, normal_domain
+from opensend_milter.adapters.admin.typed import (
+    domain_name,
+    is_uuid,
+    listed_address,
+    network,
+    printable_name,
+    suppressed_address,
+)
+from opensend_milter.adapters.admin.verification import find_domain
+from opensend_milter.adapters.postgres.link import Connection, statements
 from opensend_milter.core.errors import UsageError
-from opensend_milter.core.model import EmailId, KeyId, Rule, UserId
-from opensend_milter.core.policy import network_of
+from opensend_milter.core.model import EmailId, KeyId, UserId
+from opensend_milter.core.rules import Rule
 
 Row = TypeVar("Row")
 
 SHORTEST_PREFIX = 4
-MAX_NAME_CHARS = 255
 REFUSALS_SHOWN = 20
 
 
@@ -60,7 +65,7 @@ class AdminStore:
 
     def ensure_user(self, name: str) -> UserId:
         """Return the user of this id, made on first use where that is ours to do."""
-        user_id = _name(name, "user")
+        user_id = printable_name(name, "user")
         if self._makes_users and not self._user_exists(user_id):
             self._execute("add_user", id=user_id)
         if not self._user_exists(user_id):
@@ -76,7 +81,7 @@ class AdminStore:
         if domain is not None and permission == "full_access":
             # OpenSend's REST API does not look at the domain of such a key.
             raise UsageError("full_access is not bound to a domain: a key for one domain needs sending_access")
-        label = _name(name, "name of a key")
+        label = printable_name(name, "name of a key")
         bound = self.find_domain(domain, user_id) if domain is not None else None
         token, token_hash, preview = _new_token()
         ((key_id,),) = self._values(
@@ -128,9 +133,9 @@ class AdminStore:
         """Change what a key may do; it holds from the next message on."""
         values = {name: getattr(changes, name) for name in KeyChanges.__slots__}
         for name, normal in (
-            ("allowed_senders", _listed_address),
-            ("allowed_recipients", _listed_address),
-            ("networks", _network),
+            ("allowed_senders", listed_address),
+            ("allowed_recipients", listed_address),
+            ("networks", network),
         ):
             values[name] = _normal(values[name], normal)
         if isinstance(changes.expires_at, datetime):
@@ -178,16 +183,8 @@ class AdminStore:
 
     def find_domain(self, name: str, user_id: str | None = None) -> DomainRow:
         """Return the one domain of this name or id."""
-        wanted = name.strip().lower() if is_uuid(name) else domain_name(name)
-        found = self._rows("list_domains", DomainRow, user_id=user_id, name=wanted)
-        whose = f" of user {user_id!r}" if user_id else ""
-        if not found:
-            known = ", ".join(domain.name for domain in self.list_domains(user_id)[:5])
-            raise UsageError(f"no domain {wanted}{whose}; known are: {known or 'none'}")
-        if len(found) > 1:
-            choices = ", ".join(f"{domain.id} (user {domain.user_id})" for domain in found)
-            raise UsageError(f"{len(found)} domains are called {wanted}, name one by its id: {choices}")
-        return found[0]
+        found = find_domain(self._connection, name, user_id)
+        return self._rows("list_domains", DomainRow, user_id=None, name=found.id)[0]
 
     def verify_domain(self, domain: DomainRow) -> DomainRow:
         """Let its user send from this domain."""
@@ -205,12 +202,12 @@ class AdminStore:
 
     def add_suppression(self, user_id: UserId, email: str, reason: Reason) -> SuppressionRow:
         """Suppress an address for a user, or say anew why it is suppressed."""
-        address = _suppressed_address(email)
+        address = suppressed_address(email)
         return self._rows("put_suppression", SuppressionRow, user_id=user_id, email=address, reason=reason)[0]
 
     def remove_suppression(self, user_id: str, email: str) -> SuppressionRow:
         """Let a user's mail reach an address again; return what is gone."""
-        address = _suppressed_address(email)
+        address = suppressed_address(email)
         rows = self._rows("delete_suppression", SuppressionRow, user_id=user_id, email=address)
         if not rows:
             raise UsageError(f"{address} is not suppressed for user {user_id!r}: see `suppression list`")
@@ -288,43 +285,8 @@ class AdminStore:
             return self._connection.execute(_statement(name), values).rowcount
 
 
-def domain_name(text: str) -> str:
-    """Return a domain as it is stored: lower case, A-labels, no dot at its end."""
-    stripped = text.strip()
-    name = normal_domain(stripped.removesuffix("."))
-    if name is None or name.rpartition(".")[2].isdigit():
-        raise UsageError(f"{stripped!r} is no domain name such as example.org")
-    return name
-
-
-def _suppressed_address(text: str) -> str:
-    address = envelope_address(text.strip())
-    if address is None:
-        raise UsageError(f"{text.strip()!r} is no address such as someone@example.org")
-    return address.lower()
-
-
 def _normal(texts: list[str] | None, normal: Callable[[str], str]) -> list[str] | None:
     return None if texts is None else list(dict.fromkeys(map(normal, texts)))
-
-
-def _listed_address(text: str) -> str:
-    """Return an address, or @domain, as a key's list has it."""
-    stripped = text.strip().removesuffix(".")
-    if stripped.startswith("@"):
-        return f"@{domain_name(stripped[1:])}"
-    address = envelope_address(stripped)
-    if address is None or address.startswith("*@"):
-        raise UsageError(f"{text.strip()!r} is neither an address such as someone@example.org nor @example.org")
-    local, _, domain = address.rpartition("@")
-    return f"{local}@{domain_name(domain)}"
-
-
-def _network(text: str) -> str:
-    network = network_of(text.strip())
-    if network is None:
-        raise UsageError(f"{text.strip()!r} is no network such as 192.0.2.0/24 (bits behind it must be zero)")
-    return str(network)
 
 
 def _new_token() -> tuple[str, str, str]:
@@ -333,33 +295,5 @@ def _new_token() -> tuple[str, str, str]:
     return token, hashlib.sha256(token.encode()).hexdigest(), f"{token[:6]}...{token[-4:]}"
 
 
-def _name(text: str, what: str) -> str:
-    name = text.strip()
-    if not name or len(name) > MAX_NAME_CHARS or not name.isprintable():
-        raise UsageError(f"the {what} must be 1 to {MAX_NAME_CHARS} printable characters")
-    return name
-
-
-def is_uuid(text: str) -> bool:
-    """Tell whether a text is an id of the database."""
-    return bool(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text.strip(), re.IGNORECASE))
-
-
 def _statement(name: str) -> LiteralString:
     return statements("admin")[name]
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Say in the operator's words what the database refuses."""
-    with store_errors():
-        try:
-            yield
-        except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as error:
-            raise UsageError(
-                f"{error.diag.message_primary}; `db init` or `db migrate` makes the database ready"
-            ) from error
-        except errors.InsufficientPrivilege as error:
-            raise UsageError(f"{error.diag.message_primary}; connect as the owner of the tables") from error
-        except (errors.DataError, errors.IntegrityError) as error:
-            raise UsageError(f"the database refuses this: {error.diag.message_primary}") from error

@@ -7,11 +7,12 @@ from datetime import datetime
 
 from psycopg import Rollback
 
-from opensend_milter.adapters.admin.store import explained
-from opensend_milter.adapters.postgres.link import Connection
+from opensend_milter.adapters.admin.explaining import explained
+from opensend_milter.adapters.postgres.link import Connection, statements
 from opensend_milter.core.model import UserId
 from opensend_milter.core.suppression_list import Entry
 
+SQL = statements("suppression_files")
 FETCHED_AT_ONCE = 5_000
 
 
@@ -26,19 +27,12 @@ def import_entries(
     """Add those that are not there yet, in one transaction; return how many. A dry run undoes it."""
     added = 0
     with explained(), connection.transaction():
-        connection.execute(
-            "CREATE TEMPORARY TABLE incoming (email text, reason text, since timestamptz) ON COMMIT DROP"
-        )
-        with connection.cursor().copy("COPY incoming FROM STDIN") as copy:
+        connection.execute(SQL["make_incoming"])
+        with connection.cursor().copy(SQL["fill_incoming"]) as copy:
             for count, entry in enumerate(entries, start=1):
                 copy.write_row((entry.address, entry.reason, entry.since))
                 progress(count)
-        added = connection.execute(
-            "INSERT INTO public.email_suppressions (user_id, email, reason, suppressed_at)"
-            " SELECT %s, email, reason, coalesce(since, now()) FROM incoming"
-            " ON CONFLICT (user_id, email) DO NOTHING",
-            [user_id],
-        ).rowcount
+        added = connection.execute(SQL["add_incoming"], {"user_id": user_id}).rowcount
         if dry_run:
             raise Rollback
     return added
@@ -48,9 +42,5 @@ def export_entries(connection: Connection, user_id: UserId) -> Iterator[tuple[st
     """Yield address, reason and time of each, oldest first."""
     with explained(), connection.transaction(), connection.cursor("opensend_suppressions") as cursor:
         cursor.itersize = FETCHED_AT_ONCE
-        cursor.execute(
-            "SELECT email, reason, suppressed_at FROM public.email_suppressions WHERE user_id = %s"
-            " ORDER BY suppressed_at, email",
-            [user_id],
-        )
+        cursor.execute(SQL["export"], {"user_id": user_id})
         yield from cursor

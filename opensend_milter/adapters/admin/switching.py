@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import LiteralString
 
 import psycopg
 from psycopg import errors
@@ -28,7 +27,6 @@ from opensend_milter.core.model import Subscription
 
 SQL = {**statements("switching"), **statements("billing")}
 TIMEOUT_S = 5.0
-_LIMIT: LiteralString = "SELECT set_config('statement_timeout', %s, true)"
 MOST_COUNTED = 10_000
 MOST_LISTED = 20
 _READS: Mapping[str, str] = {
@@ -159,7 +157,7 @@ class SwitchingReader:
             connection.read_only = True
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             with store_errors():
-                connection.execute(_LIMIT, [f"{self._timeout_s * 1000:.0f}ms"])
+                connection.execute(SQL["limit_time"], {"limit": f"{self._timeout_s * 1000:.0f}ms"})
             self._connection = connection
         return self._connection
 
@@ -306,8 +304,7 @@ class SwitchingReader:
         return self._has_billing() and self._rows("bills") == [(True,)]
 
     def _has_billing(self) -> bool:
-        with self._asking() as connection:
-            return connection.execute("SELECT to_regclass('public.usage_periods') IS NOT NULL").fetchone() == (True,)
+        return self._rows("has_billing") == [(True,)]
 
     def late(self) -> int:
         """Return how many rows have been queued for more than ten minutes."""

@@ -3,6 +3,9 @@ SELECT current_database(), current_setting('server_encoding'), current_user::tex
     ARRAY(SELECT relname::text FROM pg_class
         WHERE relnamespace = to_regnamespace('public') AND relname = ANY (%(tables)s) ORDER BY 1);
 
+-- limit_time -- how long each statement of this transaction may take
+SELECT set_config('statement_timeout', %(limit)s, true);
+
 -- lacking -- of these columns, what this role may not read, or not all rows of: the right, and the GRANT
 WITH asked AS (
     SELECT c.oid, c.relname, bool_and(has_column_privilege(c.oid, a.attnum, 'SELECT')) AS readable
@@ -96,6 +99,9 @@ FROM unnest(%(places)s::integer[], %(ids)s::uuid[], %(user_ids)s::text[], %(reci
         %(spellings)s::text[]) AS a (place, id, user_id, recipient, spelling)
     JOIN public.email_suppressions s ON s.user_id = a.user_id AND s.email = a.spelling
     JOIN public.emails e ON e.id = a.id AND s.suppressed_at <= e.created_at;
+
+-- has_billing -- whether there is a table of what is counted for bills
+SELECT to_regclass('public.usage_periods') IS NOT NULL;
 
 -- bills -- whether anything was ever counted for a bill
 SELECT EXISTS (SELECT FROM public.usage_periods);

@@ -9,13 +9,16 @@ from typing import cast
 from psycopg import errors
 from psycopg.rows import class_row
 
-from opensend_milter.adapters.admin.store import domain_name, explained, is_uuid
-from opensend_milter.adapters.postgres.link import Connection, Role, connect, conninfo_for
+from opensend_milter.adapters.admin.explaining import explained
+from opensend_milter.adapters.admin.typed import domain_name, is_uuid
+from opensend_milter.adapters.postgres.link import Connection, Role, connect, conninfo_for, statements
+from opensend_milter.adapters.postgres.signing import signing_secret
 from opensend_milter.config import Database
-from opensend_milter.core.dns_records import SesIdentity
+from opensend_milter.core.couriers import CourierName
+from opensend_milter.core.dns_records import SesIdentity, ownership_token
 from opensend_milter.core.errors import ConfigError, StoreUnavailable, UsageError
-from opensend_milter.core.model import CourierName
 
+SQL = statements("verification")
 STAND_IN: Role = "opensend_worker"
 SES_KEEPS_KEYS = "AWS_SES"
 """In `dkim_origin`; anything else: SES was given a key."""
@@ -46,11 +49,7 @@ def connect_as_owner(database: Database, *, application_name: str) -> Connection
 def list_domains(connection: Connection, user_id: str | None = None) -> list[Domain]:
     """List domains of one user or of all, by name."""
     with explained(), connection.cursor(row_factory=class_row(Domain)) as cursor:
-        return cursor.execute(
-            "SELECT id::text AS id, name, user_id, status FROM public.domains"
-            " WHERE %(user_id)s::text IS NULL OR user_id = %(user_id)s ORDER BY lower(name), user_id, id",
-            {"user_id": user_id},
-        ).fetchall()
+        return cursor.execute(SQL["domains"], {"user_id": user_id}).fetchall()
 
 
 def find_domain(connection: Connection, name: str, user_id: str | None = None) -> Domain:
@@ -63,16 +62,15 @@ def find_domain(connection: Connection, name: str, user_id: str | None = None) -
     if found:
         choices = ", ".join(f"{domain.id} (user {domain.user_id})" for domain in found)
         raise UsageError(f"{len(found)} domains are called {wanted}, name one by its id: {choices}")
-    known = ", ".join(domain.name for domain in listed[:5])
+    first = sorted(listed, key=lambda domain: domain.status != "verified")[:5]
+    known = ", ".join(domain.name for domain in first)
     raise UsageError(f"no domain {wanted}{f' of user {user_id!r}' if user_id else ''}; known are: {known or 'none'}")
 
 
 def courier_of(connection: Connection, domain: Domain) -> CourierName | None:
     """Return the courier of a domain that has one of its own."""
     with explained():
-        row = connection.execute(
-            "SELECT courier FROM opensend_milter.domain_settings WHERE domain_id = %s::uuid", [domain.id]
-        ).fetchone()
+        row = connection.execute(SQL["courier"], {"id": domain.id}).fetchone()
     return cast("CourierName", row[0]) if row and row[0] else None
 
 
@@ -80,11 +78,7 @@ def ses_identity_of(connection: Connection, domain: Domain) -> SesIdentity | Non
     """Return what its row holds of Amazon SES; None: this role may not read that."""
     with explained():
         try:
-            row = connection.execute(
-                "SELECT dkim_origin, dkim_tokens, dkim_selector, custom_return_path"
-                " FROM public.domains WHERE id = %s::uuid",
-                [domain.id],
-            ).fetchone()
+            row = connection.execute(SQL["ses_identity"], {"id": domain.id}).fetchone()
         except errors.InsufficientPrivilege:
             return None
     if row is None:
@@ -98,11 +92,17 @@ def ses_identity_of(connection: Connection, domain: Domain) -> SesIdentity | Non
     )
 
 
+def token_of(connection: Connection, user_id: str, domain: str) -> str:
+    """Return the ownership token of a user's domain in this installation."""
+    with explained():
+        return ownership_token(signing_secret(connection), user_id, domain)
+
+
 def set_status(connection: Connection, domain: Domain, status: str) -> bool:
     """Note how a domain stands; False: this role may not."""
     with explained():
         try:
-            connection.execute("UPDATE public.domains SET status = %s WHERE id = %s::uuid", [status, domain.id])
+            connection.execute(SQL["set_status"], {"id": domain.id, "status": status})
         except errors.InsufficientPrivilege:
             return False
     return True

@@ -10,8 +10,10 @@ from typing import Literal, LiteralString, TypeVar
 
 from psycopg.rows import class_row
 
-from opensend_milter.adapters.admin.store import explained, is_uuid
+from opensend_milter.adapters.admin.explaining import explained
+from opensend_milter.adapters.admin.typed import is_uuid
 from opensend_milter.adapters.postgres.link import Connection, statements
+from opensend_milter.adapters.postgres.signing import signing_secret
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.model import UserId
 from opensend_milter.core.webhook import Webhook, WebhookId, secret_of
@@ -104,10 +106,7 @@ class WebhookAdmin:
     def signing(self) -> bytes:
         """Return what all keys of ours are derived from."""
         with explained():
-            row = self._connection.execute(_sql("secret")).fetchone()
-        if row is None:
-            raise UsageError("opensend_milter.secrets is empty: `db migrate` fills it")
-        return bytes(row[0])
+            return signing_secret(self._connection)
 
     def secret(self, webhook: WebhookRow) -> str:
         """Return its secret as its receiver enters it."""

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import LiteralString
 
-from opensend_milter.adapters.postgres.link import Link
+from opensend_milter.adapters.postgres.link import Link, statements
 from opensend_milter.core import counting
 from opensend_milter.core.model import JobState
 
+SQL = statements("jobs")
 EVERY_S = 15.0
 SHARE = 20
 """Counting a million rows takes its time: never more than this part of ours."""
-_BACKLOG: LiteralString = """
-SELECT state, count(*),
-    coalesce(extract(epoch FROM now() - min(not_before) FILTER (WHERE state = 'waiting' AND not_before <= now())), 0)
-FROM opensend_milter.jobs GROUP BY state"""
 
 
 class PostgresBacklog:
@@ -28,7 +24,7 @@ class PostgresBacklog:
         """Count once; return how long to pause."""
         began = time.monotonic()
         with self._link.lend() as connection:
-            rows = connection.execute(_BACKLOG).fetchall()
+            rows = connection.execute(SQL["backlog"]).fetchall()
         counting.backlog(
             {JobState(state): count for state, count, _ in rows}, float(max((late for *_, late in rows), default=0))
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from opensend_milter.adapters.postgres.link import Connection, Link, Tables, statements, store_errors
+from opensend_milter.adapters.postgres.signing import signing_secret
 from opensend_milter.core import counting
 from opensend_milter.core.errors import RowRefused, StoreUnavailable
 from opensend_milter.core.feedback import (
@@ -24,13 +26,12 @@ from opensend_milter.core.feedback import (
     payload,
     report_of,
 )
+from opensend_milter.core.ids import SENT_ONCE
 from opensend_milter.core.model import Address, EmailId, UserId
 
 log = logging.getLogger(__name__)
 SQL = statements("feedback")
 NO_EMAIL = "00000000-0000-0000-0000-000000000000"
-SENT_ONCE = "opensend-milter:sent:{}"
-"""Source id of an email's `sent` event, whoever writes it: record_sent has the same."""
 SOFT_FOR = timedelta(days=7)
 PATIENCE = timedelta(minutes=15)
 """How long a report may be ahead of the record that says whose the provider's id is."""
@@ -59,28 +60,26 @@ class PostgresFeedbackBox:
                 "email_ids": [report.email_id or NO_EMAIL for report in reports],
                 "payloads": [json.dumps(payload(report)) for report in reports],
             }
-            self._execute("put", values)
+            with self._lent() as connection:
+                connection.execute(SQL["put"], values)
 
     def secret(self) -> bytes:
         """Return what all keys of ours are derived from."""
-        rows = self._execute("secret", {})
-        if not rows:
-            raise StoreUnavailable("opensend_milter.secrets is empty")
-        return bytes(rows[0][0])
+        with self._lent() as connection:
+            return signing_secret(connection)
 
-    def _execute(self, name: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    @contextmanager
+    def _lent(self) -> Iterator[Connection]:
         if not self._lock.acquire(timeout=self._timeout_s):
             raise StoreUnavailable
         try:
             with self._link.lend() as connection:
-                cursor = connection.execute(SQL[name], values)
-                return cursor.fetchall() if cursor.description else []
+                yield connection
         finally:
             self._lock.release()
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class ReportRow(NamedTuple):
     """A report as it was put down, with the message it is about."""
 
     id: int
@@ -90,6 +89,15 @@ class _Found:
     email_id: str | None
     user_id: str
     recipients: Sequence[str]
+
+
+class StandingRow(NamedTuple):
+    """Where a job stands that reports are about."""
+
+    email_id: str
+    is_in_hand: bool
+    is_unresolved: bool
+    recipients: Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +132,7 @@ class PostgresFeedbackBook:
             if connection.execute(SQL["take_turn"]).fetchone() != (True,):
                 return 0
             rows = connection.execute(SQL["due"], {"limit": at_most, "patience": PATIENCE}).fetchall()
-            found = [_Found(*row) for row in rows]
+            found = [ReportRow._make(row) for row in rows]
             deliveries = _deliveries(connection, found)
             done = [one for one in found if not deliveries.get(one.email_id or "", _NO_JOB).is_in_hand]
             for one in done:
@@ -143,7 +151,7 @@ class PostgresFeedbackBook:
                 break
         return pruned
 
-    def _take_up(self, connection: Connection, found: _Found, deliveries: dict[str, _Delivery]) -> None:
+    def _take_up(self, connection: Connection, found: ReportRow, deliveries: dict[str, _Delivery]) -> None:
         """Apply one report; one that the database will not take is dropped, since no other would ever be reached."""
         if found.email_id is None:
             log.warning("feedback=%s source=%s dropped: of no message of ours", found.kind, found.source_id)
@@ -168,15 +176,18 @@ class PostgresFeedbackBook:
             deliveries.pop(email_id)
 
 
-def _deliveries(connection: Connection, found: Sequence[_Found]) -> dict[str, _Delivery]:
+def _deliveries(connection: Connection, found: Sequence[ReportRow]) -> dict[str, _Delivery]:
     ids = sorted({one.email_id for one in found if one.email_id})
+    rows = map(StandingRow._make, connection.execute(SQL["standing"], {"ids": ids}))
     return {
-        email_id: _Delivery(is_in_hand, Standing.UNRESOLVED if is_unresolved else Standing.OPEN, recipients)
-        for email_id, is_in_hand, is_unresolved, recipients in connection.execute(SQL["standing"], {"ids": ids})
+        row.email_id: _Delivery(
+            row.is_in_hand, Standing.UNRESOLVED if row.is_unresolved else Standing.OPEN, row.recipients
+        )
+        for row in rows
     }
 
 
-def _known(found: _Found, delivery: _Delivery) -> Known:
+def _known(found: ReportRow, delivery: _Delivery) -> Known:
     return Known(
         email_id=EmailId(found.email_id or NO_EMAIL),
         user_id=UserId(found.user_id),

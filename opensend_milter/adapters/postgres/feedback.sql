@@ -9,7 +9,7 @@ SELECT secret FROM opensend_milter.secrets WHERE name = 'signing';
 SELECT pg_try_advisory_xact_lock(hashtextextended('opensend_milter.feedback', 0));
 
 -- due -- the oldest reports, less those of a message that somebody is just sending: he knows it better
-SELECT f.id, f.kind, f.source_id, f.payload, s.email_id::text, s.user_id, s.recipients
+SELECT f.id, f.kind, f.source_id, f.payload, s.email_id::text AS email_id, s.user_id, s.recipients
 FROM opensend_milter.feedback f
     LEFT JOIN opensend_milter.submissions s ON s.email_id = coalesce(
         nullif(f.email_id, '00000000-0000-0000-0000-000000000000'),
@@ -25,22 +25,16 @@ WHERE (j.email_id IS NULL OR j.state <> 'attempting' OR j.lease_until < now())
 ORDER BY f.id LIMIT %(limit)s;
 
 -- standing -- where the deliveries stand, and stand still: locked before anything else, as those who record do
-SELECT j.email_id::text, j.state = 'attempting' AND j.lease_until >= now(),
-    j.state IN ('attempting', 'uncertain'), j.recipients
+SELECT j.email_id::text AS email_id, j.state = 'attempting' AND j.lease_until >= now() AS is_in_hand,
+    j.state IN ('attempting', 'uncertain') AS is_unresolved, j.recipients
 FROM opensend_milter.jobs j WHERE j.email_id = ANY (%(ids)s::uuid[]) ORDER BY j.email_id FOR UPDATE;
 
 -- event -- an event, unless it is there already, and a delivery for each webhook that asked for it
-WITH event AS (
-    INSERT INTO public.email_events (email_id, type, payload, source_id, user_id)
-    VALUES ((SELECT e.id FROM public.emails e WHERE e.id = %(id)s::uuid), %(type)s, %(payload)s::jsonb, %(source_id)s,
-        %(user_id)s)
-    ON CONFLICT (source_id) DO NOTHING
-    RETURNING id
-), delivery AS (
-    INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status)
-    SELECT w.id, event.id, 0, 'pending' FROM event JOIN public.webhooks w ON w.user_id = %(user_id)s
-    WHERE w.status = 'active' AND w.event_types ? ('email.' || %(type)s::text)
-)
+WITH said AS (
+    SELECT (SELECT e.id FROM public.emails e WHERE e.id = %(id)s::uuid) AS email_id, %(type)s::text AS type,
+        %(payload)s::jsonb AS payload, %(source_id)s::text AS source_id, %(user_id)s::text AS user_id
+),
+-- include: event, user_id = %(user_id)s, type = %(type)s::text
 SELECT count(*) FROM event;
 
 -- close_job -- it is known now what became of it

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import chain
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from psycopg import errors
 
@@ -16,16 +16,20 @@ from opensend_milter.adapters.postgres import intake_rows
 from opensend_milter.adapters.postgres.intake_rows import Step, array, columns
 from opensend_milter.adapters.postgres.link import Link, Tables, statements
 from opensend_milter.core.address import spellings
+from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.errors import AlreadyStored
 from opensend_milter.core.model import (
     Accept,
     Address,
     Earlier,
+    EmailId,
     Facts,
+    Holder,
     Identity,
     KeyFacts,
     KeyScope,
     Message,
+    OnSuppressed,
     Question,
     Refuse,
     Repeat,
@@ -49,6 +53,35 @@ class Habits:
     """Ask OpenSend's billing, and count for it."""
 
 
+class FactsRow(NamedTuple):
+    """What facts_for answers of one message."""
+
+    known: bool
+    user_id: UserId | None
+    restricted: bool
+    restricted_domain: str | None
+    sender_domain_verified: bool
+    suppressed: list[tuple[str, str]] | None
+    on_suppressed: OnSuppressed | None
+    unused_lately: bool
+    earlier_id: EmailId | None
+    """None: there is no earlier one, and so nothing else of it."""
+    earlier_holder: Holder
+    earlier_received_at: datetime
+    earlier_scheduled_at: datetime | None
+    earlier_expired: bool
+    earlier_content_digest: bytes | None
+    courier: CourierName | None
+    allowed_senders: list[str] | None
+    allowed_recipients: list[str] | None
+    networks: list[str] | None
+    may_attach: bool
+    may_html: bool
+    expired_at: datetime | None
+    per_day: int | None
+    sent_today: int | None
+
+
 class PostgresIntakeStore:
     """IntakeStore for one thread."""
 
@@ -64,12 +97,12 @@ class PostgresIntakeStore:
         """Answer for a batch in one round trip; one more for billing, and one where REST used a name before."""
         parameters = self._parameters(questions)
         with self._link.lend() as connection:
-            rows = connection.execute(SQL["facts_for"], parameters).fetchall()
+            rows = list(map(FactsRow._make, connection.execute(SQL["facts_for"], parameters)))
             subscriptions: dict[str, Subscription] = {}
             if self._habits.billing:
-                user_ids = sorted({row[1] for row in rows if row[1] is not None})
+                user_ids = sorted({row.user_id for row in rows if row.user_id is not None})
                 subscriptions = dict(connection.execute(SQL["subscriptions_of"], {"user_ids": user_ids}))
-            facts = [_facts(row, subscriptions.get(row[1], "fine")) for row in rows]
+            facts = [_facts(row, subscriptions.get(row.user_id or "", "fine")) for row in rows]
             rest = {earlier.email_id for one in facts if _is_to_compare(earlier := one.earlier)}
             digests = dict(connection.execute(SQL["row_digests"], {"ids": sorted(rest)})) if rest else {}
         return [_with_digest(one, digests) for one in facts] if digests else facts
@@ -195,34 +228,32 @@ def _names_taken() -> Iterator[None]:
         raise
 
 
-def _facts(found: tuple[Any, ...], subscription: Subscription) -> Facts:
-    known, user_id, restricted, restricted_domain, verified, suppressed, on_suppressed, unused, *rest = found
-    email_id, holder, taken_at, scheduled_at, expired, content_digest, courier, *scope = rest
+def _facts(row: FactsRow, subscription: Subscription) -> Facts:
     earlier = None
-    if email_id:
+    if row.earlier_id:
         earlier = Earlier(
-            email_id=email_id,
-            holder=holder,
-            received_at=taken_at,
-            scheduled_at=scheduled_at,
-            content_digest=content_digest,
-            expired=expired,
+            email_id=row.earlier_id,
+            holder=row.earlier_holder,
+            received_at=row.earlier_received_at,
+            scheduled_at=row.earlier_scheduled_at,
+            content_digest=row.earlier_content_digest,
+            expired=row.earlier_expired,
         )
     key = KeyFacts(
-        user_id=None if user_id is None else UserId(user_id),
-        restricted=restricted,
-        restricted_domain=restricted_domain,
-        on_suppressed=on_suppressed,
-        unused_lately=unused,
-        scope=_scope(tuple(scope)),
+        user_id=row.user_id,
+        restricted=row.restricted,
+        restricted_domain=row.restricted_domain,
+        on_suppressed=row.on_suppressed,
+        unused_lately=row.unused_lately,
+        scope=_scope(row),
     )
     return Facts(
-        key=key if known else None,
-        sender_domain_verified=verified,
+        key=key if row.known else None,
+        sender_domain_verified=row.sender_domain_verified,
         # One that is listed in two spellings is still one recipient.
-        suppressed=tuple({Address(address): reason for address, reason in suppressed or ()}.items()),
+        suppressed=tuple({Address(address): reason for address, reason in row.suppressed or ()}.items()),
         earlier=earlier,
-        courier=courier,
+        courier=row.courier,
         subscription=subscription,
     )
 
@@ -238,15 +269,15 @@ def _with_digest(facts: Facts, digests: Mapping[str, bytes | None]) -> Facts:
     return replace(facts, earlier=replace(facts.earlier, content_digest=digests.get(facts.earlier.email_id)))
 
 
-def _scope(found: tuple[Any, ...]) -> KeyScope:
-    senders, recipients, networks, may_attach, may_html, expired_at, per_day, sent_today = found
+def _scope(row: FactsRow) -> KeyScope:
+    senders, recipients, networks = row.allowed_senders, row.allowed_recipients, row.networks
     return KeyScope(
         allowed_senders=None if senders is None else tuple(senders),
         allowed_recipients=None if recipients is None else tuple(recipients),
         networks=None if networks is None else tuple(networks),
-        may_attach=may_attach,
-        may_html=may_html,
-        expired_at=expired_at,
-        per_day=per_day,
-        sent_today=sent_today or 0,
+        may_attach=row.may_attach,
+        may_html=row.may_html,
+        expired_at=row.expired_at,
+        per_day=row.per_day,
+        sent_today=row.sent_today or 0,
     )

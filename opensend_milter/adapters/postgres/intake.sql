@@ -37,21 +37,21 @@ WITH asked AS (
 )
 SELECT k.known,
     k.user_id,
-    k.restriction IS NOT NULL,
+    k.restriction IS NOT NULL AS restricted,
     CASE WHEN k.restriction ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
         THEN (SELECT lower(d.name) FROM public.domains d WHERE d.id = k.restriction::uuid AND d.user_id = k.user_id)
-        ELSE k.restriction END,
-    coalesce(d.verified, false),
+        ELSE k.restriction END AS restricted_domain,
+    coalesce(d.verified, false) AS sender_domain_verified,
     l.suppressed,
     k.on_suppressed,
     k.unused_lately,
-    r.email_id::text,
-    r.holder,
-    r.created_at,
-    r.scheduled_at,
-    r.expired,
-    (SELECT s.content_digest FROM opensend_milter.submissions s WHERE s.email_id = r.email_id),
-    (SELECT c.courier FROM opensend_milter.domain_settings c WHERE c.domain_id = d.id),
+    r.email_id::text AS earlier_id,
+    r.holder AS earlier_holder,
+    r.created_at AS earlier_received_at,
+    r.scheduled_at AS earlier_scheduled_at,
+    r.expired AS earlier_expired,
+    (SELECT s.content_digest FROM opensend_milter.submissions s WHERE s.email_id = r.email_id) AS earlier_content_digest,
+    (SELECT c.courier FROM opensend_milter.domain_settings c WHERE c.domain_id = d.id) AS courier,
     k.allowed_senders,
     k.allowed_recipients,
     k.networks,
@@ -60,7 +60,7 @@ SELECT k.known,
     k.expired_at,
     k.per_day,
     CASE WHEN k.per_day IS NOT NULL THEN (SELECT u.messages FROM opensend_milter.key_usage u
-        WHERE u.key_id = k.key_id AND u.day = (now() AT TIME ZONE 'UTC')::date) END
+        WHERE u.key_id = k.key_id AND u.day = (now() AT TIME ZONE 'UTC')::date) END AS sent_today
 FROM keyed k LEFT JOIN listed l USING (ordinal) LEFT JOIN earlier r USING (ordinal)
     LEFT JOIN LATERAL (
         SELECT * FROM (
@@ -186,17 +186,15 @@ UPDATE public.api_keys SET last_used_at = now() WHERE id IN (
     FOR UPDATE SKIP LOCKED);
 
 -- suppressed -- OpenSend's event of suppressed recipients, and a delivery for each webhook that asked for it
-WITH asked AS (
-    SELECT * FROM unnest(%(event_ids)s::uuid[], %(email_ids)s::uuid[], %(user_ids)s::text[], %(payloads)s::jsonb[])
-        AS a (event_id, email_id, user_id, payload)
-), event AS (
+WITH event AS (
+    SELECT id, email_id, 'suppressed' AS type, payload, user_id
+    FROM unnest(%(event_ids)s::uuid[], %(email_ids)s::uuid[], %(user_ids)s::text[], %(payloads)s::jsonb[])
+        AS a (id, email_id, user_id, payload)
+), written AS (
     INSERT INTO public.email_events (id, email_id, type, payload, user_id)
-    SELECT event_id, email_id, 'suppressed', payload, user_id FROM asked
+    SELECT id, email_id, type, payload, user_id FROM event
 )
-INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status)
-SELECT w.id, a.event_id, 0, 'pending'
-FROM asked a JOIN public.webhooks w ON w.user_id = a.user_id
-WHERE w.status = 'active' AND w.event_types ? 'email.suppressed';
+-- include: deliveries, user_id = event.user_id, type = 'suppressed'::text
 
 -- log -- what OpenSend's dashboard shows of a request
 INSERT INTO public.logs (endpoint, method, status, request_body, response_body, document, user_id, api_key_id)

@@ -11,28 +11,13 @@ from uuid import uuid4
 
 from opensend_milter.core import row
 from opensend_milter.core.ids import key_id
-from opensend_milter.core.model import Accept, Attachment, Message, Refuse, Repeat, Rule, Settlement
+from opensend_milter.core.model import Accept, Attachment, Message, Refuse, Repeat, Settlement
+from opensend_milter.core.rules import Rule
 from opensend_milter.core.transfer import PIECE_BYTES, slices
 
 CHUNK_BYTES = PIECE_BYTES
 RECORDED_CHARACTERS = 1_000
 """Of each text in the record of a refusal: a stranger decides how long it is."""
-_HTTP_STATUS = {
-    Rule.KEY_REVOKED: HTTPStatus.UNAUTHORIZED,
-    Rule.KEY_EXPIRED: HTTPStatus.UNAUTHORIZED,
-    Rule.NETWORK_NOT_ALLOWED: HTTPStatus.FORBIDDEN,
-    Rule.SENDER_NOT_ALLOWED: HTTPStatus.FORBIDDEN,
-    Rule.RECIPIENT_NOT_ALLOWED: HTTPStatus.FORBIDDEN,
-    Rule.ATTACHMENTS_NOT_ALLOWED: HTTPStatus.FORBIDDEN,
-    Rule.HTML_NOT_ALLOWED: HTTPStatus.FORBIDDEN,
-    Rule.DAILY_QUOTA: HTTPStatus.TOO_MANY_REQUESTS,
-    Rule.FROM_RESTRICTED: HTTPStatus.FORBIDDEN,
-    Rule.FROM_UNVERIFIED: HTTPStatus.FORBIDDEN,
-    Rule.DUPLICATE_KEY: HTTPStatus.CONFLICT,
-    Rule.QUOTA: HTTPStatus.PAYMENT_REQUIRED,
-    Rule.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    Rule.ATTACHMENTS_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-}
 
 Values = dict[str, Any]
 """One row, by the name of each column's parameter."""
@@ -130,7 +115,7 @@ def log_values(settlement: Settlement) -> Values:
     }
     response: dict[str, Any]
     if isinstance(verdict, Refuse):
-        status = _HTTP_STATUS.get(verdict.rule, HTTPStatus.UNPROCESSABLE_ENTITY)
+        status = verdict.rule.logged
         said = clean(f"{verdict.code} {verdict.enhanced} {verdict.text}")
         response = {"code": verdict.rule.value, "message": said}
     else:

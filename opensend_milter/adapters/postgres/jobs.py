@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from operator import attrgetter
 from typing import Any, LiteralString
 
+from opensend_milter.adapters.postgres.job_rows import Parameters, RouteRow, SubmissionRow, TakenRow, UncertainRow
 from opensend_milter.adapters.postgres.link import Connection, Link, Tables, statements
 from opensend_milter.core.address import domain_of, normal_domain, unicode_domain
+from opensend_milter.core.ids import SENT_ONCE
 from opensend_milter.core.model import (
     Address,
     Announcement,
-    CourierName,
     EmailId,
     Job,
     Lane,
@@ -36,8 +38,6 @@ FINISHED = frozenset({
 })  # fmt: skip
 LOST_WORKER = "the worker was lost while it was sending"
 NOBODY_KNOWS = "nobody could tell whether it was sent, for as long as we wait for that"
-
-Parameters = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +79,11 @@ class PostgresJobStore:
     def due_announcements(self, limit: int) -> list[Announcement]:
         """Take emails whose job is to be announced; they come again after a minute unless `announced`."""
         rows = self._all("due_announcements", {"limit": limit, "hand_over": self._hand_over})
-        return [
-            Announcement(email_id=EmailId(email_id), requested_at=created_at, attempts=attempts)
-            for email_id, created_at, attempts in sorted(rows, key=lambda row: row[1])
+        due = [
+            Announcement(email_id=EmailId(email_id), requested_at=requested_at, attempts=attempts)
+            for email_id, requested_at, attempts in rows
         ]
+        return sorted(due, key=attrgetter("requested_at"))
 
     def announced(self, email_ids: Sequence[EmailId]) -> None:
         """Note that the queue has these."""
@@ -118,12 +119,12 @@ class PostgresJobStore:
             if job:
                 return job
 
-    def _take(self, connection: Connection, statement: LiteralString, parameters: Parameters) -> _Taken | None:
+    def _take(self, connection: Connection, statement: LiteralString, parameters: Parameters) -> TakenRow | None:
         lease = {"lease": self._lease, "worker": self._worker}
         row = connection.execute(statement, {**parameters, **lease}).fetchone()
-        return _Taken(*row) if row else None
+        return TakenRow._make(row) if row else None
 
-    def _mark(self, connection: Connection, taken: _Taken) -> bool:
+    def _mark(self, connection: Connection, taken: TakenRow) -> bool:
         """Mark the email as in hand; where that cannot be, put its job away and return False."""
         if connection.execute(SQL["mark_processing"], taken.key).fetchone():
             return True
@@ -140,34 +141,33 @@ class PostgresJobStore:
             connection.execute(SQL["postpone"], {**taken.key, "until": scheduled_at if status == "scheduled" else None})
         return False
 
-    def _load(self, connection: Connection, taken: _Taken) -> Job | None:
-        row = connection.execute(SQL["submission"], taken.key).fetchone()
+    def _load(self, connection: Connection, taken: TakenRow) -> Job | None:
+        found = connection.execute(SQL["submission"], taken.key).fetchone()
+        row = SubmissionRow._make(found) if found else None
         raw = b"".join(piece for (piece,) in connection.execute(SQL["raw"], taken.key))
-        if row is None or row[-1] != len(raw):
+        if row is None or row.size_bytes != len(raw):
             reason = "the stored message is not whole"
             log.error('email=%s status=failed reason="%s"', taken.email_id, reason)
-            user_id = row[0] if row else None
+            user_id = row.user_id if row else None
             connection.execute(SQL["record_failed"], _failure(taken.key, _turn(taken), user_id, reason))
             return None
-        user_id, from_address, recipients, some_have_it, refused, received_at, *session, courier, _ = row
-        queue_id, client_address, front_door, tls = session
         return Job(
             email_id=taken.email_id,
-            user_id=UserId(user_id),
+            user_id=row.user_id,
             lease_id=taken.lease_id,
             attempts=taken.attempts,
             rounds=taken.rounds,
-            from_address=Address(from_address),
-            recipients=tuple(map(Address, recipients)),
+            from_address=row.from_address,
+            recipients=tuple(row.recipients),
             raw=raw,
-            received_at=received_at,
-            queue_id=queue_id,
-            client_address=client_address,
-            front_door=front_door,
-            tls=tls,
-            route=_route(connection, user_id, Address(from_address), courier),
-            some_have_it=some_have_it,
-            refused=tuple((Address(address), reason) for address, reason in refused or ()),
+            received_at=row.received_at,
+            queue_id=row.queue_id,
+            client_address=row.client_address,
+            front_door=row.front_door,
+            tls=row.tls,
+            route=_route(connection, row),
+            some_have_it=row.some_have_it,
+            refused=tuple((Address(address), reason) for address, reason in row.refused or ()),
         )
 
     def extend(self, jobs: Sequence[Job]) -> None:
@@ -187,7 +187,7 @@ class PostgresJobStore:
 
     def record_sent(self, job: Job, sent: Sent) -> None:
         """Close the job; what the next hop did not take is in the event."""
-        event = _event("sent", f"opensend-milter:sent:{job.email_id}", job.user_id, _told(sent))
+        event = _event("sent", SENT_ONCE.format(job.email_id), job.user_id, _told(sent))
         self._record("record_sent", _key(job) | event | _results(sent))
 
     def record_partly(self, job: Job, sent: Sent, wait_s: float) -> None:
@@ -232,11 +232,10 @@ class PostgresJobStore:
     def _fail_long_uncertain(self) -> int:
         if self._keeping.uncertain is None:
             return 0
-        found = self._all("long_uncertain", {"age": self._keeping.uncertain})
-        for *names, user_id, queue_id in found:
-            taken = _Taken(*names)
-            self._record("record_failed", _failure(taken.key, _turn(taken), user_id, NOBODY_KNOWS))
-            log.error('%s: email=%s status=failed reason="%s"', queue_id, taken.email_id, NOBODY_KNOWS)
+        found = [UncertainRow._make(row) for row in self._all("long_uncertain", {"age": self._keeping.uncertain})]
+        for row in found:
+            self._record("record_failed", _failure(row.key, _turn(row), row.user_id, NOBODY_KNOWS))
+            log.error('%s: email=%s status=failed reason="%s"', row.queue_id, row.email_id, NOBODY_KNOWS)
         return len(found)
 
     def prune(self, progress: Callable[[str, int], None] = lambda _what, _count: None) -> int:
@@ -285,32 +284,21 @@ class PostgresJobStore:
             return rows
 
 
-class _Taken:
-    """A job row just leased."""
-
-    def __init__(self, email_id: str, lease_id: str, attempts: int, rounds: int) -> None:
-        self.email_id = EmailId(email_id)
-        self.lease_id = lease_id
-        self.attempts = attempts
-        self.rounds = rounds
-        self.key: Parameters = {"id": email_id, "lease_id": lease_id}
-
-
-def _route(connection: Connection, user_id: str, from_address: Address, courier: CourierName | None) -> Route:
-    domain = normal_domain(domain_of(from_address)) or ""
+def _route(connection: Connection, mail: SubmissionRow) -> Route:
+    domain = normal_domain(domain_of(mail.from_address)) or ""
     names = [domain, unicode_domain(domain)]
-    row = connection.execute(SQL["route"], {"user_id": user_id, "names": names}).fetchone()
-    if row is None:
-        return Route(courier=courier)
-    region, configuration_set, track_opens, track_clicks, tracking_host, one_click = row
+    found = connection.execute(SQL["route"], {"user_id": mail.user_id, "names": names}).fetchone()
+    if found is None:
+        return Route(courier=mail.courier)
+    row = RouteRow._make(found)
     return Route(
-        courier=courier,
-        region=region or "",
-        configuration_set=configuration_set,
-        track_opens=track_opens,
-        track_clicks=track_clicks,
-        tracking_host=tracking_host,
-        one_click=one_click,
+        courier=mail.courier,
+        region=row.region or "",
+        configuration_set=row.configuration_set,
+        track_opens=row.track_opens,
+        track_clicks=row.track_clicks,
+        tracking_host=row.tracking_host,
+        one_click=row.one_click,
     )
 
 
@@ -349,7 +337,7 @@ def _event(kind: str, source_id: str, user_id: str | None, payload: object) -> d
     return {"type": kind, "source_id": source_id, "user_id": user_id, "payload": json.dumps(_clean(payload))}
 
 
-def _turn(job: Job | _Taken) -> str:
+def _turn(job: Job | TakenRow | UncertainRow) -> str:
     """Name an attempt as OpenSend does, and apart from those before a person had it tried again."""
     return f"{job.attempts + 1}" + (f".{job.rounds}" if job.rounds else "")
 

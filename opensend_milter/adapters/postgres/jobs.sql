@@ -8,7 +8,7 @@ WITH due AS MATERIALIZED (
     ORDER BY announce_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 UPDATE opensend_milter.jobs j SET announce_at = now() + interval '60 seconds' FROM due WHERE j.email_id = due.email_id
-RETURNING j.email_id::text, j.created_at, j.attempts;
+RETURNING j.email_id::text AS email_id, j.created_at AS requested_at, j.attempts;
 
 -- announced -- the queue has these; a hint may be lost, so it is repeated after a while
 UPDATE opensend_milter.jobs SET announce_at = now() + interval '15 minutes'
@@ -46,7 +46,7 @@ WITH due AS MATERIALIZED (
 UPDATE opensend_milter.jobs j
 SET state = 'claimed', lease_id = gen_random_uuid(), lease_until = now() + %(lease)s::interval, worker = %(worker)s
 FROM due WHERE j.email_id = due.email_id
-RETURNING j.email_id::text, j.lease_id::text, j.attempts, j.rounds;
+RETURNING j.email_id::text AS email_id, j.lease_id::text AS lease_id, j.attempts, j.rounds;
 
 -- take_due -- lease the job of a lane that has waited longest
 WITH due AS MATERIALIZED (
@@ -57,7 +57,7 @@ WITH due AS MATERIALIZED (
 UPDATE opensend_milter.jobs j
 SET state = 'claimed', lease_id = gen_random_uuid(), lease_until = now() + %(lease)s::interval, worker = %(worker)s
 FROM due WHERE j.email_id = due.email_id
-RETURNING j.email_id::text, j.lease_id::text, j.attempts, j.rounds;
+RETURNING j.email_id::text AS email_id, j.lease_id::text AS lease_id, j.attempts, j.rounds;
 
 -- mark_processing -- take the email out of everybody's reach, if it is still to be sent
 UPDATE public.emails SET status = 'processing'
@@ -78,18 +78,19 @@ SET state = 'waiting', lease_id = NULL, lease_until = NULL, worker = NULL,
 WHERE email_id = %(id)s AND lease_id = %(lease_id)s;
 
 -- submission -- what was recorded of the message when it was taken, and who has it since
-SELECT s.user_id, s.from_address, coalesce(j.recipients, s.recipients), j.recipients IS NOT NULL,
+SELECT s.user_id, s.from_address, coalesce(j.recipients, s.recipients) AS recipients,
+    j.recipients IS NOT NULL AS some_have_it,
     CASE WHEN j.recipients IS NOT NULL THEN (
         SELECT array_agg(ARRAY[r.address, r.reason]) FROM opensend_milter.recipient_results r
-        WHERE r.email_id = s.email_id AND r.outcome = 'refused') END,
-    s.received_at, s.queue_id, s.client_address, s.front_door, s.tls, nullif(j.courier, ''), s.size_bytes
+        WHERE r.email_id = s.email_id AND r.outcome = 'refused') END AS refused,
+    s.received_at, s.queue_id, s.client_address, s.front_door, s.tls, nullif(j.courier, '') AS courier, s.size_bytes
 FROM opensend_milter.submissions s JOIN opensend_milter.jobs j ON j.email_id = s.email_id
 WHERE s.email_id = %(id)s;
 
 -- route -- what the domain of From asks for
 -- By the index; only where that finds none, by reading all domains of the user: one may be stored in capitals.
-SELECT d.region, coalesce(d.ses_configuration_set_name, ''), d.track_opens, d.track_clicks,
-    coalesce(d.tracking_subdomain, ''), coalesce(c.one_click, false)
+SELECT d.region, coalesce(d.ses_configuration_set_name, '') AS configuration_set, d.track_opens,
+    d.track_clicks, coalesce(d.tracking_subdomain, '') AS tracking_host, coalesce(c.one_click, false) AS one_click
 FROM (
     (SELECT id FROM public.domains
         WHERE user_id = %(user_id)s AND name = ANY (%(names)s) AND status = 'verified' LIMIT 1)
@@ -148,17 +149,12 @@ WITH job AS (
         AS r (address, outcome, reason)
     ON CONFLICT (email_id, address) DO UPDATE
     SET outcome = excluded.outcome, reason = excluded.reason, courier = excluded.courier, noted_at = now()
-), event AS (
-    INSERT INTO public.email_events (email_id, type, payload, source_id, user_id)
-    SELECT e.id, %(type)s, %(payload)s::jsonb, %(source_id)s, %(user_id)s
+), said AS (
+    SELECT e.id AS email_id, %(type)s::text AS type, %(payload)s::jsonb AS payload,
+        %(source_id)s::text AS source_id, %(user_id)s::text AS user_id
     FROM job JOIN public.emails e ON e.id = job.email_id
-    ON CONFLICT (source_id) DO NOTHING
-    RETURNING id
-), webhook AS (
-    INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status)
-    SELECT w.id, event.id, 0, 'pending' FROM event JOIN public.webhooks w ON w.user_id = %(user_id)s
-    WHERE w.status = 'active' AND w.event_types ? ('email.' || %(type)s::text)
-)
+),
+-- include: event, user_id = %(user_id)s, type = %(type)s::text
 SELECT count(*) FROM job;
 
 -- record_partly -- some have it; the others are tried again later
@@ -184,17 +180,13 @@ WITH job AS (
         AS r (address, outcome, reason)
     ON CONFLICT (email_id, address) DO UPDATE
     SET outcome = excluded.outcome, reason = excluded.reason, courier = excluded.courier, noted_at = now()
-), event AS (
-    INSERT INTO public.email_events (email_id, type, payload, source_id, user_id)
-    SELECT e.id, %(type)s, %(payload)s::jsonb || jsonb_build_object('next_attempt_at', job.not_before), %(source_id)s, %(user_id)s
+), said AS (
+    SELECT e.id AS email_id, %(type)s::text AS type,
+        %(payload)s::jsonb || jsonb_build_object('next_attempt_at', job.not_before) AS payload,
+        %(source_id)s::text AS source_id, %(user_id)s::text AS user_id
     FROM job JOIN public.emails e ON e.id = job.email_id
-    ON CONFLICT (source_id) DO NOTHING
-    RETURNING id
-), webhook AS (
-    INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status)
-    SELECT w.id, event.id, 0, 'pending' FROM event JOIN public.webhooks w ON w.user_id = %(user_id)s
-    WHERE w.status = 'active' AND w.event_types ? ('email.' || %(type)s::text)
-)
+),
+-- include: event, user_id = %(user_id)s, type = %(type)s::text
 SELECT count(*) FROM job;
 
 -- record_deferred -- try again later, by the database's clock: the worker's may be far off
@@ -210,17 +202,13 @@ WITH job AS (
         provider_next_retry_at = job.not_before, provider_last_error_code = 'delivery_deferred',
         provider_last_error_message = %(reason)s
     FROM job WHERE e.id = job.email_id AND e.status = 'processing'
-), event AS (
-    INSERT INTO public.email_events (email_id, type, payload, source_id, user_id)
-    SELECT e.id, %(type)s, %(payload)s::jsonb || jsonb_build_object('next_attempt_at', job.not_before), %(source_id)s, %(user_id)s
+), said AS (
+    SELECT e.id AS email_id, %(type)s::text AS type,
+        %(payload)s::jsonb || jsonb_build_object('next_attempt_at', job.not_before) AS payload,
+        %(source_id)s::text AS source_id, %(user_id)s::text AS user_id
     FROM job JOIN public.emails e ON e.id = job.email_id
-    ON CONFLICT (source_id) DO NOTHING
-    RETURNING id
-), webhook AS (
-    INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status)
-    SELECT w.id, event.id, 0, 'pending' FROM event JOIN public.webhooks w ON w.user_id = %(user_id)s
-    WHERE w.status = 'active' AND w.event_types ? ('email.' || %(type)s::text)
-)
+),
+-- include: event, user_id = %(user_id)s, type = %(type)s::text
 SELECT count(*) FROM job;
 
 -- record_failed -- it will not be sent
@@ -234,17 +222,12 @@ WITH job AS (
         provider_next_retry_at = NULL, provider_dead_lettered_at = now(),
         provider_last_error_code = 'delivery_failed', provider_last_error_message = %(reason)s
     FROM job WHERE e.id = job.email_id AND e.status = 'processing'
-), event AS (
-    INSERT INTO public.email_events (email_id, type, payload, source_id, user_id)
-    SELECT e.id, %(type)s, %(payload)s::jsonb, %(source_id)s, %(user_id)s
+), said AS (
+    SELECT e.id AS email_id, %(type)s::text AS type, %(payload)s::jsonb AS payload,
+        %(source_id)s::text AS source_id, %(user_id)s::text AS user_id
     FROM job JOIN public.emails e ON e.id = job.email_id
-    ON CONFLICT (source_id) DO NOTHING
-    RETURNING id
-), webhook AS (
-    INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status)
-    SELECT w.id, event.id, 0, 'pending' FROM event JOIN public.webhooks w ON w.user_id = %(user_id)s
-    WHERE w.status = 'active' AND w.event_types ? ('email.' || %(type)s::text)
-)
+),
+-- include: event, user_id = %(user_id)s, type = %(type)s::text
 SELECT count(*) FROM job;
 
 -- record_uncertain -- it may be out: it stays, and nobody sends it by himself
@@ -282,7 +265,7 @@ FROM ended WHERE j.email_id = ended.email_id
 RETURNING j.email_id::text, (SELECT queue_id FROM opensend_milter.submissions s WHERE s.email_id = j.email_id);
 
 -- long_uncertain -- nobody could tell what became of these
-SELECT j.email_id::text, j.lease_id::text, j.attempts, j.rounds, j.user_id, s.queue_id
+SELECT j.email_id::text AS email_id, j.lease_id::text AS lease_id, j.attempts, j.rounds, j.user_id, s.queue_id
 FROM opensend_milter.jobs j LEFT JOIN opensend_milter.submissions s ON s.email_id = j.email_id
 WHERE j.state = 'uncertain' AND j.uncertain_at < now() - %(age)s::interval LIMIT 100;
 
@@ -338,3 +321,8 @@ DELETE FROM opensend_milter.row_digests WHERE email_id IN (
 DELETE FROM opensend_milter.fingerprints WHERE (key_id, fingerprint) IN (
     SELECT key_id, fingerprint FROM opensend_milter.fingerprints
     WHERE received_at < now() - %(age)s::interval ORDER BY received_at LIMIT %(limit)s);
+
+-- backlog -- by state, how many jobs there are, and how long the oldest has been due
+SELECT state, count(*),
+    coalesce(extract(epoch FROM now() - min(not_before) FILTER (WHERE state = 'waiting' AND not_before <= now())), 0)
+FROM opensend_milter.jobs GROUP BY state;

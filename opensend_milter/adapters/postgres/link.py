@@ -7,6 +7,7 @@ import os
 import re
 import select
 import socket
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, LiteralString, Protocol, cast
+from typing import Any, Literal, LiteralString, Protocol
 
 import psycopg
 from psycopg import conninfo
@@ -29,9 +30,12 @@ log = logging.getLogger(__name__)
 Connection = psycopg.Connection[TupleRow]
 Role = Literal["opensend_dovecot_auth", "opensend_milter", "opensend_worker", "opensend_http"]
 StatementFile = Literal[
-    "intake", "billing", "jobs", "admin", "deliveries", "feedback", "webhooks", "submissions", "rates", "switching"
-]
-_FOLDERS = {"admin": "admin", "deliveries": "admin", "switching": "admin"}
+    "intake", "billing", "jobs", "feedback", "webhooks", "submissions", "rates",
+    "admin", "deliveries", "inspection", "suppression_files", "switching", "verification",
+]  # fmt: skip
+_FOLDERS = dict.fromkeys(
+    ("admin", "deliveries", "inspection", "suppression_files", "switching", "verification"), "admin"
+)
 """Of statement files that are not beside us."""
 # Planned once: our values never change the best plan. Compressed by lz4 where the server knows it: of an attachment,
 # Postgres' own way costs more CPU than everything else together.
@@ -191,8 +195,29 @@ class _Cutter:
 @cache
 def statements(name: StatementFile) -> Mapping[str, LiteralString]:
     """Load NAME.sql: `-- name -- description`, then the statement, up to the next name."""
-    file = resources.files(adapters).joinpath(_FOLDERS.get(name, "postgres"), f"{name}.sql")
-    found = re.findall(
-        r"^-- (\w+) -- [^\n]+\n(.*?)(?=^-- \w+ -- |\Z)", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    return {name: cast("LiteralString", statement.strip()) for name, statement in found}
+    return {key: _whole(text) for key, text in _parts(_FOLDERS.get(name, "postgres"), name).items()}
+
+
+def _whole(text: str) -> LiteralString:
+    """Put in what stands in shared.sql, wherever a line says `-- include: NAME, WORD = WHAT`.
+
+    The words are given where it is put in: a value known beforehand is a filter of a scan, one of a row a join.
+    """
+    while found := re.search(r"^( *)-- include: (\w+)(.*)$", text, re.MULTILINE):
+        indent, name, words = found.groups()
+        part = _shared()[name]
+        for word, what in re.findall(r", (\w+) = ([^,]+)", words):
+            part = part.replace(f"{{{word}}}", what)
+        text = text[: found.start()] + textwrap.indent(part, indent) + text[found.end() :]
+    return text
+
+
+@cache
+def _shared() -> Mapping[str, str]:
+    return _parts("postgres", "shared")
+
+
+def _parts(folder: str, name: str) -> Mapping[str, str]:
+    text = resources.files(adapters).joinpath(folder, f"{name}.sql").read_text(encoding="utf-8")
+    parts = re.findall(r"^-- (\w+) -- [^\n]+\n(.*?)(?=^-- \w+ -- |\Z)", text, re.MULTILINE | re.DOTALL)
+    return {key: part.strip() for key, part in parts}

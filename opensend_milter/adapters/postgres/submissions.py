@@ -7,7 +7,7 @@ import queue
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from opensend_milter.adapters.postgres.link import Link, Tables, statements
 from opensend_milter.core.errors import StoreUnavailable
@@ -15,6 +15,50 @@ from opensend_milter.core.model import EmailId, KeyId
 from opensend_milter.core.submission import Caller, RecipientState, Rejection, Submission
 
 SQL = statements("submissions")
+
+
+class KeyRow(NamedTuple):
+    """What a key may see of itself."""
+
+    id: str
+    name: str
+    permission: str
+    restricted: bool
+    domain: str | None
+    created_at: datetime
+    last_used_at: datetime | None
+    settings: dict[str, object] | None
+
+
+class SubmissionRow(NamedTuple):
+    """One message of a key."""
+
+    email_id: EmailId
+    status: str
+    attempts: int
+    is_uncertain: bool
+    created_at: datetime
+    updated_at: datetime
+    scheduled_at: datetime | None
+    recipients: list[str]
+    fared: list[tuple[str, str, str]] | None
+    """Address, outcome, reason."""
+    message_id: str | None
+    queue_id: str
+    provider_id: str | None
+    reply: str
+
+
+class RejectionRow(NamedTuple):
+    """A message of a key that was not taken."""
+
+    request_id: str
+    rule: str
+    code: int
+    enhanced: str
+    text: str
+    refused_at: datetime
+    recipients: list[str]
 
 
 class PostgresSubmissions:
@@ -41,21 +85,22 @@ class PostgresSubmissions:
 
     def about(self, key_id: KeyId) -> dict[str, object] | None:
         """Return what a key may see of itself."""
-        for key, name, permission, restricted, domain, created_at, used_at, settings in self._all("key", key_id=key_id):
+        for row in map(KeyRow._make, self._all("key", key_id=key_id)):
             return {
-                "id": key,
-                "name": name,
-                "permission": permission,
-                "domain": domain if restricted else None,
-                "created_at": created_at,
-                "last_used_at": used_at,
-                **(settings or {}),
+                "id": row.id,
+                "name": row.name,
+                "permission": row.permission,
+                "domain": row.domain if row.restricted else None,
+                "created_at": row.created_at,
+                "last_used_at": row.last_used_at,
+                **(row.settings or {}),
             }
         return None
 
     def submissions(self, key_id: KeyId, ids: Sequence[EmailId]) -> list[Submission]:
         """Return the key's messages of these ids, latest first; others are not told from those that are not there."""
-        found = [_submission(row) for row in self._all("submission", key_id=key_id, ids=list(ids))]
+        rows = self._all("submission", key_id=key_id, ids=list(ids))
+        found = [_submission(SubmissionRow._make(row)) for row in rows]
         return sorted(found, key=lambda one: one.email_id, reverse=True)
 
     def page(
@@ -82,16 +127,15 @@ class PostgresSubmissions:
 
     def rejection(self, key_id: KeyId, request_id: str) -> Rejection | None:
         """Return why a request of this key was not taken."""
-        for row in self._all("rejection", key_id=key_id, request_id=request_id):
-            found, rule, code, enhanced, text, refused_at, recipients = row
+        for row in map(RejectionRow._make, self._all("rejection", key_id=key_id, request_id=request_id)):
             return Rejection(
-                request_id=found,
-                rule=rule,
-                code=code,
-                enhanced=enhanced,
-                text=text,
-                refused_at=refused_at,
-                recipients=tuple(recipients),
+                request_id=row.request_id,
+                rule=row.rule,
+                code=row.code,
+                enhanced=row.enhanced,
+                text=row.text,
+                refused_at=row.refused_at,
+                recipients=tuple(row.recipients),
             )
         return None
 
@@ -115,23 +159,19 @@ class PostgresSubmissions:
             self._links.put(link)
 
 
-def _submission(row: tuple[Any, ...]) -> Submission:
-    (
-        email_id, status, attempts, is_uncertain, created_at, updated_at, scheduled_at, recipients, fared, message_id,
-        queue_id, provider_id, reply,
-    ) = row  # fmt: skip
+def _submission(row: SubmissionRow) -> Submission:
     return Submission(
-        email_id=EmailId(email_id),
-        status=status,
-        attempts=attempts,
-        is_uncertain=is_uncertain,
-        created_at=created_at,
-        updated_at=updated_at,
-        scheduled_at=scheduled_at,
-        recipients=tuple(recipients),
-        fared=tuple(RecipientState(email=email, status=how, reason=why) for email, how, why in fared or ()),
-        message_id=message_id,
-        queue_id=queue_id,
-        provider_id=provider_id,
-        reply=reply,
+        email_id=row.email_id,
+        status=row.status,
+        attempts=row.attempts,
+        is_uncertain=row.is_uncertain,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        scheduled_at=row.scheduled_at,
+        recipients=tuple(row.recipients),
+        fared=tuple(RecipientState(email=email, status=how, reason=why) for email, how, why in row.fared or ()),
+        message_id=row.message_id,
+        queue_id=row.queue_id,
+        provider_id=row.provider_id,
+        reply=row.reply,
     )

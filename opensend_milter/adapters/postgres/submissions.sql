@@ -1,19 +1,21 @@
 -- caller -- the key that a secret's hash belongs to, and what is asked of it before any message
-SELECT k.id, c.networks, coalesce(c.may_bulk, true)
+SELECT k.id AS key_id, c.networks, coalesce(c.may_bulk, true) AS may_bulk
 FROM (SELECT opensend_milter.key_id(%(token_hash)s) AS id) k
     LEFT JOIN opensend_milter.key_settings c ON c.key_id = k.id::uuid;
 
 -- key -- what a key may see of itself
-SELECT k.id::text, k.name, k.permission, nullif(btrim(k.domain), '') IS NOT NULL,
-    (SELECT lower(d.name) FROM public.domains d WHERE d.user_id = k.user_id AND d.id::text = lower(btrim(k.domain))),
-    k.created_at, k.last_used_at, to_jsonb(c) - 'key_id'
+SELECT k.id::text AS id, k.name, k.permission, nullif(btrim(k.domain), '') IS NOT NULL AS restricted,
+    (SELECT lower(d.name) FROM public.domains d WHERE d.user_id = k.user_id AND d.id::text = lower(btrim(k.domain)))
+        AS domain,
+    k.created_at, k.last_used_at, to_jsonb(c) - 'key_id' AS settings
 FROM public.api_keys k LEFT JOIN opensend_milter.key_settings c ON c.key_id = k.id
 WHERE k.id = %(key_id)s::uuid AND k.user_id IS NOT NULL;
 
 -- submission -- one message of a key
-SELECT s.email_id::text, e.status, coalesce(j.attempts, 0), coalesce(j.state = 'uncertain', false), e.created_at,
-    coalesce(e.sent_at, r.at, e.created_at), e.scheduled_at, s.recipients, r.fared, s.message_id, s.queue_id,
-    s.provider_id, coalesce(v.payload ->> 'reply', v.payload ->> 'reason', '')
+SELECT s.email_id::text AS email_id, e.status, coalesce(j.attempts, 0) AS attempts,
+    coalesce(j.state = 'uncertain', false) AS is_uncertain, e.created_at,
+    coalesce(e.sent_at, r.at, e.created_at) AS updated_at, e.scheduled_at, s.recipients, r.fared, s.message_id,
+    s.queue_id, s.provider_id, coalesce(v.payload ->> 'reply', v.payload ->> 'reason', '') AS reply
 FROM opensend_milter.submissions s JOIN public.emails e ON e.id = s.email_id
     LEFT JOIN opensend_milter.jobs j ON j.email_id = s.email_id
     LEFT JOIN LATERAL (
@@ -36,7 +38,7 @@ WHERE s.key_id = %(key_id)s::uuid
 ORDER BY s.email_id DESC LIMIT %(limit)s;
 
 -- rejection -- a message of a key that was not taken
-SELECT queue_id, rule, code, enhanced, text, refused_at, recipients FROM opensend_milter.refusals
+SELECT queue_id AS request_id, rule, code, enhanced, text, refused_at, recipients FROM opensend_milter.refusals
 WHERE queue_id = %(request_id)s AND key_id = %(key_id)s ORDER BY id DESC LIMIT 1;
 
 -- ready -- the database answers, and its tables are there

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 from opensend_milter.adapters.postgres.link import Link, Tables, statements
-from opensend_milter.core.errors import StoreUnavailable
+from opensend_milter.adapters.postgres.signing import signing_secret
 from opensend_milter.core.model import EmailId
 from opensend_milter.core.webhook import (
     Answer,
@@ -30,6 +30,22 @@ def lease_of(timeout_s: float) -> timedelta:
     return timedelta(seconds=2 * timeout_s) + LOOKUP
 
 
+class DeliveryRow(NamedTuple):
+    """A delivery just claimed, with its webhook and its event."""
+
+    id: DeliveryId
+    attempt: int
+    webhook_id: WebhookId
+    url: str
+    generation: int
+    rotated_at: datetime | None
+    event_id: EventId
+    type: str
+    received_at: datetime
+    email_id: EmailId | None
+    payload: object
+
+
 class PostgresWebhooks:
     """One connection for one thread, opened when first needed and again after it was lost."""
 
@@ -46,16 +62,13 @@ class PostgresWebhooks:
     def secret(self) -> bytes:
         """Return what all keys of ours are derived from."""
         with self._link.lend() as connection:
-            row = connection.execute(SQL["secret"]).fetchone()
-        if row is None:
-            raise StoreUnavailable("opensend_milter.secrets is empty")
-        return bytes(row[0])
+            return signing_secret(connection)
 
     def claim(self, at_most: int, full: Sequence[WebhookId]) -> list[WebhookDelivery]:
         """Take deliveries that are due, of each webhook at most one, and none of those that are `full`."""
         with self._link.lend() as connection:
             values = {"limit": at_most, "full": list(full), "lease": self._lease}
-            return [_delivery(row) for row in connection.execute(SQL["claim"], values).fetchall()]
+            return [_delivery(DeliveryRow._make(row)) for row in connection.execute(SQL["claim"], values)]
 
     def record(self, delivery: WebhookDelivery, answer: Answer, fate: Fate) -> bool:
         """Note what came of it; False where somebody else has it in hand meanwhile, or knows better."""
@@ -71,18 +84,16 @@ class PostgresWebhooks:
             return connection.execute(SQL["record"], values).fetchone() is not None
 
 
-def _delivery(row: tuple[Any, ...]) -> WebhookDelivery:
-    delivery_id, attempt, webhook_id, url, generation, rotated_at, *told = row
-    event_id, event_type, received_at, email_id, payload = told
+def _delivery(row: DeliveryRow) -> WebhookDelivery:
     return WebhookDelivery(
-        id=DeliveryId(delivery_id),
-        attempt=attempt,
-        webhook=Webhook(id=WebhookId(webhook_id), url=url, generation=generation, rotated_at=rotated_at),
+        id=row.id,
+        attempt=row.attempt,
+        webhook=Webhook(id=row.webhook_id, url=row.url, generation=row.generation, rotated_at=row.rotated_at),
         event=Event(
-            id=EventId(event_id),
-            type=f"email.{event_type}",
-            at=received_at,
-            email_id=EmailId(email_id) if email_id else None,
-            payload=payload if isinstance(payload, dict) else {"payload": payload},
+            id=row.event_id,
+            type=f"email.{row.type}",
+            at=row.received_at,
+            email_id=row.email_id,
+            payload=row.payload if isinstance(row.payload, dict) else {"payload": row.payload},
         ),
     )

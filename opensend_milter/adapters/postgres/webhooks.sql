@@ -1,6 +1,3 @@
--- secret -- what all keys of ours are derived from
-SELECT secret FROM opensend_milter.secrets WHERE name = 'signing';
-
 -- claim -- lease deliveries that are due, of each webhook the oldest; who is lost in a call gives it back by time
 -- By chance: a webhook with a long list must not be the first each time.
 WITH turn AS MATERIALIZED (
@@ -23,8 +20,8 @@ FROM due, public.webhook_deliveries k
     JOIN public.email_events e ON e.id = k.event_id
     LEFT JOIN opensend_milter.webhook_settings s ON s.webhook_id = k.webhook_id
 WHERE d.id = due.id AND k.id = due.id
-RETURNING d.id::text, d.attempt, w.id::text, w.url, coalesce(s.generation, 1), s.rotated_at,
-    e.id::text, e.type, e.received_at, e.email_id::text, e.payload;
+RETURNING d.id::text AS id, d.attempt, w.id::text AS webhook_id, w.url, coalesce(s.generation, 1) AS generation,
+    s.rotated_at, e.id::text AS event_id, e.type, e.received_at, e.email_id::text AS email_id, e.payload;
 
 -- record -- what came of an attempt; a yes counts however late, anything else only of the latest attempt
 UPDATE public.webhook_deliveries

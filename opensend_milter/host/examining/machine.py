@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from opensend_milter.config import Config, Http
+from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped, warning
 
 CONNECT_S = 10.0
@@ -139,22 +140,33 @@ def _hostname(name: str) -> Seen:
 
 
 def _courier(config: Config) -> Seen:
-    match config.delivery.courier:
-        case "smtp":
-            return _hops({config.relay.host: config.relay.port} | _pairs(config.relay.fallbacks))
-        case "ses":
-            return _hops(_hop(config.aws.endpoint_url or f"https://email.{config.aws.region}.amazonaws.com"))
-        case "plunk":
-            return _hops(_hop(config.api.uri)) if config.api.uri else problem("api.uri is not set")
-        case "sendmail":
-            path = config.sendmail.path
-            is_good = os.access(path, os.X_OK)
-            return good(f"{path} can be run") if is_good else problem(f"{path} cannot be run", f"ls -l {path}")
-        case "file":
-            folder = config.maildir.folder
-            there = next((one for one in (folder, *folder.parents) if one.exists()), Path("/"))
-            is_good = os.access(there, os.W_OK)
-            return good(str(folder)) if is_good else problem(f"{there} cannot be written to", f"ls -ld {there}")
+    look = LOOKS.get(config.delivery.courier)
+    return look(config) if look else good(f"courier {config.delivery.courier} needs nobody")
+
+
+def _plunk(config: Config) -> Seen:
+    return _hops(_hop(config.api.uri)) if config.api.uri else problem("api.uri is not set")
+
+
+def _program(path: Path) -> Seen:
+    is_good = os.access(path, os.X_OK)
+    return good(f"{path} can be run") if is_good else problem(f"{path} cannot be run", f"ls -l {path}")
+
+
+def _folder(folder: Path) -> Seen:
+    there = next((one for one in (folder, *folder.parents) if one.exists()), Path("/"))
+    is_good = os.access(there, os.W_OK)
+    return good(str(folder)) if is_good else problem(f"{there} cannot be written to", f"ls -ld {there}")
+
+
+LOOKS: Mapping[CourierName, Callable[[Config], Seen]] = {
+    "smtp": lambda config: _hops({config.relay.host: config.relay.port} | _pairs(config.relay.fallbacks)),
+    "ses": lambda config: _hops(_hop(config.aws.endpoint_url or f"https://email.{config.aws.region}.amazonaws.com")),
+    "sendmail": lambda config: _program(config.sendmail.path),
+    "plunk": _plunk,
+    "file": lambda config: _folder(config.maildir.folder),
+}
+"""Those of the couriers that have a next hop."""
 
 
 def _hop(url: str) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from opensend_milter.core.model import EmailId, KeyId, Refuse, Rule
+from opensend_milter.core.model import EmailId, KeyId, Refuse
 from opensend_milter.core.request import Dialect
+from opensend_milter.core.rules import Rule
 from opensend_milter.core.submission import (
     Rejection,
     Submission,
@@ -36,43 +37,6 @@ _STATUSES = {
     "canceled": ("canceled", "cancelled"),
 }
 _UNAVAILABLE = 503
-_CODES: Mapping[Rule, tuple[int, str]] = {
-    Rule.OURS: (503, "unavailable"),
-    Rule.QUOTA: (402, "quota_exceeded"),
-    Rule.RATE_LIMITED: (429, "rate_limited"),
-    Rule.DUPLICATE_KEY: (409, "idempotency_conflict"),
-    Rule.TOO_LARGE: (413, "payload_too_large"),
-    Rule.ATTACHMENTS_TOO_LARGE: (413, "payload_too_large"),
-    Rule.KEY_REVOKED: (403, "forbidden"),
-    Rule.NOT_A_KEY: (403, "forbidden"),
-    Rule.KEY_EXPIRED: (403, "forbidden"),
-    Rule.NETWORK_NOT_ALLOWED: (403, "forbidden"),
-    Rule.SENDER_NOT_ALLOWED: (403, "forbidden"),
-    Rule.RECIPIENT_NOT_ALLOWED: (403, "forbidden"),
-    Rule.ATTACHMENTS_NOT_ALLOWED: (403, "forbidden"),
-    Rule.HTML_NOT_ALLOWED: (403, "forbidden"),
-    Rule.DAILY_QUOTA: (429, "quota_exceeded"),
-}
-"""Any other rule: what the request asks for is not allowed, or cannot be done."""
-_FIELDS: Mapping[Rule, str] = {
-    Rule.FROM_MISSING: "from",
-    Rule.FROM_NOT_ONE: "from",
-    Rule.FROM_MALFORMED: "from",
-    Rule.FROM_RESTRICTED: "from",
-    Rule.FROM_UNVERIFIED: "from",
-    Rule.SENDER_NOT_ALLOWED: "from",
-    Rule.RECIPIENT_MALFORMED: "to",
-    Rule.RECIPIENT_SUPPRESSED: "to",
-    Rule.RECIPIENT_NOT_ALLOWED: "to",
-    Rule.TOO_MANY_RECIPIENTS: "to",
-    Rule.SANDBOX_MIXED: "to",
-    Rule.ATTACHMENTS_NOT_ALLOWED: "attachments",
-    Rule.ATTACHMENTS_TOO_LARGE: "attachments",
-}
-_FIELDS_OF: Mapping[Dialect, Mapping[Rule, str]] = {
-    "rele": {Rule.CONTROL_FIELD: "send_at", Rule.HTML_NOT_ALLOWED: "body_html"},
-    "resend": {Rule.CONTROL_FIELD: "scheduled_at", Rule.HTML_NOT_ALLOWED: "html"},
-}
 _SEND_AT = "X-OpenSend-Send-At"
 """What the moment is called over SMTP: the one control field that is judged only once it is written."""
 
@@ -220,8 +184,7 @@ def _rejected(found: Rejection) -> dict[str, object]:
 
 def refused(refusal: Refuse, dialect: Dialect) -> Refused:
     """Phrase a refusal: its status, its code, and the field as this dialect calls it."""
-    status, code = _CODES.get(refusal.rule, (400, "validation_failed"))
-    field = _FIELDS_OF[dialect].get(refusal.rule) or _FIELDS.get(refusal.rule, "")
+    status, field = refusal.rule.http.status, refusal.rule.field.named(dialect)
     text = refusal.text.replace(_SEND_AT, field) if refusal.rule is Rule.CONTROL_FIELD else refusal.text
     headers = {}
     if status == _UNAVAILABLE:
@@ -229,7 +192,7 @@ def refused(refusal: Refuse, dialect: Dialect) -> Refused:
     elif refusal.rule is Rule.DAILY_QUOTA:
         headers["Retry-After"] = str(_seconds_to_midnight(datetime.now(UTC)))
     errors = [{"field": field, "code": refusal.rule.value, "message": text}]
-    return Refused(status, code, text, errors=errors, headers=headers)
+    return Refused(status, refusal.rule.http.code, text, errors=errors, headers=headers)
 
 
 def _seconds_to_midnight(now: datetime) -> int:

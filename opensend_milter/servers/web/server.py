@@ -31,7 +31,7 @@ from opensend_milter.core.submission import request_id
 from opensend_milter.servers.activation import passed_or
 from opensend_milter.servers.metrics_page import CountedRequests
 from opensend_milter.servers.unix_socket import BACKLOG, group_of, listening_on
-from opensend_milter.servers.web.events import HEALTH_PATH
+from opensend_milter.servers.web.health import HEALTH_PATH
 
 log = logging.getLogger(__name__)
 MOST_BODY_BYTES = 1_048_576

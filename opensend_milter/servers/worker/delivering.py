@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opensend_milter.core.breaker import Breaker
+from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.delivery import Delivery
 from opensend_milter.core.errors import QueueUnavailable
-from opensend_milter.core.model import CourierName, Job, Lane, Notice, Parcel
+from opensend_milter.core.model import Job, Lane, Notice, Parcel
 from opensend_milter.core.ports import Courier, JobQueue, JobStore
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from opensend_milter.core import counting
+from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.errors import TemporaryError
-from opensend_milter.core.model import CourierName, EmailId, Job, Parcel
+from opensend_milter.core.model import EmailId, Job, Parcel
 from opensend_milter.core.ports import Courier, JobQueue, JobStore
 from opensend_milter.servers.worker.delivering import Delivering, Extending, Inbox, Office, Settings
 
