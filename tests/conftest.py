@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytest_timeout  # type: ignore[import-untyped]
 from hypothesis import settings
 
 from tests import profiles
 from tests.log_scan import Forbidden, Grown, Heard, assert_clean, findings, look_through
+from tests.waiting import scaled_s
 
 # The suite has eight minutes; who wants more asks for it: --hypothesis-profile=default.
 settings.register_profile("suite", max_examples=50)
@@ -33,6 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest: nobody waits for it at the end."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
+    """Stop what never ends; on a busy machine an end takes longer."""
+    return bool(pytest_timeout.pytest_timeout_set_timer(item, settings._replace(timeout=scaled_s(settings.timeout))))
 
 
 @pytest.hookimpl(tryfirst=True)

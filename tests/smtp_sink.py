@@ -7,10 +7,11 @@ import re
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, Self
+
+from tests.waiting import NEVER_S, await_true
 
 DROP = "drop"
 """Close without an answer."""
@@ -89,12 +90,9 @@ class Sink:
         """Return the verbs of all commands in order."""
         return [command.split()[0].upper() for command in self.commands]
 
-    def await_delivered(self, count: int, timeout_s: float = 30) -> list[Delivered]:
+    def await_delivered(self, count: int) -> list[Delivered]:
         """Wait for so many messages."""
-        deadline = time.monotonic() + timeout_s
-        while len(self.delivered) < count:
-            assert time.monotonic() < deadline, f"only {len(self.delivered)} of {count} delivered"
-            time.sleep(0.01)
+        await_true(lambda: len(self.delivered) >= count, lambda: f"{count} messages, not {len(self.delivered)}")
         return list(self.delivered)
 
     def _listen(self) -> None:
@@ -191,7 +189,7 @@ class _Session:
         reply = self._sink.answers.get(key, standard)
         if reply == HOLD:
             self._sink.held.set()
-            self._sink.release.wait(60)
+            self._sink.release.wait(NEVER_S)
             reply = standard
         if reply == STALL:
             self._sink.held.set()

@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from typer.testing import CliRunner
 from opensend_milter import cli
 from opensend_milter.host.sandbox import lifecycle as host, state as sandbox_state
 from tests.log_scan import Finding, Forbidden, body_starts, look_through
+from tests.waiting import await_true
 
 OF_OTHERS = {"postfix.log", "postgres.log", "dovecot.log"}
 """They show addresses as they always do; ours mask them."""
@@ -101,13 +101,14 @@ class Sandbox:
         """Return the process id of one program, without asking it whether it answers."""
         return next(int(one["pid"]) for one in self._children() if one["name"] == name and one["pid"])
 
-    def await_good(self, timeout_s: float = 60.0) -> None:
+    def await_good(self) -> None:
         """Wait until all runs and answers."""
-        deadline = time.monotonic() + timeout_s
         # The keeper's word costs nothing; asking everybody is worth it only then.
-        while not (self._all_run() and host.status(self.directory).good):
-            assert time.monotonic() < deadline, host.status(self.directory)
-            time.sleep(0.05)
+        await_true(
+            lambda: self._all_run() and host.status(self.directory).good,
+            lambda: host.status(self.directory),
+            pause_s=0.05,
+        )
 
     def _all_run(self) -> bool:
         return all(one["state"] == "running" for one in self._children())

@@ -14,7 +14,8 @@ from urllib.request import urlopen
 import yaml
 
 from tests.acceptance.running_sandbox import Sandbox
-from tests.acceptance.submitting import eventually, unique
+from tests.acceptance.submitting import unique
+from tests.waiting import await_of
 
 
 @contextmanager
@@ -33,8 +34,7 @@ def front_door(sandbox: Sandbox, **settings: object) -> Iterator[str]:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
     ):
         try:
-            eventually(lambda: process.poll() is not None or _answers(url) or None)
-            assert process.poll() is None, sandbox.log(path.stem)
+            await_of(process, lambda: _answers(url), lambda: sandbox.log(path.stem))
             yield url
         finally:
             process.send_signal(signal.SIGTERM)

@@ -6,28 +6,25 @@ import hashlib
 import re
 import secrets
 import smtplib
-import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, LiteralString, TypeVar
+from typing import Literal, LiteralString
 
 import psycopg
 from psycopg.rows import TupleRow
 
 from tests.acceptance.running_sandbox import Sandbox
+from tests.waiting import await_found
 
-Found = TypeVar("Found")
 Mechanism = Literal["PLAIN", "LOGIN"]
 
 FROM = b"From: app@sandbox.test\r\n"
 MAIL = FROM + b"Subject: hi\r\n\r\nhi\r\n"
 TO = "to@example.net"
 LIMIT = 41_943_040
-PAUSE_S = 0.02
-PATIENCE_S = 90.0
 HEAD_BYTES = 8_192
 """Of a delivered message: with its envelope and our Received field."""
 PIECE_BYTES = 65_536
@@ -66,15 +63,6 @@ def answer(reply: tuple[int, bytes]) -> Answer:
 def unique(prefix: str = "t") -> str:
     """Return a name that no other test has."""
     return f"{prefix}-{secrets.token_hex(8)}"
-
-
-def eventually(find: Callable[[], Found | None], why_not: Callable[[], object] = lambda: "waited in vain") -> Found:
-    """Wait until something is found."""
-    deadline = time.monotonic() + PATIENCE_S
-    while (found := find()) is None:
-        assert time.monotonic() < deadline, why_not()
-        time.sleep(PAUSE_S)
-    return found
 
 
 # ---------------------------------------------------------------------- speaking SMTP
@@ -227,7 +215,7 @@ class Delivered:
 
 def delivered(sandbox: Sandbox, queue_id: str) -> Delivered:
     """Wait for the one message that carries this queue id in our Received field."""
-    path = eventually(lambda: in_inbox(sandbox, f" id {queue_id};"), lambda: _whereabouts(sandbox, queue_id))
+    path = await_found(lambda: in_inbox(sandbox, f" id {queue_id};"), lambda: _whereabouts(sandbox, queue_id))
     envelope = re.match(rb"Return-Path: <([^\r]*)>\r\n((?:Delivered-To: [^\r]*\r\n)*)", content := path.read_bytes())
     assert envelope
     recipients = re.findall(r"Delivered-To: ([^\r]*)\r\n", envelope[2].decode())

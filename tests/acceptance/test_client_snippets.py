@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.running_sandbox import Sandbox, new_directory
-from tests.acceptance.submitting import eventually, unique
+from tests.acceptance.submitting import unique
+from tests.waiting import await_found, await_true
 
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 HOST = "localhost"
@@ -121,7 +122,7 @@ def postfix(example: str, at: Path, sandbox: Sandbox) -> None:
         sender = f"hello@{sandbox['SANDBOX_FROM_DOMAIN']}"
         run("sendmail", "-C", conf, "-f", sender, to, at=at, sandbox=sandbox, text=message)
         run("postqueue", "-c", conf, "-f", at=at, sandbox=sandbox)
-        eventually(lambda: delivered_to(sandbox, to) or None, lambda: (at / "mail.log").read_text()[-3000:])
+        await_true(lambda: delivered_to(sandbox, to), lambda: (at / "mail.log").read_text()[-3000:])
     finally:
         run("postfix", "-c", conf, "stop", at=at, sandbox=sandbox)
 
@@ -221,7 +222,7 @@ def sends(name: str, example: str, recipient: str, sandbox: Sandbox, place: Path
     if recipient not in example:
         example += f"# {recipient}\n"
     SENDERS[name](example, place, sandbox)
-    (raw,) = eventually(lambda: delivered_to(sandbox, recipient) or None)
+    (raw,) = await_found(lambda: delivered_to(sandbox, recipient) or None, "it arrives")
     assert b"It works." in raw
     assert b"\r\nSubject: Hello\r\n" in raw
     assert f"hello@{sandbox['SANDBOX_FROM_DOMAIN']}".encode() in raw

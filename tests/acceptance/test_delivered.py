@@ -24,7 +24,8 @@ from opensend_milter.core.dsn import return_path
 from opensend_milter.core.model import EmailId
 from opensend_milter.core.signing import derived
 from tests.acceptance.running_sandbox import Sandbox
-from tests.acceptance.submitting import Account, delivered, eventually, in_inbox, rows, submit, unique
+from tests.acceptance.submitting import Account, delivered, in_inbox, rows, submit, unique
+from tests.waiting import await_found, await_true
 
 HTML = (
     '<html><body><p>Hello, <a href="https://shop.example/a?b=1&amp;c=2">look</a>'
@@ -61,9 +62,9 @@ def email_id_of(account: Account, queue_id: str) -> EmailId:
     return EmailId(email_id)
 
 
-def has_event(account: Account, email_id: EmailId, kind: str) -> bool | None:
+def has_event(account: Account, email_id: EmailId, kind: str) -> bool:
     query = "SELECT true FROM email_events WHERE email_id = %s AND type = %s"
-    return bool(rows(account.sandbox, query, email_id, kind)) or None
+    return bool(rows(account.sandbox, query, email_id, kind))
 
 
 def report_on(email_id: EmailId, recipient: str, status: str) -> bytes:
@@ -84,14 +85,14 @@ def test_after_a_hard_bounce_the_address_is_refused(account: Account) -> None:
     sandbox, gone = account.sandbox, f"{unique('gone')}@example.net"
     with account.logged_in() as client:
         email_id = email_id_of(account, submit(client, account.message(), gone).queue_id)
-        eventually(lambda: has_event(account, email_id, "sent"))
+        await_true(lambda: has_event(account, email_id, "sent"), "event sent")
         ((secret,),) = rows(sandbox, "SELECT secret FROM opensend_milter.secrets WHERE name = 'signing'")
         ours = return_path(derived(secret, "return-path"), email_id, "bounces.example")
         forged = return_path(derived(secrets.token_bytes(32), "return-path"), email_id, "bounces.example")
         report = report_on(email_id, gone, "5.1.1")
         for address in (forged, f"b-{email_id}@bounces.example", ours, ours):
             assert command(sandbox, "feedback", "bounce", f"--recipient={address}", stdin=report).returncode == 0
-        eventually(lambda: has_event(account, email_id, "bounced"))
+        await_true(lambda: has_event(account, email_id, "bounced"), "event bounced")
         refused = submit(client, account.message(), gone)
     assert refused.codes == (550, "5.7.1")
     assert f"{gone} (bounced)" in refused.text
@@ -138,7 +139,8 @@ def test_a_webhook_is_told_and_can_check_who_tells_it(account: Account) -> None:
         )
         with account.logged_in() as client:
             email_id = email_id_of(account, submit(client, account.message(), "to@example.net").queue_id)
-        headers, body = eventually(lambda: calls[0] if calls else None, lambda: sandbox.log("worker")[-2_000:])
+        await_true(lambda: calls, lambda: sandbox.log("worker")[-2_000:])
+        headers, body = calls[0]
     told = Webhook(added["secret"]).verify(body, headers)
     assert told["type"] == "email.sent"
     assert told["data"]["email_id"] == email_id
@@ -178,8 +180,8 @@ def test_opens_and_clicks_are_counted_where_the_domain_asks(account: Account) ->
     assert redirected.value.code == 302
     assert redirected.value.headers["Location"] == "https://shop.example/a?b=1&c=2"
     redirected.value.close()
-    eventually(lambda: has_event(account, email_id, "opened"))
-    eventually(lambda: has_event(account, email_id, "clicked"))
+    await_true(lambda: has_event(account, email_id, "opened"), "event opened")
+    await_true(lambda: has_event(account, email_id, "clicked"), "event clicked")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -195,7 +197,7 @@ def test_a_domain_chooses_its_courier(account: Account) -> None:
         queue_id = submit(client, account.message(), "to@example.net").queue_id
     found = delivered(sandbox, queue_id)
     assert found.recipients == ["to@example.net"]
-    ((payload,),) = eventually(
+    ((payload,),) = await_found(
         lambda: (
             rows(
                 sandbox,
@@ -203,7 +205,8 @@ def test_a_domain_chooses_its_courier(account: Account) -> None:
                 email_id_of(account, queue_id),
             )
             or None
-        )
+        ),
+        "event sent",
     )
     assert payload["courier"] == "file"
 
@@ -228,7 +231,7 @@ def test_what_is_left_of_a_message_can_be_looked_up(account: Account) -> None:
     with account.logged_in() as client:
         queue_id = submit(client, account.message(), "to@example.net").queue_id
     delivered(sandbox, queue_id)
-    eventually(lambda: has_event(account, email_id_of(account, queue_id), "sent"))
+    await_true(lambda: has_event(account, email_id_of(account, queue_id), "sent"), "event sent")
     shown = json.loads(done(sandbox, "email", "show", queue_id, "--json"))
     assert shown["email"]["status"] == "sent"
     assert [event["type"] for event in shown["events"]] == ["sent"]

@@ -15,7 +15,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from opensend_milter.adapters.admin.connections import IN_USE, needed
+from opensend_milter.adapters.admin.connections import needed
+from opensend_milter.adapters.postgres.link import statements
 from opensend_milter.adapters.schema.roles import LOGIN_ROLES
 from opensend_milter.app.examining import examination
 from opensend_milter.config import Config, Milter, Size, Smtp, Tls, load
@@ -393,7 +394,7 @@ def test_another_certificate_than_the_one_that_is_shown(site: Site, tmp_path: Pa
 def test_no_process_holds_more_connections_than_is_reckoned(sandbox: Sandbox, site: Site) -> None:
     """What `database.limits` reckons with is what the processes do, and not far from it."""
     with psycopg.connect(sandbox["SANDBOX_DATABASE_URL"]) as connection:
-        rows = connection.execute(IN_USE, [list(LOGIN_ROLES)]).fetchall()
+        rows = connection.execute(statements("inspection")["role_use"], {"roles": list(LOGIN_ROLES)}).fetchall()
     used = {role: number for role, _, number, *_ in rows}
     reckoned = needed(site.config)
     assert {role: used[role] for role in reckoned if used[role] > reckoned[role]} == {}

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.acceptance.running_sandbox import Sandbox
-from tests.acceptance.submitting import MAIL, Answer, count, eventually, log_in, rows, submit, unique
+from tests.acceptance.submitting import MAIL, Answer, count, log_in, rows, submit, unique
+from tests.waiting import await_found, await_true
 
 CLIENTS = 20
 PAUSE_S = 0.25
@@ -34,7 +36,6 @@ LOGGED_IN = (235, "2.7.0")
 NO_LOGIN = (454, "4.7.0")
 OURS = ("serve", "auth-gate", "worker", "dovecot", "postfix")
 SOFT_TIMEOUT_S, HARD_TIMEOUT_S = 1, 3
-DELIVERY_S = 60.0
 
 
 @dataclass
@@ -92,11 +93,11 @@ class Load:
 
     def await_taken(self, more: int) -> None:
         enough = len(self.taken) + more
-        eventually(lambda: len(self.taken) >= enough or None, lambda: self.refused[-CLIENTS:])
+        await_true(lambda: len(self.taken) >= enough, lambda: self.refused[-CLIENTS:])
 
     def await_refused(self, more: int) -> None:
         enough = len(self.refused) + more
-        eventually(lambda: len(self.refused) >= enough or None)
+        await_true(lambda: len(self.refused) >= enough, "more are refused")
 
     def moment(self) -> None:
         """Let a random time pass in which mail flows."""
@@ -143,10 +144,8 @@ def assert_one_row_each(sandbox: Sandbox, done: Load) -> set[str]:
 
 def assert_delivered_once(sandbox: Sandbox, stored: set[str]) -> None:
     """Wait for the worker; then the inbox has what is stored, no more and no less."""
-    deadline = time.monotonic() + DELIVERY_S
-    while left := rows(sandbox, "SELECT state, count(*) FROM opensend_milter.jobs GROUP BY state"):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    left = partial(rows, sandbox, "SELECT state, count(*) FROM opensend_milter.jobs GROUP BY state")
+    await_true(lambda: not left(), left, pause_s=0.1)
     assert Counter(map(message_id_of, sandbox.inbox())) == Counter(stored)
     assert rows(sandbox, "SELECT status, count(*) FROM emails GROUP BY status") == [("sent", len(stored))]
 
@@ -179,7 +178,7 @@ def serve(sandbox: Sandbox, *, but: int = 0) -> int:
             return pid if pid != but else None
         return None
 
-    return eventually(find)
+    return await_found(find, "a supervisor")
 
 
 def children_of(pid: int) -> list[int]:
@@ -188,7 +187,7 @@ def children_of(pid: int) -> list[int]:
 
 def hit_a_child(sandbox: Sandbox) -> None:
     parent = serve(sandbox)
-    os.kill(random.choice(eventually(lambda: children_of(parent) or None)), signal.SIGKILL)
+    os.kill(random.choice(await_found(lambda: children_of(parent) or None, "a child")), signal.SIGKILL)
 
 
 def hit_the_supervisor(sandbox: Sandbox) -> None:
@@ -251,7 +250,7 @@ def reload(sandbox: Sandbox) -> None:
     """Send SIGHUP, and wait until each of the two children has said that it has done it."""
     before = reloads(sandbox)
     os.kill(serve(sandbox), signal.SIGHUP)
-    eventually(lambda: True if reloads(sandbox) == before + 2 else None)
+    await_true(lambda: reloads(sandbox) == before + 2, "both reload")
 
 
 def reloads(sandbox: Sandbox) -> int:
@@ -298,7 +297,7 @@ def postgres_stopped(sandbox: Sandbox, how: signal.Signals) -> Iterator[None]:
     try:
         os.kill(pids["postgres"], how)
         # A zombie: its parent is stopped.
-        eventually(lambda: True if ") Z " in Path(f"/proc/{pids['postgres']}/stat").read_text() else None)
+        await_true(lambda: ") Z " in Path(f"/proc/{pids['postgres']}/stat").read_text(), "Postgres has ended")
         yield
     finally:
         os.kill(pids["keeper"], signal.SIGCONT)
@@ -337,7 +336,7 @@ def await_login(sandbox: Sandbox, client: smtplib.SMTP) -> None:
         reply = log_in(client, sandbox["SANDBOX_API_KEY"])
         return None if reply.codes == NO_LOGIN else reply
 
-    assert eventually(find).codes == LOGGED_IN
+    assert await_found(find, "a login").codes == LOGGED_IN
 
 
 def ours(sandbox: Sandbox) -> dict[str, int]:

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from tests.acceptance.running_sandbox import Sandbox
-from tests.acceptance.submitting import eventually, rows
+from tests.acceptance.submitting import rows
+from tests.waiting import await_found, await_true
 
 
 @pytest.mark.case(17)
@@ -102,7 +103,7 @@ def change(sandbox: Sandbox, **smtp: object) -> None:
     settings["smtp"] |= smtp
     config.write_text(yaml.safe_dump(settings))
     os.kill(pid, signal.SIGTERM)
-    eventually(lambda: True if not Path(f"/proc/{pid}").exists() else None)
+    await_true(lambda: not Path(f"/proc/{pid}").exists(), "the child ends")
 
 
 def test_a_client_that_is_too_fast_is_put_off(other_rules: Sandbox) -> None:
@@ -130,7 +131,7 @@ def test_behind_a_balancer_the_client_is_who_it_says(other_rules: Sandbox) -> No
     sandbox = other_rules
     change(sandbox, proxies="127.0.0.0/8")
     port = int(sandbox["SANDBOX_SMTP_PORT"])
-    with eventually(lambda: _connected_as("203.0.113.9", port)) as client:
+    with await_found(lambda: _connected_as("203.0.113.9", port), "Postfix lets a proxy in") as client:
         client.starttls(context=ssl.create_default_context(cafile=sandbox["SANDBOX_TLS_CA"]))
         client.login("apikey", sandbox["SANDBOX_API_KEY"])
         client.sendmail("a@sandbox.test", ["b@example.net"], b"From: a@sandbox.test\r\n\r\nx\r\n")

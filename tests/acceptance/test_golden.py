@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.acceptance.running_sandbox import Sandbox
-from tests.acceptance.submitting import TAKEN, Answer, Stored, delivered, eventually, rows, stored, submit
+from tests.acceptance.submitting import TAKEN, Answer, Stored, delivered, rows, stored, submit
 from tests.opensend_worker import Row, RowAttachment, ShownAttachment, faults, raw_of, request, shown, shown_by
+from tests.waiting import await_true
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.eml"))
@@ -191,7 +192,7 @@ def test_all_of_them_count_as_sent(sandbox: Sandbox, sent: Mapping[str, Sent]) -
         " WHERE s.queue_id = ANY (%s) AND e.status <> 'sent'"
     )
     queue_ids = [one.queue_id for one in sent.values()]
-    eventually(lambda: None if rows(sandbox, query, queue_ids) else True, lambda: rows(sandbox, query, queue_ids))
+    await_true(lambda: not rows(sandbox, query, queue_ids), lambda: rows(sandbox, query, queue_ids))
 
 
 @pytest.mark.case(46)

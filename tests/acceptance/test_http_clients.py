@@ -19,7 +19,8 @@ from resend.exceptions import ResendError
 
 from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.second_front_door import front_door
-from tests.acceptance.submitting import Account, Delivered, delivered, eventually, rows, unique
+from tests.acceptance.submitting import Account, Delivered, delivered, rows, unique
+from tests.waiting import await_found
 
 DEFAULT_FROM = "default@sandbox.test"
 REQUEST_ID = re.compile(r"req_[0-9A-HJKMNP-TV-Z]{26}")
@@ -150,7 +151,7 @@ def test_rele_submissions_end_as_accepted_and_are_the_keys_own(sandbox: Sandbox,
         assert found.body["status"] in {"received", "smtp_submission_started", "smtp_accepted"}
         return found if found.body["status"] == "smtp_accepted" else None
 
-    shown = eventually(final)
+    shown = await_found(final, "it is accepted")
     assert shown.status == 200
     assert {
         "request_id", "status", "code", "message", "recipient_domains", "recipient_count", "created_at", "updated_at",

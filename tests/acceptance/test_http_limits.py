@@ -19,8 +19,9 @@ import pytest
 import yaml
 
 from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, closed_on_failure
-from tests.acceptance.submitting import Account, authenticate, eventually, rows
+from tests.acceptance.submitting import Account, authenticate, rows
 from tests.asking import Answer, ask
+from tests.waiting import await_true
 
 FAILED_PER_MINUTE = 3
 PUT_OFF, WRONG, TAKEN = 454, 535, 235
@@ -190,7 +191,7 @@ def strict(make_sandbox: MakeSandbox) -> Sandbox:
     with psycopg.connect(sandbox["SANDBOX_DATABASE_URL"], autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET log_statement = 'all'")
         connection.execute("SELECT pg_reload_conf()")
-    eventually(lambda: True if is_started_again(sandbox, before) else None)
+    await_true(lambda: is_started_again(sandbox, before), "it is started again")
     return sandbox
 
 

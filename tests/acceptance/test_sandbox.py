@@ -11,10 +11,10 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from email.message import EmailMessage
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ import pytest
 from opensend_milter.host.sandbox import state as sandbox_state
 from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, new_directory, program, typed
 from tests.log_scan import assert_clean
+from tests.waiting import await_true
 
 NAMES = {
     "SANDBOX_SMTP_HOST",
@@ -41,7 +42,6 @@ NAMES = {
     "SANDBOX_DIR",
 }
 PROGRAMS = ("postgres", "dovecot", "auth-gate", "serve", "inbox", "worker", "http", "postfix")
-GONE_S = 30.0
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a sandbox needs root")
 
 
@@ -60,10 +60,7 @@ def processes_of(directory: Path) -> list[str]:
 
 
 def await_gone(directory: Path) -> None:
-    deadline = time.monotonic() + GONE_S
-    while left := processes_of(directory):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    await_true(lambda: not processes_of(directory), lambda: processes_of(directory), pause_s=0.1)
 
 
 @pytest.fixture
@@ -139,10 +136,7 @@ def test_the_demo_is_shown_with_commands_that_work(sandbox: Sandbox) -> None:
     count = len(sandbox.inbox())
     subprocess.run(["sh", "-c", shown["swaks"]], check=True, capture_output=True)
     subprocess.run([sys.executable, "-c", shown["python"]], check=True)
-    deadline = time.monotonic() + GONE_S
-    while len(sandbox.inbox()) < count + 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    await_true(lambda: len(sandbox.inbox()) >= count + 2, "both arrive", pause_s=0.1)
 
 
 def test_every_port_takes_mail_with_either_key(sandbox: Sandbox) -> None:
@@ -174,10 +168,7 @@ def test_what_dies_is_started_again(rough: Sandbox) -> None:
     before = rough.pids()
     for name in PROGRAMS:
         os.kill(before[name], signal.SIGKILL)
-        deadline = time.monotonic() + GONE_S
-        while not started_again(rough, name, before[name]):
-            assert time.monotonic() < deadline, name
-            time.sleep(0.02)
+        await_true(partial(started_again, rough, name, before[name]), f"{name} is started again")
         rough.await_good()
     assert rough.pids()["keeper"] == before["keeper"]
     rough.run("send")
@@ -283,9 +274,9 @@ def test_a_login_while_a_server_is_down_is_put_off(rough: Sandbox, name: str, ho
     client = rough.connect()
     os.kill(pids["keeper"], signal.SIGSTOP)  # it would start what we kill
     os.kill(pids[name], how)
-    deadline = time.monotonic() + GONE_S
-    while any(line.startswith(f"{pids[name]} ") for line in processes_of(rough.directory)):
-        assert time.monotonic() < deadline
+    await_true(
+        lambda: not any(line.startswith(f"{pids[name]} ") for line in processes_of(rough.directory)), f"{name} is gone"
+    )
     with pytest.raises(smtplib.SMTPAuthenticationError) as caught:
         client.login("apikey", rough["SANDBOX_API_KEY"])
     assert (caught.value.smtp_code, caught.value.smtp_error[:5]) == (454, b"4.7.0")

@@ -16,7 +16,6 @@ from tests.acceptance.submitting import (
     TAKEN,
     Account,
     delivered,
-    eventually,
     in_inbox,
     nothing_stored,
     rows,
@@ -24,6 +23,7 @@ from tests.acceptance.submitting import (
     submit,
     unique,
 )
+from tests.waiting import await_true
 
 LATER_S = 4
 
@@ -52,7 +52,7 @@ def await_sent(sandbox: Sandbox, recipient: str) -> None:
         "SELECT count(*) FROM opensend_milter.jobs JOIN opensend_milter.submissions USING (email_id)"
         " WHERE submissions.recipients = %s"
     )
-    eventually(lambda: rows(sandbox, query, [recipient]) == [(0,)] or None)
+    await_true(lambda: rows(sandbox, query, [recipient]) == [(0,)], "nothing is left")
 
 
 def copies(sandbox: Sandbox, mark: str) -> int:
@@ -73,7 +73,8 @@ def test_the_same_message_twice_is_stored_and_delivered_once(sandbox: Sandbox, c
     assert again.codes == third.codes == TAKEN
     assert len({first.queue_id, again.queue_id, third.queue_id}) == 3
     assert submissions(sandbox, recipient) == [(first.queue_id, 2)]
-    log = eventually(lambda: log if f"{third.queue_id}: email=" in (log := sandbox.log("serve")) else None)
+    await_true(lambda: f"{third.queue_id}: email=" in sandbox.log("serve"), "the third is logged")
+    log = sandbox.log("serve")
     (email_id,) = {line.split("email=")[1].split()[0] for line in log.splitlines() if f" {first.queue_id}: " in line}
     for repeated in (again, third):
         assert any(
@@ -140,7 +141,7 @@ def test_a_message_for_later_is_delivered_when_it_is_due_and_not_before(sandbox:
         looked_at = datetime.now(UTC)
     assert looked_at >= at
     assert b"X-OpenSend" not in delivered(sandbox, later).content
-    eventually(lambda: stored(sandbox, later).row["status"] == "sent" or None)
+    await_true(lambda: stored(sandbox, later).row["status"] == "sent", "it is sent")
 
 
 @pytest.mark.case(36)

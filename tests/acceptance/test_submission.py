@@ -35,7 +35,6 @@ from tests.acceptance.submitting import (
     authenticate,
     begin,
     delivered,
-    eventually,
     log_in,
     nothing_stored,
     refusals,
@@ -45,6 +44,7 @@ from tests.acceptance.submitting import (
     submit,
     unique,
 )
+from tests.waiting import await_true
 
 GOOD = (235, "2.7.0")
 BAD = (535, "5.7.8")
@@ -495,7 +495,7 @@ def test_mail_goes_to_the_envelope_and_nowhere_else(sandbox: Sandbox, client: sm
     assert b"hidden" not in sent.content
     assert b"too@" not in sent.content
     sent.prepended(message)
-    eventually(lambda: True if _status(sandbox, queue_id) == ("sent", 0) else None)
+    await_true(lambda: _status(sandbox, queue_id) == ("sent", 0), "it is sent")
 
 
 def _status(sandbox: Sandbox, queue_id: str) -> tuple[str, int]:

@@ -12,8 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -28,11 +27,11 @@ from opensend_milter.host.rendering.dovecot import DovecotSite, render_dovecot
 from opensend_milter.host.rendering.postfix import PostfixSite, render_postfix
 from tests.integration.overlaid_system import OverlaidSystem, bound
 from tests.integration.private_postgres import Database
+from tests.waiting import await_of, await_true, patience_s
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME, PROGRAM = Path("/usr/lib/opensend-milter"), Path("/usr/bin/opensend-milter")
 NOTIFY = Path("/run/systemd/notify")
-READY_S, STOP_S, ARRIVES_S = 30.0, 30.0, 30.0
 ACCEPTED = 202
 MESSAGE = b"From: a@example.org\r\nTo: b@example.net\r\nSubject: by SMTP\r\n\r\nHello.\r\n"
 
@@ -57,7 +56,7 @@ class Running:
         for pid in (self.process.pid, *descendants):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        return self.process.wait(STOP_S)
+        return self.process.wait(patience_s())
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ class Host:
         """Run a command under a unit's restrictions to its end."""
         return subprocess.run(
             [sys.executable, "-m", "tests.integration.confined", str(self.system.root), unit, "--", *command],
-            cwd=ROOT, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL,
+            cwd=ROOT, capture_output=True, text=True, check=False, timeout=patience_s(), stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
 
@@ -138,17 +137,18 @@ def name_of_socket(unit: str) -> str:
 def _await_ready(endpoint: socket.socket, running: Running) -> None:
     endpoint.settimeout(0.2)
     said: list[str] = []
-    for _ in range(int(READY_S / 0.2)):
-        try:
-            said += endpoint.recv(4096).decode().splitlines()
-        except TimeoutError:
-            if running.process.poll() is not None:
-                break
-        if "READY=1" in said:
-            return
-    running.process.kill()
-    running.process.wait()
-    raise AssertionError(f"not ready: {said}\n{running.log}")
+
+    def is_ready() -> bool:
+        with suppress(TimeoutError):
+            said.extend(endpoint.recv(4096).decode().splitlines())
+        return "READY=1" in said
+
+    try:
+        await_of(running.process, is_ready, lambda: f"not ready: {said}\n{running.log}")
+    except AssertionError:
+        running.process.kill()
+        running.process.wait()
+        raise
 
 
 @contextmanager
@@ -261,13 +261,13 @@ def mail_flows(host: Host, key: str, submission_port: int) -> None:
             running.enter_context(host.running("opensend-http.service", passing=http)),
         ]
         postfix = running.enter_context(host.running("opensend-postfix.service", notifies=False))
-        _await(system.path("/run/opensend-dovecot/auth.sock").exists, "Dovecot's socket")
-        _await(lambda: _answers(submission_port), "answer of Postfix")
-        with smtplib.SMTP("127.0.0.1", submission_port, timeout=20) as client:
+        await_true(system.path("/run/opensend-dovecot/auth.sock").exists, "Dovecot's socket")
+        await_true(lambda: _answers(submission_port), "answer of Postfix")
+        with smtplib.SMTP("127.0.0.1", submission_port, timeout=patience_s()) as client:
             client.login("apikey", key)
             client.sendmail("a@example.org", ["b@example.net"], MESSAGE)
         _post(http.getsockname()[1], key, "by HTTP")
-        _await(lambda: _subjects(system) == {"by SMTP", "by HTTP"}, "both messages")
+        await_true(lambda: _subjects(system) == {"by SMTP", "by HTTP"}, "both messages")
         assert [one.stop() for one in ours] == [0, 0, 0, 0], [one.log for one in ours]
         assert auth.exists(), "it is systemd's, not the gate's"
         assert postfix.process.poll() is None, postfix.log
@@ -280,19 +280,12 @@ def _subjects(system: OverlaidSystem) -> set[str]:
 
 def _post(port: int, key: str, subject: str) -> None:
     message = {"from": "a@example.org", "to": "b@example.net", "subject": subject, "body": "Hello."}
-    client = HTTPConnection("127.0.0.1", port, timeout=20)
+    client = HTTPConnection("127.0.0.1", port, timeout=patience_s())
     try:
         client.request("POST", "/v1/send", json.dumps(message), {"X-API-Key": key, "Content-Type": "application/json"})
         assert client.getresponse().status == ACCEPTED
     finally:
         client.close()
-
-
-def _await(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + ARRIVES_S
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what}"
-        time.sleep(0.05)
 
 
 def _answers(port: int) -> bool:

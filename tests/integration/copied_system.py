@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import opensend_milter
+from tests.waiting import scaled_s
 
 CHECKOUT = Path(opensend_milter.__file__).parents[1]
 COMMAND_S = 120.0
@@ -86,7 +87,7 @@ class CopiedSystem:
             check=False,
             capture_output=True,
             text=True,
-            timeout=COMMAND_S,
+            timeout=scaled_s(COMMAND_S),
             stdin=subprocess.DEVNULL,
             env={**clean_environment(), **(environment or {})},
         )

@@ -21,6 +21,8 @@ class Request:
     line: str
     fields: dict[str, str]
     body: bytes
+    answer: str | Reply
+    """What the script said of it."""
 
     @property
     def json(self) -> Any:
@@ -125,8 +127,8 @@ class HttpServer:
                 connection.sendall(self.script.body.octets)
             self._does(self.script.body)
             return False
-        self.requests.append(Request(line, fields, file.read(length)))
         answer = self.script.answer
+        self.requests.append(Request(line, fields, file.read(length), answer))
         if self._does(answer) or not isinstance(answer, Reply):
             return False
         connection.sendall(answer.octets)

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,8 +20,8 @@ from opensend_milter.config import load
 from opensend_milter.host.rendering.dovecot import DovecotSite, render_dovecot
 from tests.integration.private_postgres import Database
 from tests.log_scan import Forbidden, assert_clean, look_through
+from tests.waiting import await_of, patience_s
 
-START_S = 20.0
 TIMEOUT_S = 3.0
 """Above the two seconds that Dovecot lets a wrong key wait."""
 HANG_UP = ""
@@ -34,7 +33,7 @@ class Client:
 
     def __init__(self, path: Path) -> None:
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._connection.settimeout(START_S)
+        self._connection.settimeout(patience_s())
         self._connection.connect(str(path))
         self._reader = self._connection.makefile("r", encoding="utf-8", newline="\n")
         self.greeting = [line.rstrip("\n") for line in iter(self._reader.readline, "DONE\n")]
@@ -90,15 +89,11 @@ def running(command: list[str], output: Path, answers: Callable[[], bool]) -> It
     with output.open("ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file)
     try:
-        deadline = time.monotonic() + START_S
-        while not answers():
-            assert process.poll() is None, output.read_text()
-            assert time.monotonic() < deadline, output.read_text()
-            time.sleep(0.02)
+        await_of(process, answers, output.read_text)
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(START_S)
+        process.wait(patience_s())
 
 
 class Gate:

@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.waiting import patience_s
+
 ORIGINAL = Path(os.environ.get("OPENSEND_TEST_ROOT", "/"))
 """What is copied: this system, or one that debootstrap made."""
 
@@ -33,7 +35,7 @@ class OverlaidSystem:
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
-            timeout=120,
+            timeout=patience_s(),
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/", **environment},
         )
         assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"

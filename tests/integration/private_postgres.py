@@ -22,9 +22,9 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from opensend_milter.adapters.postgres.link import Connection, Role
+from tests.waiting import patience_s
 
 SUPERUSER, PASSWORD = "postgres", "only-of-the-tests"
-START_S = 30.0
 STOP_S = 20.0
 SETTINGS = {
     "fsync": "off",
@@ -82,7 +82,7 @@ class Cluster:
         """Start, or start again on the same port; return when it answers."""
         if self._server:
             return
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + patience_s()
         while True:
             # The port was free a moment ago, which is all that can be known: Postgres cannot pick one itself.
             port = self.port or _free_port()

@@ -20,8 +20,7 @@ import psycopg
 
 from tests.log_scan import Forbidden, assert_clean, look_through
 from tests.milter_client import Answer, MilterClient
-
-READY_S = 30
+from tests.waiting import patience_s
 
 
 @dataclass
@@ -161,7 +160,7 @@ def serving(
     (directory / "config.yaml").write_text(json.dumps({"profile": profile, "billing": billing, **config}))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
         notices.bind(str(directory / "notify"))
-        notices.settimeout(READY_S)
+        notices.settimeout(patience_s())
         process = start(directory, url)
         try:
             await_ready(notices, process, directory)

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +16,8 @@ from typing import Any
 
 import boto3
 
-READY_S = 60
+from tests.waiting import await_of
+
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 
 Answer = tuple[int, dict[str, Any]]
@@ -32,19 +32,16 @@ def running_sqs() -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             endpoint = f"http://127.0.0.1:{port}"
-            _await(endpoint)
+            await_of(process, lambda: _answers(endpoint), lambda: "moto_server does not answer")
             yield endpoint
         finally:
             process.kill()
 
 
-def _await(endpoint: str) -> None:
-    deadline = time.monotonic() + READY_S
-    while True:
-        with suppress(OSError), urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=5):  # noqa: S310
-            return
-        assert time.monotonic() < deadline, "moto_server does not answer"
-        time.sleep(0.1)
+def _answers(endpoint: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=5):  # noqa: S310
+        return True
+    return False
 
 
 def client(endpoint: str) -> Any:

@@ -6,19 +6,18 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.integration.copied_system import CHECKOUT, CopiedSystem, clean_environment
+from tests.waiting import await_true
 
 HOME = Path("/opt/opensend-milter")
 PROGRAM = HOME / "bin" / "opensend-milter"
 DATABASE_DIR = Path("/srv/postgres")
-WAIT_S = 30.0
 _SYSTEMD = Path("/lib/systemd/systemd")
 _CGROUPS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 _SOURCE = f"""#!{HOME}/bin/python
@@ -140,14 +139,6 @@ class SystemdHost(CopiedSystem):
         return self.journal(unit).count(text)
 
 
-def until(condition: Callable[[], object], what: str, within_s: float = WAIT_S) -> None:
-    """Wait for a condition."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 @contextmanager
 def booted(database_dir: Path) -> Iterator[SystemdHost]:
     """Boot it, with the program below /opt and a directory of this system in it; skip where the machine cannot."""
@@ -173,7 +164,7 @@ def booted(database_dir: Path) -> Iterator[SystemdHost]:
             said.seek(0)
             pytest.skip(f"a systemd of its own needs namespaces and overlayfs: {said.read().decode()}")
         host = SystemdHost(int(pid), directory)
-        until(lambda: host.systemctl("is-system-running", check=False) == "running", "it has booted")
+        await_true(lambda: host.systemctl("is-system-running", check=False) == "running", "it has booted")
         yield host
 
 

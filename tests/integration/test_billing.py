@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -19,6 +18,7 @@ from tests.integration.billing_tables import END, START, subscribe, without_fore
 from tests.integration.private_postgres import Cluster, Database
 from tests.integration.serving import Account, Serving, serving
 from tests.milter_client import Answer
+from tests.waiting import await_true
 
 TAKEN = Answer("d")
 CLIENTS = 30
@@ -270,14 +270,11 @@ def test_batches_that_hold_the_same_users_in_another_order(beside: Database) -> 
 
 def await_waiting(database: Database, count: int) -> None:
     """Wait until so many wait for a lock."""
-    deadline = time.monotonic() + 10
     with database.connect() as connection:
         query: LiteralString = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
-        while connection.execute(query).fetchone() != (count,):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        await_true(lambda: connection.execute(query).fetchone() == (count,), f"{count} wait for a lock")
 
 
 @pytest.fixture

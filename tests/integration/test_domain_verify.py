@@ -23,9 +23,9 @@ import typer
 from psycopg import sql
 from typer.testing import CliRunner, Result
 
+from opensend_milter.adapters.admin.verification import token_of
 from opensend_milter.adapters.dns import DnsResolver
 from opensend_milter.app.examining import examination
-from opensend_milter.app.sender_records import token_of
 from opensend_milter.cli import domains
 from opensend_milter.config import load
 from opensend_milter.core.dns_records import Unanswered

@@ -8,7 +8,6 @@ import os
 import threading
 from pathlib import Path
 
-import dkim
 import pytest
 
 from opensend_milter.adapters.couriers.maildir import MaildirCourier
@@ -16,10 +15,7 @@ from opensend_milter.config import Maildir
 from opensend_milter.core.errors import DeliveryDeferred, DeliveryRefused, DeliveryUncertain
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.model import Address
-from tests.integration.courier_messages import SIGNED, TXT
 from tests.jobs import parcel
-
-HEAD = b"Return-Path: <bounces@example.com>\r\nDelivered-To: to@example.net\r\n"
 
 
 @pytest.fixture
@@ -32,16 +28,6 @@ def written(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted((folder / "new").iterdir())]
 
 
-@pytest.mark.case(46)
-@pytest.mark.parametrize("name", sorted(SIGNED))
-def test_bytes_arrive_as_they_left(folder: Path, name: str) -> None:
-    """Behind two lines of ours; the application's signature verifies."""
-    message = parcel(raw=SIGNED[name], sender=Address("bounces@example.com"))
-    MaildirCourier(Maildir(folder=folder)).send(message)
-    assert written(folder) == [HEAD + message.content]
-    assert dkim.verify(written(folder)[0], dnsfunc=TXT)
-
-
 def test_a_maildir_that_others_can_read(folder: Path) -> None:
     """With all recipients; a second attempt is a second file."""
     courier = MaildirCourier(Maildir(folder=folder))
@@ -51,9 +37,6 @@ def test_a_maildir_that_others_can_read(folder: Path) -> None:
     for path in (folder / "new").iterdir():
         assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
         assert "Delivered-To: \u043f\u043e\u0447\u0442\u0430@example.net" in path.read_text("utf-8")
-    courier.rest()
-    courier.abort()
-    courier.close()
 
 
 def umask() -> int:

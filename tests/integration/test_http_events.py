@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from opensend_milter.adapters.postgres.link import conninfo_for
 from opensend_milter.adapters.postgres.submissions import PostgresSubmissions
 from opensend_milter.config import Http
 from opensend_milter.core.errors import TemporaryError
-from opensend_milter.servers.web import events as http_events, server as http_server
+from opensend_milter.servers.web import events, health, server as http_server
 from tests.integration.outbox import rows
 from tests.integration.private_postgres import Database
 from tests.integration.test_sns import (
@@ -39,9 +38,9 @@ from tests.integration.test_sns import (
     ses_event,
 )
 from tests.log_scan import Forbidden, assert_clean, look_through
+from tests.waiting import await_of, await_true
 
 ROOT = Path(__file__).parents[2]
-READY_S = 30
 JSON = dict[str, Any]
 
 
@@ -67,7 +66,7 @@ class Serving:
             connection.close()
 
     def post(self, body: bytes) -> int:
-        return self.ask("POST", http_events.SES_PATH, body)[0]
+        return self.ask("POST", events.SES_PATH, body)[0]
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -92,11 +91,7 @@ def serving(database: Database, directory: Path) -> Iterator[Serving]:
         )
     running = Serving(process, port, log_path)
     try:
-        deadline = time.monotonic() + READY_S
-        while "READY" not in running.log:
-            assert process.poll() is None, running.log
-            assert time.monotonic() < deadline, running.log
-            time.sleep(0.02)
+        await_of(process, lambda: "READY" in running.log, lambda: running.log)
         yield running
         assert "Traceback" not in running.log, running.log
         assert_clean(look_through([log_path], Forbidden(addresses=True)))
@@ -126,7 +121,7 @@ def _main(given: JSON) -> None:
 
     http_server.run(
         Http(port=given["port"]),
-        http_events.routes(hear=hear, check=desk.check),
+        [*events.routes(hear), *health.routes(desk.check)],
         lambda: print("READY", file=sys.stderr, flush=True),  # noqa: T201
         max_body_bytes=300_000,
     )
@@ -144,7 +139,7 @@ def now() -> datetime:
 
 def test_what_sns_posts_is_put_down(database: Database, server: Serving) -> None:
     """As a role that may do nothing else with it; what is no notification of ours is told why."""
-    assert server.ask("GET", http_events.HEALTH_PATH) == (200, {"status": "ok"})
+    assert server.ask("GET", health.HEALTH_PATH) == (200, {"status": "ok"})
     assert server.post(notification(at=now())) == 200
     assert server.post(notification(at=now(), version="2", Message=ses_event("Open"))) == 200
     found = rows(database, "SELECT kind, source_id, email_id::text FROM opensend_milter.feedback ORDER BY id")
@@ -173,9 +168,9 @@ def test_what_sns_posts_is_put_down(database: Database, server: Serving) -> None
     ("method", "path", "status", "code"),
     [
         ("GET", "/", 404, "not_found"),
-        ("GET", http_events.SES_PATH, 405, "method_not_allowed"),
-        ("POST", http_events.HEALTH_PATH, 405, "method_not_allowed"),
-        ("POST", http_events.SES_PATH, 400, "bad_request"),
+        ("GET", events.SES_PATH, 405, "method_not_allowed"),
+        ("POST", health.HEALTH_PATH, 405, "method_not_allowed"),
+        ("POST", events.SES_PATH, 400, "bad_request"),
     ],
 )
 def test_every_error_has_one_shape(server: Serving, method: str, path: str, status: int, code: str) -> None:
@@ -192,8 +187,8 @@ def test_with_the_database_away_sns_is_asked_to_come_again(database: Database, s
     body = notification(at=now())
     assert server.post(body) == 200
     database.cluster.stop()
-    assert server.ask("GET", http_events.READY_PATH)[0] == 503
-    status, answer = server.ask("POST", http_events.SES_PATH, body)
+    assert server.ask("GET", health.READY_PATH)[0] == 503
+    status, answer = server.ask("POST", events.SES_PATH, body)
     assert (status, answer["code"]) == (503, "unavailable")
     assert "postgres" not in json.dumps(answer).lower()
     database.cluster.start()
@@ -206,7 +201,7 @@ def test_a_request_in_hand_is_answered_before_the_end(database: Database, server
     body = notification(at=now())
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as begun:
         begun.sendall(b"POST /events/ses HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:100])
-        assert server.ask("GET", http_events.HEALTH_PATH)[0] == 200
+        assert server.ask("GET", health.HEALTH_PATH)[0] == 200
         server.process.send_signal(signal.SIGTERM)
         _await_closed(server.port)
         begun.sendall(body[100:])
@@ -216,14 +211,14 @@ def test_a_request_in_hand_is_answered_before_the_end(database: Database, server
 
 
 def _await_closed(port: int) -> None:
-    deadline = time.monotonic() + 20
-    while True:
+    def is_closed() -> bool:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=5).close()
         except OSError:
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+            return True
+        return False
+
+    await_true(is_closed, "nobody listens any more")
 
 
 def test_a_stop_before_it_has_begun_counts() -> None:

@@ -7,7 +7,6 @@ import logging
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from opensend_milter.core.model import EmailId
 from opensend_milter.core.signing import derived, link_token
 from opensend_milter.servers.web import links
 from opensend_milter.servers.web.links import routes
+from tests.waiting import await_true, patience_s
 
 ID = EmailId("0198c5a2-7f00-7abc-8def-0123456789ab")
 KEY = derived(bytes(32), "link")
@@ -30,7 +30,6 @@ LINKS = Links(key=KEY)
 NOON = datetime(2026, 1, 2, 12, 0, 1, 500_000, tzinfo=UTC)
 URL = "https://example.org/a b?x=1&y=\u00fc#z"
 LOCATION = "https://example.org/a%20b?x=1&y=%C3%BC#z"
-PATIENCE_S = 10
 
 
 @dataclass
@@ -45,7 +44,7 @@ class Box:
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def put(self, kind: str, source_id: str, email_id: EmailId, payload: Mapping[str, str]) -> None:
-        self.gate.wait(PATIENCE_S)
+        self.gate.wait(patience_s())
         with self.changed:
             self.calls += 1
             self.changed.notify_all()
@@ -55,7 +54,7 @@ class Box:
 
     def await_calls(self, number: int) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: self.calls >= number, PATIENCE_S)
+            assert self.changed.wait_for(lambda: self.calls >= number, patience_s())
             assert self.calls == number
 
 
@@ -68,10 +67,7 @@ def served(box: Box) -> Iterator[int]:
         port = listening.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([listening],), name="test-http")
         thread.start()
-        deadline = time.monotonic() + PATIENCE_S
-        while not server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        await_true(lambda: server.started, "the server starts")
         try:
             yield port
         finally:
@@ -105,7 +101,7 @@ class Answer:
 
 
 def ask(port: int, method: str, url: str, body: bytes | None = None, **headers: str) -> Answer:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patience_s())
     try:
         connection.request(method, url, body, {name.replace("_", "-"): value for name, value in headers.items()})
         answer = connection.getresponse()

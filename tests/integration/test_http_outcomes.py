@@ -36,12 +36,11 @@ from opensend_milter.servers.web.server import application
 from tests.asking import Answer, ask
 from tests.integration.private_postgres import Database
 from tests.integration.serving import await_ready
-from tests.waiting import await_true
+from tests.waiting import await_found, await_true, patience_s
 
 Found = TypeVar("Found")
 Settings = Mapping[str, dict[str, object]]
 KEY_ID = KeyId("0198c5a2-7f00-7abc-8def-0123456789ab")
-PATIENCE_S = 30.0
 HALT = "halt"
 LOCK = 7
 LARGE = "x" * 5_000
@@ -67,7 +66,7 @@ class Answering:
             f"POST /v1/send HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {self.key}\r\nIdempotency-Key: {name}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode()
-        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=patience_s()) as connection:
             connection.sendall(head + body[: len(body) - cut])
             after()
 
@@ -101,7 +100,7 @@ def answering(database: Database, settings: Settings, profile: str = "standalone
         directory = Path(place)
         (directory / "config.yaml").write_text(json.dumps(config))
         told.bind(str(directory / "notify"))
-        told.settimeout(PATIENCE_S)
+        told.settimeout(patience_s())
         environ = {**os.environ, "DATABASE_URL": database.url, "NOTIFY_SOCKET": str(directory / "notify")}
         command = [sys.executable, "-m", "opensend_milter", "http", "--config", str(directory / "config.yaml")]
         with (directory / "serve.log").open("ab") as log:
@@ -112,21 +111,13 @@ def answering(database: Database, settings: Settings, profile: str = "standalone
             assert "Traceback" not in (directory / "serve.log").read_text()
         finally:
             process.terminate()
-            process.wait(PATIENCE_S)
+            process.wait(patience_s())
 
 
 @pytest.fixture
 def front_door(database: Database) -> Iterator[Answering]:
     with answering(database, QUICK) as found:
         yield found
-
-
-def eventually(find: Callable[[], Found | None]) -> Found:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := find()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-    return found
 
 
 @contextmanager
@@ -158,7 +149,7 @@ def halting(database: Database) -> Iterator[None]:
 def await_halt(front_door: Answering) -> None:
     """Wait until somebody waits for what we hold."""
     with front_door.database.connect() as connection:
-        eventually(lambda: connection.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone())
+        await_true(lambda: connection.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone(), "somebody waits")
 
 
 def await_quiet(front_door: Answering) -> None:
@@ -167,7 +158,7 @@ def await_quiet(front_door: Answering) -> None:
         "SELECT 1 FROM pg_stat_activity WHERE state <> 'idle' AND datname = current_database()"
         " AND pid <> pg_backend_pid()"
     )
-    eventually(lambda: not front_door.rows(busy) or None)
+    await_true(lambda: not front_door.rows(busy), "nobody is busy")
 
 
 def take_away(database: Database, how: str) -> None:
@@ -202,7 +193,7 @@ def test_what_is_committed_is_answered_though_its_outcome_cannot_be_seen(front_d
         bring_back(database)
     assert (answer.status, answer.body["status"]) == (202, "accepted")
     assert (answer.body["id"], answer.body["submission"]) == (email_id, None)
-    seen = eventually(lambda: _found(front_door, email_id))
+    seen = await_found(lambda: _found(front_door, email_id) or None, "it is shown")
     assert seen["status"] == "received"
 
 
@@ -237,7 +228,7 @@ def test_a_bulk_is_answered_though_the_database_goes_away_in_the_middle(front_do
     }
     assert 0 < len(accepted) == answer.body["accepted"] < 30
     # What was under way when its time was over may be stored a moment later.
-    stored = eventually(lambda: _listed(front_door, answer.body["bulk_request_id"]))
+    stored = await_found(lambda: _listed(front_door, answer.body["bulk_request_id"]) or None, "it is listed")
     assert accepted <= stored.keys()
     assert set(stored.values()) <= set(ids)
 
@@ -363,7 +354,7 @@ def test_a_client_that_leaves_while_it_is_stored_finds_it_by_its_key(front_door:
     with halting(front_door.database):
         front_door.leave(mail(subject=HALT), "left", after=lambda: await_halt(front_door))
         assert front_door.rows("SELECT id FROM emails") == []
-    ((email_id,),) = eventually(lambda: front_door.rows("SELECT id::text FROM emails"))
+    ((email_id,),) = await_found(lambda: front_door.rows("SELECT id::text FROM emails") or None, "it is stored")
     answer = front_door.ask("POST", "/v1/send", mail(subject=HALT), Idempotency_Key="left")
     assert (answer.status, answer.body["id"]) == (202, email_id)
     assert front_door.ask("POST", "/v1/send", mail(), Idempotency_Key="left").status == 409

@@ -13,10 +13,11 @@ from uuid import uuid4
 import pytest
 
 from opensend_milter.adapters.postgres.intake import Habits, PostgresIntakeStore
+from opensend_milter.core.couriers import Carries
 from opensend_milter.core.identity import row_digest
 from opensend_milter.core.intake import Intake
 from opensend_milter.core.message import read
-from opensend_milter.core.model import Carries, KeyId, Limits, Message, Reading
+from opensend_milter.core.model import KeyId, Limits, Message, Reading
 from opensend_milter.core.policy import Policy
 from tests.integration.private_postgres import Cluster
 from tests.integration.serving import Account, Serving, add_key, serving

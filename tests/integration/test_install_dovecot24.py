@@ -28,14 +28,13 @@ from tests.integration.test_install_running import (
     OF_RUNNING,
     OWN_DOVECOT,
     OWN_POSTFIX,
-    START_S,
     kept_running,
     make_key,
     ours,
     running_host,
     submit,
-    until,
 )
+from tests.waiting import await_true, patience_s
 
 EXISTING = """\
 dovecot_config_version = 2.4.0
@@ -166,7 +165,7 @@ def test_a_dovecot_of_our_own(database: Database) -> None:
             assert {name: one for name, one in found.items() if one[0] != "good"} == {}
             assert found["dovecot.version"][1].startswith("Dovecot 2.4.")
             maildir = system.root / "var/lib/opensend-milter/maildir/new"
-            until(lambda: maildir.is_dir() and len(list(maildir.iterdir())) == 1, "the worker delivers it")
+            await_true(lambda: maildir.is_dir() and len(list(maildir.iterdir())) == 1, "the worker delivers it")
         system.install("--undo", "--force")
         left = {path for path in system.changes(before) if not f"{path}/".startswith(OF_RUNNING)}
         assert left - UPGRADED == LEFT_BY_THE_SYSTEM
@@ -181,7 +180,7 @@ def test_a_passdb_of_one_with_users_of_its_own(database: Database) -> None:
         become_newer(system)
         key = make_key(database)
         running.enter_context(kept_running(system, "old-dovecot", "dovecot", "-F"))
-        until((system.root / "run/dovecot/auth-client").is_socket, "the old Dovecot starts")
+        await_true((system.root / "run/dovecot/auth-client").is_socket, "the old Dovecot starts")
         before_asked, before_told, before = (
             settings(system.run("doveconf", "-n").stdout),
             logins(system),
@@ -236,9 +235,9 @@ def test_it_answers_under_the_restrictions_of_its_unit(database: Database, tmp_p
         (folder / "dovecot/dovecot.conf").write_text(rendered["dovecot.conf"])
         running = undo.enter_context(confined(system, log_path))
         place = system.path("/run/opensend-dovecot/auth.sock")
-        until(lambda: place.is_socket() or running.poll() is not None, "Dovecot's socket is there")
+        await_true(lambda: place.is_socket() or running.poll() is not None, "Dovecot's socket is there")
         assert running.poll() is None, log_path.read_text()
-        ask = Dovecot(place, START_S).ask
+        ask = Dovecot(place, patience_s()).ask
         assert asyncio.run(ask(make_key(database), ABOUT)), log_path.read_text()
         assert asyncio.run(ask("os_wrong", ABOUT)) is None, log_path.read_text()
         log = log_path.read_text()

@@ -8,8 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -21,8 +20,8 @@ from opensend_milter.adapters.schema.roles import LOGIN_ROLES
 from tests.integration.copied_system import CopiedSystem, clean_environment, copied_system
 from tests.integration.private_postgres import PASSWORD, SUPERUSER, Database
 from tests.integration.test_install import LEFT_BY_THE_SYSTEM, furnish
+from tests.waiting import await_true, patience_s
 
-START_S = 30.0
 OF_RUNNING = (
     "/var/log/",
     "/var/spool/postfix/",
@@ -87,7 +86,7 @@ def running_host(database: Database) -> Iterator[tuple[CopiedSystem, str]]:
         for role in LOGIN_ROLES:
             system.write(f"/etc/opensend-milter/passwords/{role}", (database.password_dir / role).read_text(), 0o600)
         system.run("postfix", "start")
-        until(lambda: "daemon started" in system.read("/var/log/postfix-old.log"), "the old Postfix starts")
+        await_true(lambda: "daemon started" in system.read("/var/log/postfix-old.log"), "the old Postfix starts")
         yield system, f"postgresql://{SUPERUSER}:{PASSWORD}@/{database.name}?{place}"
 
 
@@ -106,7 +105,7 @@ def kept_running(system: CopiedSystem, name: str, *argv: str) -> Iterator[None]:
             # nsenter hands no signal on.
             for child in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split():
                 os.kill(int(child), signal.SIGTERM)
-            running.wait(START_S)
+            running.wait(patience_s())
 
 
 @contextmanager
@@ -121,13 +120,6 @@ def started(system: CopiedSystem, name: str, user: str | None = None, role: str 
     as_user = ["setpriv", f"--reuid={user}", "--regid=opensend", "--init-groups", "--no-new-privs"] if user else []
     with kept_running(system, name, *as_user, *environment, sys.executable, "-P", "-m", "opensend_milter", name):
         yield
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + START_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def old_log(system: CopiedSystem) -> list[str]:
@@ -173,7 +165,7 @@ def log_of_two_dialogues(system: CopiedSystem) -> tuple[list[str], list[str]]:
     place.write_text("")
     said = dialogue(system)
     ends = (": removed", ": disconnect from", "message content rejected")
-    until(lambda: all(end in system.read("/var/log/postfix-old.log") for end in ends), "the old Postfix delivers")
+    await_true(lambda: all(end in system.read("/var/log/postfix-old.log") for end in ends), "the old Postfix delivers")
     return said, old_log(system)
 
 
@@ -189,11 +181,11 @@ def ours(system: CopiedSystem, dovecot: tuple[str, ...] | None, postfix: tuple[s
         running.enter_context(started(system, "worker", "opensend-worker", "opensend_worker"))
         sockets = system.root / "var/spool/postfix-opensend/opensend-milter"
         for name in ("auth.sock", "milter.sock"):
-            until(lambda name=name: (sockets / name).is_socket(), f"{name} is there")  # type: ignore[misc]
+            await_true(lambda name=name: (sockets / name).is_socket(), f"{name} is there")  # type: ignore[misc]
         if postfix:
             system.run(*postfix, "start")
             running.callback(system.run, *postfix, "stop")
-        until(lambda: listens(system, 587), "port 587 answers")
+        await_true(lambda: listens(system, 587), "port 587 answers")
         yield
 
 
@@ -228,7 +220,7 @@ def test_both_take_mail_and_the_old_one_notices_nothing(database: Database, mode
                 assert settings == before_asked[0]
                 assert entries.startswith(before_asked[1]), "their entries, then ours"
             maildir = system.root / "var/lib/opensend-milter/maildir/new"
-            until(lambda: maildir.is_dir() and len(list(maildir.iterdir())) == 3, "the worker delivers all three")
+            await_true(lambda: maildir.is_dir() and len(list(maildir.iterdir())) == 3, "the worker delivers all three")
             refused = system.install("--undo", check=False)
             assert "3 messages lie in" in refused.stderr
         assert "nothing to do" in system.install("--apply", *options, DATABASE_URL=url).stdout

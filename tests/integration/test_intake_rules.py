@@ -22,11 +22,11 @@ from opensend_milter.adapters.admin.rows import KeyChanges
 from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.postgres.intake import SQL, Habits, PostgresIntakeStore
 from opensend_milter.adapters.postgres.link import connect
+from opensend_milter.core.couriers import Carries
 from opensend_milter.core.errors import AlreadyStored
 from opensend_milter.core.intake import Gatherer, Intake
 from opensend_milter.core.model import (
     Address,
-    Carries,
     Facts,
     KeyId,
     Limits,
@@ -35,10 +35,10 @@ from opensend_milter.core.model import (
     Outcome,
     Question,
     Refuse,
-    Rule,
     Settlement,
 )
 from opensend_milter.core.policy import Policy
+from opensend_milter.core.rules import Rule
 from tests.integration.private_postgres import Cluster, Database
 from tests.integration.serving import Account, Serving, add_key, serving
 from tests.integration.working import working

@@ -19,7 +19,8 @@ import pytest
 from opensend_milter.core import maillog
 from opensend_milter.core.counting import LoginOutcome
 from opensend_milter.core.logline import JsonLines, Pairs, Said, TextLines, masked
-from opensend_milter.core.model import Address, EmailId, Refuse, Route, Rule, Sent
+from opensend_milter.core.model import Address, EmailId, Refuse, Route, Sent
+from opensend_milter.core.rules import Rule
 from tests.integration.private_postgres import Database
 from tests.integration.serving import serving
 from tests.jobs import job

@@ -33,7 +33,7 @@ from opensend_milter.adapters import prometheus
 from opensend_milter.adapters.postgres.backlog import PostgresBacklog
 from opensend_milter.core import counting
 from opensend_milter.core.errors import ConfigError, StoreUnavailable
-from opensend_milter.core.model import Rule
+from opensend_milter.core.rules import Rule
 from opensend_milter.servers import metrics_page
 from opensend_milter.servers.web import server
 from tests.integration.gate_sides import HANG_UP, Gate, Upstream

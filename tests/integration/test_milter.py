@@ -19,6 +19,7 @@ from opensend_milter.servers.milter import reply_lines
 from tests.integration.private_postgres import Cluster, Database
 from tests.integration.serving import Serving, serving, start
 from tests.milter_client import EVERY_STEP, HDR_LEADSPC, Answer, MilterClient
+from tests.waiting import await_true
 
 MAIL = b"From: App <app@example.org>\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
 TAKEN = Answer("d")
@@ -487,15 +488,11 @@ def test_waits_for_a_database_that_is_not_there_yet(cluster: Cluster, database: 
         cluster.stop()
         again = start(served.directory, served.url)
         try:
-            deadline = time.monotonic() + 20
-            while "waiting for the database" not in served.log:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            await_true(lambda: "waiting for the database" in served.log, lambda: served.log)
             assert not served.socket.exists()
             cluster.start()
-            while not accepts(served.socket):  # it is there a moment before anybody listens
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            # It is there a moment before anybody listens.
+            await_true(lambda: accepts(served.socket), lambda: served.log)
             assert_answers(served)
         finally:
             again.kill()
@@ -518,9 +515,6 @@ def test_a_bad_configuration_is_not_loaded(database: Database) -> None:
         config = served.directory / "config.yaml"
         config.write_text("milter: {processes: many}")
         served.process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 10
-        while "the old configuration stays" not in served.log:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        await_true(lambda: "the old configuration stays" in served.log, lambda: served.log)
         assert "milter.processes" in served.log
         assert_answers(served)

@@ -12,7 +12,6 @@ import smtplib
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -29,11 +28,11 @@ from opensend_milter.config import Relay
 from opensend_milter.core.errors import DeliveryDeferred
 from tests.jobs import parcel
 from tests.smtp_sink import EXTENSIONS, Sink
+from tests.waiting import await_found, await_true, patience_s
 
 EXAMPLES = Path(__file__).parents[2] / "opendkim-examples"
 TABLES = ("KeyTable", "SigningTable", "TrustedHosts")
 SELECTOR = "s2026a"
-START_S = 20.0
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="Postfix and OpenDKIM need root")
 
@@ -95,13 +94,13 @@ class Relaying:
     def start_dkim(self) -> None:
         """Start OpenDKIM; return when it listens."""
         self.dkim = subprocess.Popen(["opendkim", "-f", "-x", str(self.directory / "opendkim.conf")])
-        _await(lambda: _listens(self.socket), "OpenDKIM")
+        await_true(lambda: _listens(self.socket), "OpenDKIM")
 
     def stop_dkim(self) -> None:
         """Stop it as a service manager does."""
         if self.dkim:
             self.dkim.terminate()
-            self.dkim.wait(START_S)
+            self.dkim.wait(patience_s())
             self.dkim = None
             self.socket.unlink(missing_ok=True)
 
@@ -113,12 +112,10 @@ class Relaying:
 
     def await_selector(self, selector: str) -> Arrived:
         """Send until OpenDKIM has taken note."""
-        deadline = time.monotonic() + START_S
-        while True:
-            arrived = self.deliver(MESSAGES["plain"])
-            if arrived.tags[0]["s"] == selector:
-                return arrived
-            assert time.monotonic() < deadline, arrived.tags
+        return await_found(
+            lambda: found if (found := self.deliver(MESSAGES["plain"])).tags[0]["s"] == selector else None,
+            f"selector {selector}",
+        )
 
     def courier(self) -> SmtpCourier:
         return SmtpCourier(Relay(host="127.0.0.1", port=self.port, timeout_s=30), hostname="mx.example.com")
@@ -132,7 +129,7 @@ class Relaying:
             courier.send(given)
         finally:
             courier.close()
-        return Arrived(given.content, self.sink.await_delivered(before + 1, START_S)[before].raw)
+        return Arrived(given.content, self.sink.await_delivered(before + 1)[before].raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,18 +268,11 @@ def _postfix(relaying: Relaying) -> Iterator[None]:
     # It makes a session of its own, so that its end is not ours.
     process = subprocess.Popen([f"{place}/master", "-c", str(folder), "-s"], stdout=subprocess.DEVNULL)
     try:
-        _await(lambda: _greets(relaying.port), "Postfix")
+        await_true(lambda: _greets(relaying.port), "Postfix")
         yield
     finally:
         process.terminate()
-        process.wait(START_S)
-
-
-def _await(answers: Callable[[], bool], who: str) -> None:
-    deadline = time.monotonic() + START_S
-    while not answers():
-        assert time.monotonic() < deadline, f"{who} does not answer"
-        time.sleep(0.02)
+        process.wait(patience_s())
 
 
 def _listens(path: Path) -> bool:

@@ -24,11 +24,11 @@ from tests.integration.test_http_server import (
     begin,
     begun,
     daemon,
-    eventually,
     free_port,
     front,
     stored,
 )
+from tests.waiting import await_true
 
 DAEMONS = ("serve", "worker", "http", "auth-gate")
 NO_SENDER: dict[str, Any] = {"from": None}
@@ -96,9 +96,9 @@ def test_a_reload_that_comes_too_early_waits(database: Database, place: Path, co
     (place / "config.yaml").write_text(json.dumps(given))
     process = begin(command, place, os.environ | {"DATABASE_URL": database.url})
     try:
-        eventually(lambda: holds_hangup(process.pid))
+        await_true(lambda: holds_hangup(process.pid), "it holds SIGHUP")
         process.send_signal(signal.SIGHUP)
-        eventually(lambda: "read again, nothing has changed" in (place / "log").read_text())
+        await_true(lambda: "read again, nothing has changed" in (place / "log").read_text(), "it reads again")
     finally:
         process.terminate()
         assert process.wait(60) == 0
@@ -221,7 +221,7 @@ def test_reloads_under_load_are_noticed_by_nobody(database: Database) -> None:
                 sent = len(statuses)
                 served.daemon.write(http={"max_bulk_messages": number + 1})
                 assert "(in force)" in served.daemon.reload()
-                eventually(lambda sent=sent: len(statuses) > sent + 4)  # type: ignore[misc]  # a lambda's default
+                await_true(lambda sent=sent: len(statuses) > sent + 4, "more are answered")  # type: ignore[misc]  # a lambda's default
         finally:
             stop.set()
             for client in clients:
@@ -273,7 +273,7 @@ def test_serve_goes_on_with_other_limits(database: Database) -> None:
         config["milter"] |= {"processes": 3, "spool_dir": str(served.directory / "other" / "spool")}
         (served.directory / "config.yaml").write_text(json.dumps(config))
         served.process.send_signal(signal.SIGHUP)
-        eventually(lambda: children_reloaded(served) == 2)
+        await_true(lambda: children_reloaded(served) == 2, "both children reload")
         assert "limits.key_per_minute: 60000 -> 2 (in force)" in served.log
         assert "milter.processes: 2 -> 3 (needs a restart)" in served.log
         assert (served.directory / "other" / "spool").is_dir()
@@ -289,7 +289,7 @@ def test_a_child_that_takes_a_dead_ones_place_reads_no_file(database: Database) 
         (served.directory / "config.yaml").write_text("milter: {proc")
         (before,) = served.children()
         os.kill(before, signal.SIGKILL)
-        eventually(lambda: len(served.children()) == 1 and served.children() != [before])
+        await_true(lambda: len(served.children()) == 1 and served.children() != [before], "another child")
         with served.client() as client:
             assert client.message(served.key, RAW, "to@example.net").command == "d"
         assert "Traceback" not in served.log
@@ -301,5 +301,7 @@ def test_a_spool_that_cannot_be_made_is_refused(database: Database) -> None:
         config["milter"] |= {"spool_dir": "/proc/nowhere/spool"}
         (served.directory / "config.yaml").write_text(json.dumps(config))
         served.process.send_signal(signal.SIGHUP)
-        eventually(lambda: "the old configuration stays: milter.spool_dir: /proc/nowhere/spool" in served.log)
+        await_true(
+            lambda: "the old configuration stays: milter.spool_dir: /proc/nowhere/spool" in served.log, "it is refused"
+        )
         assert children_reloaded(served) == 0

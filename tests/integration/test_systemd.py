@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from opensend_milter.host.installing import shipped_units
 from opensend_milter.host.rendering.certificates import make_certificate
 from tests.integration.copied_system import State
 from tests.integration.private_postgres import PASSWORD, SUPERUSER, Cluster, Database
-from tests.integration.systemd_host import DATABASE_DIR, HOME, PROGRAM, SystemdHost, booted, until
+from tests.integration.systemd_host import DATABASE_DIR, HOME, PROGRAM, SystemdHost, booted
 from tests.integration.test_install import LEFT_BY_THE_SYSTEM, furnish
 from tests.integration.test_install_running import OF_RUNNING, make_key
+from tests.waiting import await_true, patience_s, scaled_s
 
 # Together, from the beginning: so one process of the tests boots it once.
 pytestmark = pytest.mark.long
@@ -30,9 +32,9 @@ STAY = {
 }  # fmt: skip
 SEND = """
 import http.client, json, smtplib, ssl, sys, time
-key, subject = sys.argv[1:]
+key, subject, patience_s = sys.argv[1], sys.argv[2], float(sys.argv[3])
 def smtp():
-    with smtplib.SMTP("127.0.0.1", 587, "client.example", timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", 587, "client.example", timeout=patience_s / 3) as client:
         context = ssl.create_default_context(cafile="/etc/ssl/mail/ca.pem")
         context.check_hostname = False
         client.starttls(context=context)
@@ -40,7 +42,7 @@ def smtp():
         text = f"From: app@sender.example\\nTo: b@example.net\\nSubject: {subject} by SMTP\\n\\nHello.\\n"
         client.sendmail("app@sender.example", ["b@example.net"], text)
 def http_():
-    client = http.client.HTTPConnection("127.0.0.1", 8025, timeout=20)
+    client = http.client.HTTPConnection("127.0.0.1", 8025, timeout=patience_s / 3)
     mail = {"from": "app@sender.example", "to": "b@example.net", "subject": f"{subject} by HTTP", "body": "Hello."}
     client.request("POST", "/v1/send", json.dumps(mail), {"X-API-Key": key, "Content-Type": "application/json"})
     answer = client.getresponse()
@@ -48,14 +50,14 @@ def http_():
         raise OSError(f"{answer.status} {answer.read()}")
 refused = []
 for way in (smtp, http_):
-    deadline = time.monotonic() + 20
+    began = time.monotonic()
     while True:
         try:
             way()
             break
         except OSError as error:
             refused.append(str(error))
-            if time.monotonic() > deadline:
+            if time.monotonic() - began > patience_s:
                 sys.exit(f"{way.__name__}: {error}")
             time.sleep(0.1)
 print(json.dumps(refused))
@@ -74,8 +76,8 @@ class MailHost:
 
     def mail_flows(self, subject: str) -> list[str]:
         """Send by both doors until both have taken it, and wait until both are delivered; return what was refused."""
-        script = self.host.run(str(HOME / "bin/python"), "-c", SEND, self.key, subject).stdout
-        until(lambda: self.delivered(subject) == {"SMTP", "HTTP"}, f"{subject} arrives")
+        script = self.host.run(str(HOME / "bin/python"), "-c", SEND, self.key, subject, str(patience_s())).stdout
+        await_true(lambda: self.delivered(subject) == {"SMTP", "HTTP"}, f"{subject} arrives")
         refused: list[str] = json.loads(script)
         return refused
 
@@ -142,7 +144,7 @@ def test_what_is_killed_is_started_again(mail_host: MailHost) -> None:
     host.run("kill", "-KILL", *old.values(), master, check=False)
     refused = mail_host.mail_flows("killed")
     for unit, pid in old.items():
-        until(lambda unit=unit, pid=pid: mail_host.is_new(unit, pid), f"{unit} is there again")  # type: ignore[misc]
+        await_true(lambda unit=unit, pid=pid: mail_host.is_new(unit, pid), f"{unit} is there again")  # type: ignore[misc]
         assert host.shown(unit, "NRestarts") == "1", unit
     assert not [text for text in refused if "535" in text or text.startswith("(5")], "never for good"
 
@@ -153,20 +155,20 @@ def test_postfix_is_stopped_in_order(mail_host: MailHost) -> None:
     mail_host.mail_flows("before-stop")
     before = host.times_said(unit, "terminating on signal 15")
     host.systemctl("restart", unit)
-    until(lambda: host.times_said(unit, "terminating on signal 15") == before + 1, "its master hears of it")
+    await_true(lambda: host.times_said(unit, "terminating on signal 15") == before + 1, "its master hears of it")
     mail_host.mail_flows("after-stop")
 
 
 def test_the_watchdog_ends_a_serve_that_stands_still(mail_host: MailHost) -> None:
     host, unit = mail_host.host, "opensend-milter.service"
     drop_in = f"/run/systemd/system/{unit}.d/impatient.conf"
-    host.write(drop_in, "[Service]\nWatchdogSec=2\n")
+    host.write(drop_in, f"[Service]\nWatchdogSec={scaled_s(2):.0f}\n")
     try:
         host.systemctl("daemon-reload")
         host.systemctl("restart", unit)
         old = mail_host.main_pid(unit)
         host.run("kill", "-STOP", old)
-        until(lambda: mail_host.is_new(unit, old), "another serve")
+        await_true(lambda: mail_host.is_new(unit, old), "another serve")
         assert "Watchdog timeout" in host.journal(unit)
         mail_host.mail_flows("watchdog")
     finally:
@@ -190,7 +192,7 @@ def test_reload_reads_the_configuration_again(mail_host: MailHost) -> None:
         (host.root / place.removeprefix("/")).write_text(content)
         host.systemctl("reload", *reloads)
         for unit in ours:
-            until(lambda unit=unit, said=said: said in host.journal(unit), f"{unit}: {said}")  # type: ignore[misc]
+            await_true(lambda unit=unit, said=said: said in host.journal(unit), f"{unit}: {said}")  # type: ignore[misc]
     assert {unit: mail_host.main_pid(unit) for unit in reloads} == pids
     mail_host.mail_flows("reloaded")
 
@@ -232,11 +234,11 @@ def test_another_certificate_is_shown(mail_host: MailHost) -> None:
     made = make_certificate(host.root / "etc/ssl/mail", ["relay.example.org"], now=dt.datetime.now(dt.UTC))
     asked = "import ssl; print(ssl.get_server_certificate(('127.0.0.1', 465)))"
     new = made.pair.certificate.read_text().split("-----END")[0]
-    until(
+    await_true(
         lambda: host.run(str(HOME / "bin/python"), "-c", asked, check=False).stdout.startswith(new), "Postfix shows it"
     )
     for unit, times in reloads.items():
-        until(lambda unit=unit, times=times: host.times_said(unit, f"Reloaded {unit}") > times, f"{unit} reads it")  # type: ignore[misc]
+        await_true(lambda unit=unit, times=times: host.times_said(unit, f"Reloaded {unit}") > times, f"{unit} reads it")  # type: ignore[misc]
     mail_host.mail_flows("certified")
 
 
@@ -265,8 +267,10 @@ def test_undo_leaves_nothing(mail_host: MailHost) -> None:
     assert "opensend-domains.service" in host.systemctl("list-units", "--failed")
     undone = host.install("--undo", "--force")
     assert "steps taken back" in undone.stdout
-    assert "opensend" not in host.systemctl("list-units", "--all", "opensend-*", "--no-legend")
-    assert host.systemctl("is-system-running", check=False) == "running"
+    units = partial(host.systemctl, "list-units", "--all", "opensend-*", "--no-legend")
+    await_true(lambda: "opensend" not in units(), units)
+    state = partial(host.systemctl, "is-system-running", check=False)
+    await_true(lambda: state() == "running", state)
     running = (*OF_RUNNING, "/var/tmp/", "/var/lib/systemd/", "/etc/ssl/mail/")  # traces of what ran
     assert {path for path in host.changes(mail_host.before) if not f"{path}/".startswith(running)} == LEFT_BY_THE_SYSTEM
     assert not [path for path in host.changes(mail_host.before) if "opensend" in path]

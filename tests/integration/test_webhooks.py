@@ -34,6 +34,7 @@ from opensend_milter.host.rendering.certificates import MadeCertificate, make_ce
 from opensend_milter.servers.worker.webhook_dispatch import AT_ONCE, AT_ONCE_EACH, Dispatching, Habits
 from tests.integration.outbox import add_email, rows
 from tests.integration.private_postgres import Database
+from tests.waiting import await_true
 
 WAIT_S = 20.0
 Behaviour = Callable[[BaseHTTPRequestHandler], None]
@@ -215,10 +216,13 @@ def dispatching(
 
 
 def run_until(dispatching: Dispatching, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+    def is_true() -> bool:
+        if condition():
+            return True
         dispatching.step()
+        return False
+
+    await_true(is_true, "the dispatcher's doing", pause_s=0)
 
 
 def run_once(dispatching: Dispatching) -> None:

@@ -20,7 +20,8 @@ from opensend_milter.adapters.couriers.smtp import SmtpCourier
 from opensend_milter.adapters.postgres.jobs import Keeping, PostgresJobStore
 from opensend_milter.adapters.postgres.link import conninfo_for
 from opensend_milter.config import Relay
-from opensend_milter.core.model import Address, CourierName, Job, Parcel
+from opensend_milter.core.couriers import CourierName
+from opensend_milter.core.model import Address, Job, Parcel
 from opensend_milter.core.outgoing import parcel
 from opensend_milter.core.ports import Courier
 from opensend_milter.servers.worker.delivering import Settings
@@ -28,9 +29,9 @@ from opensend_milter.servers.worker.threads import Parts, run
 from tests.integration.private_postgres import Database
 from tests.integration.sqs_server import CREDENTIALS
 from tests.profiles import watch
+from tests.waiting import await_of, patience_s
 
 ROOT = Path(__file__).parents[2]
-READY_S = 30
 READY = "READY"
 
 
@@ -45,15 +46,15 @@ class Working:
     def log(self) -> str:
         return self.log_path.read_text()
 
-    def stop(self, timeout_s: float = 60) -> int:
+    def stop(self) -> int:
         """Stop it as a service manager does; return its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout_s)
+        return self.process.wait(patience_s())
 
     def kill(self) -> None:
         """End it without a word."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(patience_s())
 
 
 @contextmanager
@@ -76,11 +77,7 @@ def working(database: Database, directory: Path, **settings: Any) -> Iterator[Wo
         )
     running = Working(process, log_path)
     try:
-        deadline = time.monotonic() + READY_S
-        while READY not in running.log:
-            assert process.poll() is None, running.log
-            assert time.monotonic() < deadline, running.log
-            time.sleep(0.02)
+        await_of(process, lambda: READY in running.log, lambda: running.log)
         yield running
         assert "Traceback" not in running.log, running.log
     finally:
