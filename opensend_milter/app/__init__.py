@@ -6,23 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from opensend_milter.app.answering import http
     from opensend_milter.app.fitting import misfits
     from opensend_milter.app.gating import guard
+    from opensend_milter.app.seeding import find_email, find_log, prepare_sandbox
     from opensend_milter.app.serving import serve
-    from opensend_milter.app.trying import find_email, find_log, prepare_sandbox
+    from opensend_milter.app.web import http
     from opensend_milter.app.working import job_store, work
 
 __all__ = ["find_email", "find_log", "guard", "http", "job_store", "misfits", "prepare_sandbox", "serve", "work"]
 
 _HOMES = {
-    "find_email": "trying",
-    "find_log": "trying",
+    "find_email": "seeding",
+    "find_log": "seeding",
     "guard": "gating",
-    "http": "answering",
+    "http": "web",
     "job_store": "working",
     "misfits": "fitting",
-    "prepare_sandbox": "trying",
+    "prepare_sandbox": "seeding",
     "serve": "serving",
     "work": "working",
 }

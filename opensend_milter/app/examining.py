@@ -16,7 +16,7 @@ from opensend_milter.adapters.aws import sqs_inspection
 from opensend_milter.adapters.dns import DnsResolver
 from opensend_milter.app.sender_records import wanted_for
 from opensend_milter.config import Config
-from opensend_milter.core.dns_records import State, is_reserved, records
+from opensend_milter.core.dns_records import RecordState, is_reserved, records
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.findings import Check, Seen, good, skipped, warning
 from opensend_milter.core.model import UserId
@@ -75,11 +75,11 @@ def _domains(config: Config, inspection: Inspection, nameserver: str) -> Seen:
     lacking, unknown = [], []
     for domain in asked[:MOST_DOMAINS]:
         found = [one for one in records(resolver, wanted_for(config, connection, domain)) if one.is_needed]
-        unanswered = [one.seen for one in found if one.state is State.UNKNOWN]
+        unanswered = [one.seen for one in found if one.state is RecordState.UNKNOWN]
         unknown += unanswered
         if unanswered and len(unanswered) == len(found):
             break
-        lacks = dict.fromkeys(one.kind for one in found if one.state in {State.MISSING, State.WRONG})
+        lacks = dict.fromkeys(one.kind for one in found if one.state in {RecordState.MISSING, RecordState.WRONG})
         if lacks:
             lacking.append(f"{domain.name}: {', '.join(lacks)}")
     shown = f"{min(len(asked), MOST_DOMAINS)} of {len(named)} domain(s) asked for"

@@ -8,14 +8,14 @@ from opensend_milter.adapters.admin.verification import Domain, courier_of, ses_
 from opensend_milter.adapters.postgres.link import Connection
 from opensend_milter.config import Config
 from opensend_milter.core.couriers import COURIERS, CourierName
-from opensend_milter.core.dns_records import Keys, SesIdentity, State, Unasked, Wanted
+from opensend_milter.core.dns_records import Keys, RecordState, SesIdentity, Unasked, Wanted
 
 SPF_OF_SES = "include:amazonses.com"
 _LOCAL = {"127.0.0.1", "::1", "localhost"}
 _NOT_OURS = Unasked("OpenSend verifies domains, in its dashboard")
 _NO_TOKEN = Unasked("not looked for")
 _SES_RETURNS = Unasked("Amazon SES's own return path; DMARC passes by DKIM")
-_UNREADABLE = Unasked("this role may not read it: ask as the tables' owner", State.UNKNOWN)
+_UNREADABLE = Unasked("this role may not read it: ask as the tables' owner", RecordState.UNKNOWN)
 
 
 def verifies(config: Config) -> bool:

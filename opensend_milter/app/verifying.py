@@ -11,7 +11,7 @@ from opensend_milter.adapters.dns import DnsResolver
 from opensend_milter.adapters.postgres.link import Connection
 from opensend_milter.app.sender_records import verifies, wanted_for
 from opensend_milter.config import Config
-from opensend_milter.core.dns_records import Record, Resolver, State, records
+from opensend_milter.core.dns_records import Record, RecordState, Resolver, records
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.verification import settled
 
@@ -27,7 +27,7 @@ class Verification:
     user_id: str | None
     before: str
     status: str
-    proof: State
+    proof: RecordState
     """How the ownership record stands."""
     note: str
     records: list[Record] = field(default_factory=list)
@@ -35,13 +35,13 @@ class Verification:
     @property
     def is_proved(self) -> bool:
         """It is as whoever verifies wants it."""
-        return self.proof is State.FOUND or (self.proof is State.NOT_NEEDED and self.status == "verified")
+        return self.proof is RecordState.FOUND or (self.proof is RecordState.NOT_NEEDED and self.status == "verified")
 
     @property
     def is_unanswered(self) -> bool:
         """DNS did not answer for what decides; where nothing does, for anything."""
         asked = {one.state for one in self.records if one.is_needed}
-        return self.proof is State.UNKNOWN or asked == {State.UNKNOWN}
+        return self.proof is RecordState.UNKNOWN or asked == {RecordState.UNKNOWN}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Verifier:
             user_id=domain.user_id,
             before=domain.status,
             status="verified",
-            proof=State.FOUND,
+            proof=RecordState.FOUND,
             note="vouched for: nothing was looked up",
         )
 

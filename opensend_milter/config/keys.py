@@ -10,7 +10,7 @@ from typing import get_type_hints
 
 from opensend_milter.config.option import Option
 from opensend_milter.config.sections import Config
-from opensend_milter.config.values import Kind, Value, kind_of
+from opensend_milter.config.values import Value, ValueKind, kind_of
 
 VARIABLE_PREFIX = "OPENSEND_MILTER_"
 
@@ -22,7 +22,7 @@ class Key:
     section: str
     """Empty for a key outside of all sections."""
     name: str
-    kind: Kind
+    kind: ValueKind
     default: Value
     option: Option
 

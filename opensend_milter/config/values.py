@@ -24,7 +24,7 @@ _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ValueKind:
     """One type of value."""
 
     expected: str
@@ -34,14 +34,14 @@ class Kind:
     """Raises ValueError."""
 
 
-def kind_of(hint: Any) -> Kind:
+def kind_of(hint: Any) -> ValueKind:
     """Return how values of an annotation are read."""
     if get_origin(hint) is Literal:
         choices = get_args(hint)
-        return Kind(f"one of {', '.join(choices)}", frozenset({"str"}), lambda text: _choice(text, choices))
+        return ValueKind(f"one of {', '.join(choices)}", frozenset({"str"}), lambda text: _choice(text, choices))
     if get_origin(hint) is UnionType:
         (inner,) = (kind_of(part) for part in get_args(hint) if part is not type(None))
-        return Kind(inner.expected, inner.yaml_types | {"null"}, inner.parse)
+        return ValueKind(inner.expected, inner.yaml_types | {"null"}, inner.parse)
     return _KINDS[hint]
 
 
@@ -76,12 +76,12 @@ def _text(text: str) -> str:
     return text
 
 
-_KINDS: dict[object, Kind] = {
-    bool: Kind("true or false", frozenset({"bool"}), _bool),
-    int: Kind("a whole number", frozenset({"int"}), _int),
-    float: Kind("a number", frozenset({"int", "float"}), _float),
-    str: Kind("text", frozenset({"str"}), _text),
-    Path: Kind("a path", frozenset({"str"}), lambda text: Path(_text(text))),
+_KINDS: dict[object, ValueKind] = {
+    bool: ValueKind("true or false", frozenset({"bool"}), _bool),
+    int: ValueKind("a whole number", frozenset({"int"}), _int),
+    float: ValueKind("a number", frozenset({"int", "float"}), _float),
+    str: ValueKind("text", frozenset({"str"}), _text),
+    Path: ValueKind("a path", frozenset({"str"}), lambda text: Path(_text(text))),
 }
 
 

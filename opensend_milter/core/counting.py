@@ -13,7 +13,7 @@ from opensend_milter.core.feedback import KINDS
 from opensend_milter.core.model import FrontDoor, JobState
 from opensend_milter.core.rules import Rule
 
-Kind = Literal["counter", "gauge", "histogram"]
+MeasureKind = Literal["counter", "gauge", "histogram"]
 AttemptOutcome = Literal["sent", "partly", "deferred", "failed", "uncertain"]
 WebhookFate = Literal["success", "pending", "dead_letter", "superseded"]
 LoginOutcome = Literal["accepted", "refused", "outage", "throttled"]
@@ -33,7 +33,7 @@ class Measure:
     """One metric."""
 
     name: str
-    kind: Kind
+    kind: MeasureKind
     text: str
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """All values that each may have; `_FREE` where the caller bounds them."""

@@ -50,7 +50,7 @@ class Resolver(Protocol):
         ...
 
 
-class State(Enum):
+class RecordState(Enum):
     """How a record stands."""
 
     FOUND = "found"
@@ -67,7 +67,7 @@ class Record:
 
     kind: RecordKind
     name: str
-    state: State
+    state: RecordState
     seen: str
     line: str = ""
     """To be added to the zone; empty: nothing is to be added."""
@@ -75,7 +75,7 @@ class Record:
     @property
     def is_needed(self) -> bool:
         """Mail of this domain suffers without it."""
-        return self.state is not State.NOT_NEEDED
+        return self.state is not RecordState.NOT_NEEDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Unasked:
     """A kind of record that DNS is not asked for, and why."""
 
     why: str
-    state: Literal[State.NOT_NEEDED, State.UNKNOWN] = State.NOT_NEEDED
+    state: Literal[RecordState.NOT_NEEDED, RecordState.UNKNOWN] = RecordState.NOT_NEEDED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,11 +151,11 @@ def ownership(resolver: Resolver, wanted: Wanted) -> Record:
     except Unanswered as error:
         return _unknown("ownership", name, error, line)
     if any(text.lower() == value for text in found):
-        return Record(kind="ownership", name=name, state=State.FOUND, seen=value)
+        return Record(kind="ownership", name=name, state=RecordState.FOUND, seen=value)
     if found:
         seen = f"{len(found)} record(s), none of them this user's"
-        return Record(kind="ownership", name=name, state=State.WRONG, seen=seen, line=line)
-    return Record(kind="ownership", name=name, state=State.MISSING, seen="no such record", line=line)
+        return Record(kind="ownership", name=name, state=RecordState.WRONG, seen=seen, line=line)
+    return Record(kind="ownership", name=name, state=RecordState.MISSING, seen="no such record", line=line)
 
 
 def spf(resolver: Resolver, wanted: Wanted) -> Record:
@@ -170,12 +170,12 @@ def spf(resolver: Resolver, wanted: Wanted) -> Record:
         return _unknown("spf", name, error, line)
 
     if not found:
-        return Record(kind="spf", name=name, state=State.MISSING, seen="no SPF record", line=line)
+        return Record(kind="spf", name=name, state=RecordState.MISSING, seen="no SPF record", line=line)
     fault, mended = next(_spf_faults(found, mechanism), ("", ""))
     return Record(
         kind="spf",
         name=name,
-        state=State.WRONG if fault else State.FOUND,
+        state=RecordState.WRONG if fault else RecordState.FOUND,
         seen=fault or found[0],
         line=_line(name, mended) if mended else "",
     )
@@ -218,14 +218,14 @@ def _key_of_ses(resolver: Resolver, token: str, folder: str) -> Record:
     except Unanswered as error:
         return _unknown("dkim", name, error, line)
     if not alias and fault == _NO_KEY:
-        return Record(kind="dkim", name=name, state=State.MISSING, seen=f"no CNAME at {token}", line=line)
+        return Record(kind="dkim", name=name, state=RecordState.MISSING, seen=f"no CNAME at {token}", line=line)
     if not alias:
-        return Record(kind="dkim", name=name, state=State.WRONG, seen=f"a TXT, no CNAME, at {token}", line=line)
+        return Record(kind="dkim", name=name, state=RecordState.WRONG, seen=f"a TXT, no CNAME, at {token}", line=line)
     if not re.fullmatch(rf"{re.escape(token.lower())}\.{_ANY_SES_KEYS}", alias):
-        return Record(kind="dkim", name=name, state=State.WRONG, seen=f"CNAME to {alias}", line=line)
+        return Record(kind="dkim", name=name, state=RecordState.WRONG, seen=f"CNAME to {alias}", line=line)
     if fault:
-        return Record(kind="dkim", name=name, state=State.WRONG, seen=f"{fault} behind the CNAME {token}")
-    return Record(kind="dkim", name=name, state=State.FOUND, seen=f"key of {token}")
+        return Record(kind="dkim", name=name, state=RecordState.WRONG, seen=f"{fault} behind the CNAME {token}")
+    return Record(kind="dkim", name=name, state=RecordState.FOUND, seen=f"key of {token}")
 
 
 def _selected_keys(resolver: Resolver, keys: Keys, folder: str) -> Record:
@@ -233,19 +233,19 @@ def _selected_keys(resolver: Resolver, keys: Keys, folder: str) -> Record:
         if not keys.selectors:
             if resolver.exists(folder):
                 seen = "there are selectors; name those in use with --selector to have them judged"
-                return Record(kind="dkim", name=folder, state=State.FOUND, seen=seen)
-            return Record(kind="dkim", name=folder, state=State.MISSING, seen=f"no selector; {keys.advice}")
+                return Record(kind="dkim", name=folder, state=RecordState.FOUND, seen=seen)
+            return Record(kind="dkim", name=folder, state=RecordState.MISSING, seen=f"no selector; {keys.advice}")
         for selector in keys.selectors:
             name = f"{selector}.{folder}"
             fault = key_fault(resolver.texts(name))
             if fault == _NO_KEY:
                 seen = f"{fault} at {selector}; {keys.advice}"
-                return Record(kind="dkim", name=name, state=State.MISSING, seen=seen)
+                return Record(kind="dkim", name=name, state=RecordState.MISSING, seen=seen)
             if fault:
-                return Record(kind="dkim", name=name, state=State.WRONG, seen=f"{fault}, at {selector}")
+                return Record(kind="dkim", name=name, state=RecordState.WRONG, seen=f"{fault}, at {selector}")
     except Unanswered as error:
         return _unknown("dkim", folder, error, "")
-    return Record(kind="dkim", name=folder, state=State.FOUND, seen=f"keys of {', '.join(keys.selectors)}")
+    return Record(kind="dkim", name=folder, state=RecordState.FOUND, seen=f"keys of {', '.join(keys.selectors)}")
 
 
 _NO_KEY = "no key"
@@ -290,13 +290,15 @@ def dmarc(resolver: Resolver, wanted: Wanted) -> Record:
             return _unknown("dmarc", name, error, line)
         if len(found) > 1:
             seen = f"{len(found)} DMARC records, which count as none: keep one"
-            return Record(kind="dmarc", name=name, state=State.WRONG, seen=seen)
+            return Record(kind="dmarc", name=name, state=RecordState.WRONG, seen=seen)
         if found:
             policy = _tags(found[0]).get("p", "").lower()
             if policy not in {"none", "quarantine", "reject"}:
-                return Record(kind="dmarc", name=name, state=State.WRONG, seen=f"{found[0]}: no policy p=", line=line)
-            return Record(kind="dmarc", name=name, state=State.FOUND, seen=found[0])
-    return Record(kind="dmarc", name=first, state=State.MISSING, seen="no DMARC record", line=line)
+                return Record(
+                    kind="dmarc", name=name, state=RecordState.WRONG, seen=f"{found[0]}: no policy p=", line=line
+                )
+            return Record(kind="dmarc", name=name, state=RecordState.FOUND, seen=found[0])
+    return Record(kind="dmarc", name=first, state=RecordState.MISSING, seen="no DMARC record", line=line)
 
 
 def _tags(text: str) -> dict[str, str]:
@@ -313,4 +315,4 @@ def _unasked(kind: RecordKind, name: str, record: Unasked) -> Record:
 
 
 def _unknown(kind: RecordKind, name: str, error: Unanswered, line: str) -> Record:
-    return Record(kind=kind, name=name, state=State.UNKNOWN, seen=str(error), line=line)
+    return Record(kind=kind, name=name, state=RecordState.UNKNOWN, seen=str(error), line=line)

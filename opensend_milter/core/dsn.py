@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from opensend_milter.core.feedback import MOST_RECIPIENTS, Kind, Recipient, Report, addresses, text_of
+from opensend_milter.core.feedback import MOST_RECIPIENTS, Recipient, Report, ReportKind, addresses, text_of
 from opensend_milter.core.message import header_fields
 from opensend_milter.core.mime import PartHeader, part_header
 from opensend_milter.core.model import Address, EmailId
@@ -31,7 +31,7 @@ _STATUS = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?!\d)", re.ASCII)
 _REPLY_CODE = re.compile(r"([45])\d\d(?!\d)", re.ASCII)
 _ESCAPED = re.compile(r"\\x\{([0-9A-Fa-f]{1,6})\}")
 _MAX_CODE_POINT = 0x10FFFF
-_KINDS: Mapping[str, Kind] = {
+_KINDS: Mapping[str, ReportKind] = {
     "failed": "bounced",
     "delayed": "delivery_delayed",
     "delivered": "delivered",

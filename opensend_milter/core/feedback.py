@@ -13,14 +13,14 @@ from opensend_milter.core.address import envelope_address, spellings
 from opensend_milter.core.errors import PermanentError
 from opensend_milter.core.model import Address, EmailId, UserId
 
-Kind = Literal[
+ReportKind = Literal[
     "sent", "delivered", "bounced", "complained", "delivery_delayed", "opened", "clicked", "failed", "unsubscribe"
 ]
 """OpenSend's types of events, and one of our own that is no event there."""
 Outcome = Literal["delivered", "bounced", "complained"]
 Reason = Literal["bounced", "complained", "manual"]
 
-KINDS: frozenset[str] = frozenset(get_args(Kind))
+KINDS: frozenset[str] = frozenset(get_args(ReportKind))
 MOST_RECIPIENTS = 1_000
 MOST_CHARACTERS = 1_000
 """Of any one text that a report brings along."""
@@ -41,7 +41,7 @@ _WEAKER: Mapping[Outcome, frozenset[str]] = {
     "bounced": frozenset({"refused", "deferred", "delivered"}),
     "complained": frozenset({"refused", "deferred", "delivered", "bounced"}),
 }
-_LINKS: Mapping[str, Kind] = {"open": "opened", "click": "clicked", "unsubscribe": "unsubscribe"}
+_LINKS: Mapping[str, ReportKind] = {"open": "opened", "click": "clicked", "unsubscribe": "unsubscribe"}
 _OUTCOMES: Mapping[str, Outcome] = {"delivered": "delivered", "bounced": "bounced", "complained": "complained"}
 
 
@@ -68,7 +68,7 @@ class Recipient:
 class Report:
     """What somebody whom we trust says of a message."""
 
-    kind: Kind
+    kind: ReportKind
     source_id: str
     """Equal when the same thing is reported again: it counts once."""
     email_id: EmailId | None
@@ -121,7 +121,7 @@ class Affected:
 class Effects:
     """What a report changes, if it is the first that says so."""
 
-    event: Kind | None
+    event: ReportKind | None
     affected: tuple[Affected, ...]
     status: str | None
     """The email's new status, where the old one is in `before`."""
@@ -267,7 +267,7 @@ def report_of(kind: str, source_id: str, email_id: EmailId | None, written: obje
         raise ReportMalformed(f"kind {text_of(kind)!r}")
     found = mapping_of(written)
     return Report(
-        kind=cast("Kind", kind),
+        kind=cast("ReportKind", kind),
         source_id=text_of(source_id)[:LONGEST_ID],
         email_id=email_id,
         provider_id=text_of(found.get("provider_id"))[:LONGEST_ID],

@@ -31,7 +31,7 @@ _ADDRESS = re.compile(r"[^\x00-\x20\x7f\ud800-\udfff]+@[^\x00-\x20\x7f\ud800-\ud
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class SignedLink:
     """What following a link says."""
 
     kind: LinkKind
@@ -56,12 +56,12 @@ class Links:
             return f"https://{host}" if host else ""
         return self.public_url.rstrip("/") if _BASE.fullmatch(self.public_url) else ""
 
-    def url(self, base: str, link: Link) -> str:
+    def url(self, base: str, link: SignedLink) -> str:
         """Return the URL that says this; the same each time."""
         said = _LETTERS[link.kind] + link.target.encode("utf-8")
         return f"{base}{PATHS[link.kind]}{link_token(self.key, link.email_id, said)}"
 
-    def opened(self, token: str) -> Link | None:
+    def opened(self, token: str) -> SignedLink | None:
         """Return what a token says, or None where it is not one of ours."""
         found = opened_link(self.key, token)
         if found is None:
@@ -74,7 +74,7 @@ class Links:
             return None
         if kind is None or not _fits(kind, target):
             return None
-        return Link(kind=kind, email_id=email_id, target=target)
+        return SignedLink(kind=kind, email_id=email_id, target=target)
 
 
 def is_web_url(url: str) -> bool:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from opensend_milter.core.attachments import Dialect, File, read_files
 from opensend_milter.core.control import (
     IDEMPOTENCY_KEY,
     METADATA,
@@ -24,7 +25,6 @@ from opensend_milter.core.control import (
     wishes,
 )
 from opensend_milter.core.fields import MOST_ERRORS, NAME_CHARACTERS, UNSAFE, FieldError, Fields, parse_json, shown
-from opensend_milter.core.files import Dialect, File, read_files
 from opensend_milter.core.model import Limits, Mailbox
 
 __all__ = ["Dialect", "FieldError", "File", "RequestLimits", "SendRequest", "parse_json", "read_send"]

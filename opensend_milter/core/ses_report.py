@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 
 from opensend_milter.core.feedback import (
     LONGEST_ID,
-    Kind,
     Recipient,
     Report,
+    ReportKind,
     ReportMalformed,
     addresses,
     email_id_of,
@@ -24,7 +24,7 @@ ENTITY = "X-Entity-ID"
 """The tag, and the header field, that names the email."""
 GREETING = "Successfully validated SNS topic"
 """What SES writes, in plain text, to a topic that it was just told of."""
-_KINDS: Mapping[str, Kind] = {
+_KINDS: Mapping[str, ReportKind] = {
     "Send": "sent",
     "Delivery": "delivered",
     "Bounce": "bounced",

@@ -11,11 +11,11 @@ from uuid import UUID
 
 from opensend_milter.core.model import EmailId, KeyId
 
-State = Literal["received", "smtp_submission_started", "smtp_accepted", "smtp_failed", "rejected", "canceled"]
-FINAL: frozenset[State] = frozenset({"smtp_accepted", "smtp_failed", "rejected", "canceled"})
+SubmissionState = Literal["received", "smtp_submission_started", "smtp_accepted", "smtp_failed", "rejected", "canceled"]
+FINAL: frozenset[SubmissionState] = frozenset({"smtp_accepted", "smtp_failed", "rejected", "canceled"})
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _REQUEST_ID = re.compile(rf"req_([0-7][{_CROCKFORD}]{{25}})")
-_STATES: dict[str, State] = {
+_STATES: dict[str, SubmissionState] = {
     "queued": "received",
     "scheduled": "received",
     "processing": "smtp_submission_started",
@@ -72,7 +72,7 @@ class Submission:
     """What the next hop said last, empty where it was not asked."""
 
     @property
-    def state(self) -> State:
+    def state(self) -> SubmissionState:
         """Return the state in http-smtp-rele's words."""
         state = _STATES.get(self.status, "received")
         return "smtp_submission_started" if state == "received" and self.attempts else state

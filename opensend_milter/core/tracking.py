@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from html import escape
 
 from opensend_milter.core.html_links import rewritten
-from opensend_milter.core.links import Link, Links, is_one_address, is_web_url
+from opensend_milter.core.links import Links, SignedLink, is_one_address, is_web_url
 from opensend_milter.core.message import has_longer_line, header_fields
 from opensend_milter.core.mime import PartHeader, part_header
 from opensend_milter.core.model import Job
@@ -101,7 +101,7 @@ def _list_fields(content: bytes, fields: _Fields, job: Job, links: Links, base: 
         return b""
     if names.intersection(_LIST_FIELDS) or _signs_list_fields(fields) or not _FIELD_START.match(content):
         return b""
-    url = links.url(base, Link(kind="unsubscribe", email_id=job.email_id, target=job.recipients[0]))
+    url = links.url(base, SignedLink(kind="unsubscribe", email_id=job.email_id, target=job.recipients[0]))
     line = f"List-Unsubscribe: <{url}>"
     if len(line) > _SHORT_LINE:
         line = line.replace(" ", "\r\n ", 1)
@@ -233,9 +233,9 @@ def _dressed_html(octets: bytes, charset: str, job: Job, links: Links, base: str
         count += 1
         if count > MOST_LINKS:
             raise _LeaveAloneError
-        return links.url(base, Link(kind="click", email_id=job.email_id, target=url))
+        return links.url(base, SignedLink(kind="click", email_id=job.email_id, target=url))
 
-    pixel = _pixel(links.url(base, Link(kind="open", email_id=job.email_id))) if job.route.track_opens else ""
+    pixel = _pixel(links.url(base, SignedLink(kind="open", email_id=job.email_id))) if job.route.track_opens else ""
     try:
         codec = codecs.lookup(charset or "utf-8").name
         if codec in _NOT_OF_MAIL:

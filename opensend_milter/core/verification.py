@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from opensend_milter.core.dns_records import State
+from opensend_milter.core.dns_records import RecordState
 
 
 class Settled(NamedTuple):
@@ -14,20 +14,20 @@ class Settled(NamedTuple):
     note: str
 
 
-def settled(status: str, proof: State, *, withdraw: bool) -> Settled:
+def settled(status: str, proof: RecordState, *, withdraw: bool) -> Settled:
     """Judge a domain by its status so far and its proof; `withdraw`: one without a proof may not send any more."""
     is_verified = status == "verified"
     match proof:
-        case State.NOT_NEEDED:
+        case RecordState.NOT_NEEDED:
             return Settled(status, "" if is_verified else "verify it in OpenSend's dashboard")
-        case State.UNKNOWN:
+        case RecordState.UNKNOWN:
             return Settled(status, "DNS did not answer: nothing was changed")
-        case State.FOUND:
+        case RecordState.FOUND:
             return Settled("verified", "" if is_verified else "verified now")
-        case State.MISSING | State.WRONG if not is_verified:
+        case RecordState.MISSING | RecordState.WRONG if not is_verified:
             return Settled(status, "")
-        case State.MISSING | State.WRONG if withdraw:
+        case RecordState.MISSING | RecordState.WRONG if withdraw:
             return Settled("pending", "withdrawn: its mail is refused from now on")
-        case State.MISSING | State.WRONG:
+        case RecordState.MISSING | RecordState.WRONG:
             note = "warning: verified, and without its ownership record (vouched for, or the record is gone)"
             return Settled(status, note)

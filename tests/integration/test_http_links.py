@@ -17,7 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from opensend_milter.core.errors import RowRefused, StoreUnavailable
-from opensend_milter.core.links import PATHS, Link, LinkKind, Links
+from opensend_milter.core.links import PATHS, LinkKind, Links, SignedLink
 from opensend_milter.core.model import EmailId
 from opensend_milter.core.signing import derived, link_token
 from opensend_milter.servers.web import links
@@ -90,7 +90,7 @@ def port(box: Box) -> Iterator[int]:
 
 
 def path(kind: LinkKind, target: str = "") -> str:
-    return LINKS.url("", Link(kind=kind, email_id=ID, target=target))
+    return LINKS.url("", SignedLink(kind=kind, email_id=ID, target=target))
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,11 @@ def tokens() -> Iterator[str]:
     yield from ("x", "%00", "A" * 60, "..", "%C3%A9", "A" * 8_000, path("open")[:-1].rpartition("/")[2])
     for said in (b"", b"cjavascript:alert(1)", b"chttps://x/\r\nSet-Cookie: a=b", b"c//x", b"ox", b"ux"):
         yield link_token(KEY, ID, said)
-    yield Links(key=derived(b"1" * 32, "link")).url("", Link(kind="click", email_id=ID, target=URL)).rpartition("/")[2]
+    yield (
+        Links(key=derived(b"1" * 32, "link"))
+        .url("", SignedLink(kind="click", email_id=ID, target=URL))
+        .rpartition("/")[2]
+    )
 
 
 @pytest.mark.parametrize("token", [*tokens()])

@@ -6,7 +6,6 @@ import base64
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -45,6 +44,7 @@ from tests.integration.working import working
 from tests.milter_client import Answer, MilterClient
 from tests.smtp_sink import Sink
 from tests.unit.messages import message
+from tests.waiting import await_found, await_true
 
 TAKEN = Answer("d")
 TRY_AGAIN = 451
@@ -117,11 +117,8 @@ def assert_refused(answer: Answer, start: str) -> None:
 
 def logged(served: Serving, queue_id: str) -> list[tuple[str, str]]:
     """Return email id and status of each line in the mail log, as soon as there is one."""
-    deadline = time.monotonic() + 10
-    while not (found := re.findall(rf" {queue_id}: email=(\S+) .* status=(\S+) ", served.log)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
+    line = re.compile(rf" {queue_id}: email=(\S+) .* status=(\S+) ")
+    return await_found(lambda: line.findall(served.log) or None, f"a line about {queue_id}")
 
 
 # ---------------------------------------------------------------------- sent again: Message-ID
@@ -556,11 +553,8 @@ def test_batches_that_hold_the_same_messages_in_another_order(
             hold(holder, rivals[0], received(*messages[1]))
             for thread in threads:
                 thread.start()
-            deadline = time.monotonic() + 10
-            waiting = "SELECT pid FROM pg_stat_activity WHERE application_name ~ 'rival' AND wait_event_type = 'Lock'"
-            while len(watcher.execute(waiting.encode()).fetchall()) < 2:
-                assert time.monotonic() < deadline, outcomes
-                time.sleep(0.01)
+            waiting = b"SELECT pid FROM pg_stat_activity WHERE application_name ~ 'rival' AND wait_event_type = 'Lock'"
+            await_true(lambda: watcher.execute(waiting).rowcount == len(rivals), lambda: f"both wait: {outcomes}")
         for thread in threads:
             thread.join(20)
     kinds = sorted(type(outcome).__name__ for outcome in outcomes)
@@ -712,12 +706,8 @@ def test_the_worker_sends_it_when_its_time_has_come_and_not_before(database: Dat
         sink.await_delivered(1)
         assert b"Subject: now" in sink.delivered[0].raw
         assert of(account, "status")[0] == "scheduled"
-        now = datetime.now(UTC)
-        while len(sink.delivered) < 2:
-            assert now < at + timedelta(seconds=20)
-            time.sleep(0.01)
-            now = datetime.now(UTC)
-        assert now >= at
+        await_true(lambda: len(sink.delivered) > 1, "the other leaves at its time")
+        assert datetime.now(UTC) >= at
         assert b"X-OpenSend" not in sink.delivered[1].raw
         assert worker.stop() == 0
         assert of(account, "status") == ["sent", "sent"]

@@ -18,7 +18,7 @@ import pytest
 from opensend_milter.config import Auth, Config, Database, Milter, Smtp, Tls
 from opensend_milter.host.installing import apply as install, preflight
 from opensend_milter.host.installing.blueprint import DOVECOT, EXISTING_PASSDB, Blueprint, Choice
-from opensend_milter.host.installing.plan import Fault, File, Link, Plan, Root
+from opensend_milter.host.installing.plan import Fault, File, Plan, Root, SymbolicLink
 from opensend_milter.host.rendering.certificates import make_certificate
 from opensend_milter.host.rendering.dovecot import PASSDB_FILE
 from tests.integration.small_system import small_system
@@ -178,7 +178,7 @@ def test_what_a_package_brought_is_used_as_it_is(root: Path) -> None:
     units = {step.path.name: step for step in steps if isinstance(step, File) and "systemd" in step.path.parts}
     assert set(units) == {"place.conf", "postfix.conf"}
     assert b" postfix.service " in units["postfix.conf"].content
-    links = {step.path.name: step.target for step in steps if isinstance(step, Link)}
+    links = {step.path.name: step.target for step in steps if isinstance(step, SymbolicLink)}
     target = "/usr/lib/systemd/system/opensend-milter.target"
     assert links == {"opensend-postfix.service": "/dev/null", "opensend-milter.target": target}
 

@@ -12,8 +12,8 @@ from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.dns_records import (
     Keys,
     Record,
+    RecordState,
     SesIdentity,
-    State,
     Unanswered,
     Unasked,
     Wanted,
@@ -100,7 +100,7 @@ def test_ses_has_a_return_path_of_its_own(configured: Config) -> None:
     assert wanted.spf == Unasked("Amazon SES's own return path; DMARC passes by DKIM")
     unread = wanted_of(configured, DOMAIN, token="t").spf
     assert isinstance(unread, Unasked)
-    assert unread.state is State.UNKNOWN
+    assert unread.state is RecordState.UNKNOWN
 
 
 @pytest.mark.parametrize("configured", BESIDE)
@@ -120,17 +120,17 @@ def test_nothing_is_asked_for_that_is_not_needed() -> None:
     resolver = Silent()
     found = records(resolver, wanted_of(config("file"), DOMAIN, token=""))
     assert resolver.asked == []
-    assert {one.state for one in found} == {State.NOT_NEEDED}
+    assert {one.state for one in found} == {RecordState.NOT_NEEDED}
     assert not any(one.is_needed or one.line for one in found)
 
 
 def test_what_dns_does_not_answer_for_is_unknown_and_still_advised() -> None:
     found = records(Silent(), wanted_of(BESIDE[0], DOMAIN, token="", identity=SesIdentity(tokens=[TOKEN])))
     assert [(one.kind, one.state, bool(one.line)) for one in found] == [
-        ("ownership", State.NOT_NEEDED, False),
-        ("spf", State.NOT_NEEDED, False),
-        ("dkim", State.UNKNOWN, True),
-        ("dmarc", State.UNKNOWN, True),
+        ("ownership", RecordState.NOT_NEEDED, False),
+        ("spf", RecordState.NOT_NEEDED, False),
+        ("dkim", RecordState.UNKNOWN, True),
+        ("dmarc", RecordState.UNKNOWN, True),
     ]
 
 
@@ -159,19 +159,19 @@ SES = f"{TOKEN}.dkim.amazonses.com"
 @pytest.mark.parametrize(
     ("there", "state", "seen", "advised"),
     [
-        (One(SES, [KEY]), State.FOUND, f"key of {TOKEN}", False),
-        (One(f"{TOKEN}.dkim.af-south-1.amazonses.com", [KEY]), State.FOUND, f"key of {TOKEN}", False),
-        (One(), State.MISSING, f"no CNAME at {TOKEN}", True),
-        (One("", [KEY]), State.WRONG, f"a TXT, no CNAME, at {TOKEN}", True),
-        (One(f"other.{SES}", [KEY]), State.WRONG, f"CNAME to other.{SES}", True),
-        (One(f"x{SES}", [KEY]), State.WRONG, f"CNAME to x{SES}", True),
-        (One(f"{SES}.example", [KEY]), State.WRONG, f"CNAME to {SES}.example", True),
-        (One(f"{SES}.{DOMAIN}"), State.WRONG, f"CNAME to {SES}.{DOMAIN}", True),
-        (One(SES), State.WRONG, f"no key behind the CNAME {TOKEN}", False),
-        (One(SES, ["p="]), State.WRONG, f"the key is revoked (p= is empty) behind the CNAME {TOKEN}", False),
+        (One(SES, [KEY]), RecordState.FOUND, f"key of {TOKEN}", False),
+        (One(f"{TOKEN}.dkim.af-south-1.amazonses.com", [KEY]), RecordState.FOUND, f"key of {TOKEN}", False),
+        (One(), RecordState.MISSING, f"no CNAME at {TOKEN}", True),
+        (One("", [KEY]), RecordState.WRONG, f"a TXT, no CNAME, at {TOKEN}", True),
+        (One(f"other.{SES}", [KEY]), RecordState.WRONG, f"CNAME to other.{SES}", True),
+        (One(f"x{SES}", [KEY]), RecordState.WRONG, f"CNAME to x{SES}", True),
+        (One(f"{SES}.example", [KEY]), RecordState.WRONG, f"CNAME to {SES}.example", True),
+        (One(f"{SES}.{DOMAIN}"), RecordState.WRONG, f"CNAME to {SES}.{DOMAIN}", True),
+        (One(SES), RecordState.WRONG, f"no key behind the CNAME {TOKEN}", False),
+        (One(SES, ["p="]), RecordState.WRONG, f"the key is revoked (p= is empty) behind the CNAME {TOKEN}", False),
     ],
 )
-def test_a_key_of_ses(there: One, state: State, seen: str, *, advised: bool) -> None:
+def test_a_key_of_ses(there: One, state: RecordState, seen: str, *, advised: bool) -> None:
     wanted = Wanted(
         domain=DOMAIN,
         ownership=Unasked(""),

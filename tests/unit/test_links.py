@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from opensend_milter.core.links import LONGEST_URL_OCTETS, PATHS, Link, LinkKind, Links, is_web_url, location
+from opensend_milter.core.links import LONGEST_URL_OCTETS, PATHS, LinkKind, Links, SignedLink, is_web_url, location
 from opensend_milter.core.model import EmailId, Route
 from opensend_milter.core.signing import derived, link_token
 
@@ -15,7 +15,7 @@ LINKS = Links(key=KEY, public_url="https://mail.example.com/")
 BASE = "https://t.example"
 
 
-def token_of(link: Link) -> str:
+def token_of(link: SignedLink) -> str:
     url = LINKS.url(BASE, link)
     assert url.startswith(BASE + PATHS[link.kind])
     return url.removeprefix(BASE + PATHS[link.kind])
@@ -31,14 +31,14 @@ def token_of(link: Link) -> str:
     ],
 )
 def test_a_link_says_what_it_was_made_to_say_the_same_each_time(kind: LinkKind, target: str) -> None:
-    link = Link(kind=kind, email_id=ID, target=target)
+    link = SignedLink(kind=kind, email_id=ID, target=target)
     assert LINKS.opened(token_of(link)) == link
     assert token_of(link) == token_of(link)
 
 
 @given(st.from_regex(r"https?://[a-z]{1,9}\.example/[ -\[\]-~¡-퟿]{0,200}", fullmatch=True).filter(is_web_url))
 def test_any_url_comes_back(url: str) -> None:
-    assert LINKS.opened(token_of(Link(kind="click", email_id=ID, target=url))) == Link(
+    assert LINKS.opened(token_of(SignedLink(kind="click", email_id=ID, target=url))) == SignedLink(
         kind="click", email_id=ID, target=url
     )
     assert location(url).isascii()
@@ -69,7 +69,7 @@ def test_what_was_never_to_be_said_is_not_understood_even_if_signed(said: bytes)
 
 
 def test_a_link_of_another_secret_or_changed_is_not_understood() -> None:
-    token = token_of(Link(kind="click", email_id=ID, target="https://example.org/"))
+    token = token_of(SignedLink(kind="click", email_id=ID, target="https://example.org/"))
     assert Links(key=derived(bytes([1]) * 32, "link")).opened(token) is None
     assert LINKS.opened(token[:-1] + ("A" if token[-1] != "A" else "E")) is None
     for strange in ("", "x", token[:-2], token + "AAAA", "é", "/" * 100):

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given, settings, strategies as st
 
-from opensend_milter.core.links import Link, Links
+from opensend_milter.core.links import Links, SignedLink
 from opensend_milter.core.model import Route
 from opensend_milter.core.signing import derived
 from opensend_milter.core.tracking import MOST_HTML_BYTES, MOST_LINKS, dress
@@ -52,7 +52,7 @@ def page_of(content: bytes) -> str:
     return payload.decode(charset, "surrogateescape")
 
 
-def target(token: str) -> Link:
+def target(token: str) -> SignedLink:
     link = LINKS.opened(token)
     assert link is not None
     assert link.email_id == job().email_id
@@ -80,8 +80,8 @@ def test_opens_and_clicks_of_a_page() -> None:
     click, pixel = CLICK.search(found), PIXEL.search(found)
     assert click
     assert pixel
-    assert target(click[1]) == Link(kind="click", email_id=job().email_id, target="https://example.org/?a=1&b=2")
-    assert target(pixel[1]) == Link(kind="open", email_id=job().email_id)
+    assert target(click[1]) == SignedLink(kind="click", email_id=job().email_id, target="https://example.org/?a=1&b=2")
+    assert target(pixel[1]) == SignedLink(kind="open", email_id=job().email_id)
     assert found == (HEAD + PAGE_PART).decode().replace("https://example.org/?a=1&amp;b=2", click[0]).replace(
         "</body>", pixel[0] + "</body>"
     )
@@ -334,7 +334,7 @@ def test_one_click() -> None:
     assert message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
     url = re.fullmatch(r"<https://mail\.example\.com/unsubscribe/([\w-]+)>", str(message["List-Unsubscribe"]).strip())
     assert url
-    assert target(url[1]) == Link(kind="unsubscribe", email_id=job().email_id, target="to@example.net")
+    assert target(url[1]) == SignedLink(kind="unsubscribe", email_id=job().email_id, target="to@example.net")
     assert max(map(len, found.removesuffix(content).split(b"\r\n"))) <= 120
     assert found.startswith(b"List-Unsubscribe:\r\n <https://")
 

@@ -15,7 +15,6 @@ TESTS = Path(__file__).parents[1]
 DEADLINE = "monotonic() " + "+"
 THEIR_OWN = {
     "integration/private_postgres.py": "one for all starts and their answers together, and it scales",
-    "integration/test_intake_rules.py": "still to be moved to waiting.py",
     "integration/debian13.py": "how long a fetch from a network may take is its caller's, and no wait for a condition",
 }
 """Which files may make a deadline, each with the reason."""

@@ -26,7 +26,7 @@ OPENSEND_CORE = ("api_keys", "domains", "email_events", "email_suppressions", "e
 """What we need of OpenSend; without all of these it is no OpenSend database."""
 OPENSEND_TABLES = (*OPENSEND_CORE, "logs", "user", "webhook_deliveries", "webhooks")
 
-State = Literal["applied", "pending", "changed", "unknown"]
+MigrationState = Literal["applied", "pending", "changed", "unknown"]
 _Owner = Literal["opensend", "ours"]
 
 
@@ -35,7 +35,7 @@ class MigrationStatus:
     """One migration and where it stands."""
 
     name: str
-    state: State
+    state: MigrationState
     """`changed`: the file is not the one that was applied; `unknown`: a newer program applied it."""
     applied_at: datetime | None
 
@@ -118,7 +118,7 @@ def _owners(*, beside: bool) -> tuple[_Owner, ...]:
     return ("ours",) if beside else ("opensend", "ours")
 
 
-def _state(file: _File | None, record: _Record | None) -> State:
+def _state(file: _File | None, record: _Record | None) -> MigrationState:
     if file is None:
         return "unknown"
     if record is None:

@@ -19,7 +19,7 @@ from opensend_milter.config import Config
 from opensend_milter.core.findings import Check, Seen, good, problem, warning
 from opensend_milter.host.examining.machine import http_connection
 from opensend_milter.host.examining.smtp import MadeKey, log_in
-from opensend_milter.host.examining.smtp_ports import Door, dialogue, doors_of
+from opensend_milter.host.examining.smtp_ports import SmtpPort, dialogue, doors_of
 
 T = TypeVar("T")
 PAUSE_S = 0.1
@@ -55,7 +55,7 @@ class Probe:
             yield Check(name=f"probe.{door.name}", why=why, look=partial(self._by_smtp, door), needs="smtp.answers")
         yield Check(name="probe.http", why=why, look=self._by_http, needs="http.answers")
 
-    def _by_smtp(self, door: Door) -> Seen:
+    def _by_smtp(self, door: SmtpPort) -> Seen:
         letter = self.draft()
         message = EmailMessage()
         message["From"], message["To"] = letter.sender, letter.recipient

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from opensend_milter.config import Config
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped
-from opensend_milter.host.examining.smtp_ports import Door, DoorShut, dialogue, doors_of, shown_certificate
+from opensend_milter.host.examining.smtp_ports import DoorShut, SmtpPort, dialogue, doors_of, shown_certificate
 from opensend_milter.host.rendering.certificates import find_certificate, first_certificate
 
 ANSWERS = "smtp.answers"
@@ -71,7 +71,7 @@ def checks(
     )
 
 
-def _answer(doors: list[Door]) -> Seen:
+def _answer(doors: list[SmtpPort]) -> Seen:
     shut = []
     for door in doors:
         try:
@@ -86,7 +86,7 @@ def _answer(doors: list[Door]) -> Seen:
     return good(", ".join(f"{door.name} at {door.host}:{door.port}" for door in doors))
 
 
-def _closed_to_strangers(doors: list[Door]) -> Seen:
+def _closed_to_strangers(doors: list[SmtpPort]) -> Seen:
     for door in doors:
         with dialogue(door) as client:
             code, _ = client.mail(STRANGER)
@@ -105,7 +105,7 @@ def _closed_to_strangers(doors: list[Door]) -> Seen:
     return good("no port takes mail without AUTH")
 
 
-def _secured(config: Config, doors: list[Door]) -> Seen:
+def _secured(config: Config, doors: list[SmtpPort]) -> Seen:
     if config.smtp.plaintext_auth:
         return skipped("smtp.plaintext_auth is on")
     for door in doors:
@@ -117,7 +117,7 @@ def _secured(config: Config, doors: list[Door]) -> Seen:
     return good("every port speaks TLS, and offers AUTH under it")
 
 
-def _shows_ours(config: Config, doors: list[Door]) -> Seen:
+def _shows_ours(config: Config, doors: list[SmtpPort]) -> Seen:
     pair = find_certificate(config.tls, config.smtp.hostname)
     if pair is None:
         return skipped("no certificate is configured")
@@ -133,7 +133,7 @@ def _shows_ours(config: Config, doors: list[Door]) -> Seen:
     return good(f"every port shows {pair.certificate}")
 
 
-def _wrong_key(doors: list[Door]) -> Seen:
+def _wrong_key(doors: list[SmtpPort]) -> Seen:
     with dialogue(doors[0]) as client:
         code, text = log_in(client, f"os_{secrets.token_hex(16)}")
     if code == _WRONG_KEY:
@@ -156,7 +156,7 @@ def log_in(client: smtplib.SMTP, key: str) -> tuple[int, str]:
     return code, text.decode(errors="replace")
 
 
-def _canary(doors: Callable[[], list[Door]], key_file: Path | None, made_key: MadeKey | None) -> Seen:
+def _canary(doors: Callable[[], list[SmtpPort]], key_file: Path | None, made_key: MadeKey | None) -> Seen:
     if key_file:
         return _known(doors(), key_file.read_text(encoding="utf-8").strip(), f"the key in {key_file}")
     if made_key:
@@ -165,7 +165,7 @@ def _canary(doors: Callable[[], list[Door]], key_file: Path | None, made_key: Ma
     return skipped("name a file that holds a key (--key-file), or have one made for the moment (--probe)")
 
 
-def _known(doors: list[Door], key: str, which: str) -> Seen:
+def _known(doors: list[SmtpPort], key: str, which: str) -> Seen:
     for door in doors:
         with dialogue(door) as client:
             code, text = log_in(client, key)

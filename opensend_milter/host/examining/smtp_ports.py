@@ -22,7 +22,7 @@ class DoorShut(OpensendError):  # noqa: N818  # the tree reads as mail says it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Door:
+class SmtpPort:
     """One port."""
 
     name: str
@@ -34,7 +34,7 @@ class Door:
     """Speaks the PROXY protocol first."""
 
 
-def doors_of(config: Config, proxied: frozenset[int] = frozenset()) -> list[Door]:
+def doors_of(config: Config, proxied: frozenset[int] = frozenset()) -> list[SmtpPort]:
     """Return the ports that are on, each at an address of this host."""
     smtp = config.smtp
     address = ipaddress.ip_address(smtp.host)
@@ -43,7 +43,7 @@ def doors_of(config: Config, proxied: frozenset[int] = frozenset()) -> list[Door
     name = smtp.hostname or "localhost"
     ports = {"relay": smtp.relay_port, "submission": smtp.submission_port, "smtps": smtp.smtps_port}
     return [
-        Door(
+        SmtpPort(
             name=each,
             host=host,
             port=port,
@@ -57,7 +57,7 @@ def doors_of(config: Config, proxied: frozenset[int] = frozenset()) -> list[Door
 
 
 @contextmanager
-def dialogue(door: Door) -> Iterator[smtplib.SMTP]:
+def dialogue(door: SmtpPort) -> Iterator[smtplib.SMTP]:
     """Connect, say EHLO, take TLS where it is offered; the certificate is judged elsewhere."""
     try:
         client = smtplib.SMTP(timeout=ANSWER_S, local_hostname="doctor.localhost")
@@ -72,7 +72,7 @@ def dialogue(door: Door) -> Iterator[smtplib.SMTP]:
         raise DoorShut(f"{door.host}:{door.port}: {error}") from error
 
 
-def _open(client: smtplib.SMTP, door: Door) -> None:
+def _open(client: smtplib.SMTP, door: SmtpPort) -> None:
     client.sock = socket.create_connection((door.host, door.port), ANSWER_S)
     if door.proxied:
         family = "TCP6" if ":" in door.host else "TCP4"
@@ -91,7 +91,7 @@ def _open(client: smtplib.SMTP, door: Door) -> None:
         client.ehlo()
 
 
-def _secure(client: smtplib.SMTP, door: Door) -> None:
+def _secure(client: smtplib.SMTP, door: SmtpPort) -> None:
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -19,11 +19,11 @@ from opensend_milter.host.installing.plan import (
     Command,
     Directory,
     File,
-    Link,
     Outlook,
     Plan,
     Root,
     Step,
+    SymbolicLink,
     is_done,
     look,
     name_of,
@@ -150,7 +150,7 @@ def _ran(plan: Plan, step: Step, journal: Journal | None) -> Callable[[str], boo
 def _take(step: Step, plan: Plan, journal: Journal) -> None:
     root = plan.root
     match step:
-        case Directory() | File() | Link():
+        case Directory() | File() | SymbolicLink():
             path = root.at(step.path)
             if not path.parent.exists():
                 _take(Directory(path=step.path.parent, why=f"holds {step.path.name}"), plan, journal)

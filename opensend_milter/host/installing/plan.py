@@ -18,7 +18,7 @@ from opensend_milter.host.installing import snapshot
 from opensend_milter.host.installing.snapshot import Snapshot
 
 Argv = tuple[str, ...]
-State = Literal["as it should be", "to be done"]
+StepState = Literal["as it should be", "to be done"]
 HERE = Path("/")
 _LONG_CHARACTERS = 120
 
@@ -98,7 +98,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class SymbolicLink:
     """A symbolic link that is to be there."""
 
     path: Path
@@ -138,7 +138,7 @@ class Action:
     """What undo says of it."""
 
 
-PathStep = Directory | File | Link
+PathStep = Directory | File | SymbolicLink
 Step = PathStep | Command | Action
 
 
@@ -176,7 +176,7 @@ class Outlook:
     """One step as people read it."""
 
     name: str
-    state: State
+    state: StepState
     why: str
     diff: str = ""
 
@@ -188,7 +188,7 @@ def name_of(step: Step) -> str:
             return f"directory {step.path}"
         case File():
             return f"file {step.path}"
-        case Link():
+        case SymbolicLink():
             return f"link {step.path} -> {step.target}"
         case Command() | Action():
             return step.name
@@ -196,7 +196,7 @@ def name_of(step: Step) -> str:
 
 def wanted(step: PathStep, root: Root) -> Snapshot | None:
     """Return what is to stand at the step's path; None while its owner is not known here."""
-    if isinstance(step, Link):
+    if isinstance(step, SymbolicLink):
         return snapshot.link(step.target)
     uid, gid = root.uid(step.owner), root.gid(step.group)
     if uid is None or gid is None:
@@ -209,7 +209,7 @@ def wanted(step: PathStep, root: Root) -> Snapshot | None:
 def is_done(step: Step, root: Root, ran: Callable[[str], bool]) -> bool:
     """Tell whether nothing is to be done for a step; `ran`: whether one ran to its end for this plan."""
     match step:
-        case Directory() | File() | Link():
+        case Directory() | File() | SymbolicLink():
             target = wanted(step, root)
             return target is not None and snapshot.take(root.at(step.path)).same_as(target)
         case Command():
@@ -221,7 +221,7 @@ def is_done(step: Step, root: Root, ran: Callable[[str], bool]) -> bool:
 def look(step: Step, root: Root, ran: Callable[[str], bool]) -> Outlook:
     """Say how far a step is from what is there."""
     done = is_done(step, root, ran)
-    state: State = "as it should be" if done else "to be done"
+    state: StepState = "as it should be" if done else "to be done"
     return Outlook(name=name_of(step), state=state, why=step.why, diff="" if done else _diff(step, root))
 
 
@@ -230,7 +230,7 @@ def _diff(step: Step, root: Root) -> str:
         case Command():
             lines = [" ".join(_quoted(word) for word in argv) for argv in step.run]
             return "\n".join([*(f"$ {line}" for line in lines), *([step.diff] if step.diff else [])])
-        case Action() | Link():
+        case Action() | SymbolicLink():
             return ""
         case Directory():
             return _rights(step, snapshot.take(root.at(step.path)), root)

@@ -9,7 +9,7 @@ from pathlib import Path
 from psycopg import conninfo
 
 from opensend_milter.config import Config, Tls
-from opensend_milter.host.installing.plan import Directory, File, Link, Root
+from opensend_milter.host.installing.plan import Directory, File, Root, SymbolicLink
 from opensend_milter.host.rendering import templates
 
 UNIT_DIR = Path("/etc/systemd/system")
@@ -103,15 +103,15 @@ def reload_of_existing_postfix() -> File:
     )
 
 
-def enabling(*, packaged: bool) -> Link:
+def enabling(*, packaged: bool) -> SymbolicLink:
     """Return what starts all of it at boot."""
     path = UNIT_DIR / "multi-user.target.wants" / TARGET
-    return Link(path=path, target=str((PACKAGED[0] if packaged else UNIT_DIR) / TARGET), why="starts at boot")
+    return SymbolicLink(path=path, target=str((PACKAGED[0] if packaged else UNIT_DIR) / TARGET), why="starts at boot")
 
 
-def mask(name: str) -> Link:
+def mask(name: str) -> SymbolicLink:
     """Return what keeps a packaged unit from being started."""
-    return Link(path=UNIT_DIR / name, target="/dev/null", why="not of this mode")
+    return SymbolicLink(path=UNIT_DIR / name, target="/dev/null", why="not of this mode")
 
 
 def certificate_file(tls: Tls) -> Path | None:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from opensend_milter.core.errors import OpensendError
 
-Kind = Literal["absent", "file", "directory", "link", "other"]
+PathKind = Literal["absent", "file", "directory", "link", "other"]
 _NEW = ".opensend-new"
 
 
@@ -27,7 +27,7 @@ class NotPut(OpensendError):  # noqa: N818  # the tree reads as mail says it
 class Snapshot:
     """A file, a directory without what is in it, a symbolic link, or nothing."""
 
-    kind: Kind
+    kind: PathKind
     mode: int = 0
     uid: int = 0
     gid: int = 0

@@ -23,7 +23,7 @@ from opensend_milter.host.sandbox.keeper_death import start_clock
 
 log = logging.getLogger(__name__)
 
-State = Literal["stopped", "starting", "running", "waiting"]
+ProgramState = Literal["stopped", "starting", "running", "waiting"]
 TICK_S = 0.05
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.3, 3.0
 STEADY_S = 10.0
@@ -75,7 +75,7 @@ class Child:
     program: Program
     notify: socket.socket
     process: subprocess.Popen[bytes] | None = None
-    state: State = "stopped"
+    state: ProgramState = "stopped"
     restarts: int = 0
     started_at: float = 0.0
     start_again_at: float = 0.0

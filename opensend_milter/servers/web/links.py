@@ -22,7 +22,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from opensend_milter.core.errors import StoreUnavailable
-from opensend_milter.core.links import PATHS, Link, LinkKind, location
+from opensend_milter.core.links import PATHS, LinkKind, SignedLink, location
 from opensend_milter.core.model import EmailId
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class PutReport(Protocol):
 
 
 def routes(
-    open_link: Callable[[str], Link | None],
+    open_link: Callable[[str], SignedLink | None],
     put_report: PutReport,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> list[Route]:
@@ -116,7 +116,7 @@ class _Reports:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answers:
-    open_link: Callable[[str], Link | None]
+    open_link: Callable[[str], SignedLink | None]
     reports: _Reports
     clock: Callable[[], datetime]
 
@@ -144,16 +144,16 @@ class _Answers:
             return _page(503, "Not done", "This does not work just now. Please try again in a minute.")
         return _page(200, "Unsubscribed", "You will get no more of these messages.")
 
-    def _link(self, request: Request, kind: LinkKind) -> Link | None:
+    def _link(self, request: Request, kind: LinkKind) -> SignedLink | None:
         link = self.open_link(request.path_params["token"])
         return link if link and link.kind == kind else None
 
-    def _later(self, request: Request, link: Link) -> BackgroundTask | None:
+    def _later(self, request: Request, link: SignedLink) -> BackgroundTask | None:
         if request.method == "HEAD":
             return None
         return BackgroundTask(self.reports.store_later, self._report(request, link))
 
-    def _report(self, request: Request, link: Link) -> _Report:
+    def _report(self, request: Request, link: SignedLink) -> _Report:
         """Name the report so that what one client does twice within a minute counts once."""
         now = self.clock()
         client = request.client.host if request.client else ""

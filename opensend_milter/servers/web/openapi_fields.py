@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from opensend_milter.core.attachments import CONTENT_TYPE_CHARACTERS, FILENAME_OCTETS
 from opensend_milter.core.control import MOST_TAGS
 from opensend_milter.core.fields import NAME_CHARACTERS
-from opensend_milter.core.files import CONTENT_TYPE_CHARACTERS, FILENAME_OCTETS
 from opensend_milter.core.request import MOST_HEADERS, OUR_FAMILIES, OUR_FIELDS, SUBJECT_CHARACTERS, RequestLimits
 
 Schema = Mapping[str, object]

@@ -28,7 +28,7 @@ from opensend_milter.config.changes import Reads
 from opensend_milter.core import counting
 from opensend_milter.core.errors import ConfigError
 from opensend_milter.core.feedback import of_link
-from opensend_milter.core.links import Link, Links
+from opensend_milter.core.links import Links, SignedLink
 from opensend_milter.core.model import EmailId
 from opensend_milter.core.request import RequestLimits
 from opensend_milter.core.signing import derived
@@ -156,7 +156,7 @@ def _report_routes(config: Config, box: PostgresFeedbackBox, check: Callable[[],
     def links() -> Links:
         return Links(key=derived(box.secret(), "link"), public_url=config.http.public_url)
 
-    def opened(token: str) -> Link | None:
+    def opened(token: str) -> SignedLink | None:
         return links().opened(token)
 
     def put_report(kind: str, source_id: str, email_id: EmailId, said: Mapping[str, str]) -> None:
