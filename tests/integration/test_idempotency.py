@@ -189,7 +189,8 @@ def test_by_its_message_id_a_message_for_another_time_is_another_one(account: Ac
 @pytest.mark.parametrize(
     "columns",
     [
-        {"text": "x" * 1_000_001},
+        {"text": "x" * 500_001},
+        {"attachments": json.dumps([{"filename": "a.png", "content": "A" * 4_000_000}])},
         {"attachments": json.dumps([{"filename": "a.png", "path": "https://example.net/a.png"}])},
         {"to": json.dumps("to@example.net")},
         {"attachments": json.dumps({"filename": "a.png"})},
