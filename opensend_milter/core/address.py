@@ -5,37 +5,47 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from email.errors import HeaderParseError
-from email.header import decode_header
 from functools import lru_cache
+from itertools import islice
 
+from opensend_milter.core.budget import Budget
 from opensend_milter.core.model import Address, Mailbox
+from opensend_milter.core.words import decode_words
 
+# Possessive or atomic throughout: what a stranger left open is gone over once. Not `(...)*+`: Python before 3.11.5
+# goes on behind the part of a last turn that failed.
 _TOKEN = re.compile(
-    r"""(?P<space>[ \t\r\n]+)
-    | (?P<quoted>"(?:[^"\\\x00]|\\[^\x00])*")
-    | (?P<literal>\[[^\[\]\\\x00-\x20]*\])
-    | (?P<atom>[^\s()<>@,;:\\".\[\]\x00-\x1f\x7f]+)
+    r"""(?P<space>[ \t\r\n]++)
+    | (?P<quoted>"(?>(?:[^"\\\x00]+|\\[^\x00])*)")
+    | (?P<literal>\[[^\[\]\\\x00-\x20]*+\])
+    | (?P<atom>[^\s()<>@,;:\\".\[\]\x00-\x1f\x7f]++)
     | (?P<special>[()<>@,;:.])""",
     re.VERBOSE,
 )
-_ATOMS = r"[A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*"
-_USUAL = re.compile(rf"[ ]*(?:([A-Za-z0-9]+(?: [A-Za-z0-9]+)*) <({_ATOMS}@{_ATOMS})>|({_ATOMS}@{_ATOMS}))[ ]*")
+_IN_COMMENT = re.compile(r"[^()\\]++|\\.?|[()]", re.DOTALL)
+_PIECE = re.compile(r'(?>(?:[^,"]+|"(?>(?:[^"\\]+|\\.?)*)(?:"|\Z))+)', re.DOTALL)
+"""What stands between two commas outside quotes; a quote that is left open goes on to the end."""
+_ATOMS = r"(?>[A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*)"
+_WORDS = r"(?>[A-Za-z0-9]+(?: [A-Za-z0-9]+)*)"
+_USUAL = re.compile(rf"[ ]*+(?:(?:({_WORDS}) )?<({_ATOMS}@{_ATOMS})>|({_ATOMS}@{_ATOMS}))[ ]*+")
 """What almost every From and To is: one mailbox of plain words. The reader below says the same of it, more slowly."""
 _ATEXT = r"""[^\s()<>@,;:\\".\[\]\x00-\x1f\x7f]"""
-_DOT_ATOM = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*")
+_DOT_ATOM = re.compile(rf"(?>{_ATEXT}+(?:\.{_ATEXT}+)*)")
 _MAILBOX = re.compile(
-    rf"""(?:@[^:<>"]*:)?                                   # a source route (RFC 5321, 4.1.2): to be left out
-    (?:((?:{_ATEXT}|\.)+)|"((?:[^"\\]|\\.)*)")@
-    (\[[^\[\]\\\s]+\]|{_ATEXT}(?:{_ATEXT}|\.)*(?<!\.))""",
+    rf"""(?:@[^:<>"]*+:)?                                   # a source route (RFC 5321, 4.1.2): to be left out
+    (?:((?>(?:{_ATEXT}|\.)+))|"((?>(?:[^"\\]+|\\.)*))")@
+    (\[[^\[\]\\\s]++\]|{_ATEXT}(?>(?:{_ATEXT}|\.)*)(?<!\.))""",
     re.VERBOSE,
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 MAX_DOMAIN_OCTETS = 253
+_MAX_LABEL = 63
+_MOST_CHARACTERS = 1_024
+"""Of a domain, before it is looked at: no name is longer in any spelling."""
 MAX_ADDRESS_OCTETS = 320
+_STEPS_A_PIECE = 4
 
 
 class NotAnAddressListError(ValueError):
@@ -50,7 +60,9 @@ class _Token:
     """White space or a comment stands before it."""
 
 
-def parse_addresses(value: str, *, at_most: int, plain: bool = False) -> tuple[Mailbox, ...]:
+def parse_addresses(
+    value: str, *, at_most: int, plain: bool = False, budget: Budget | None = None
+) -> tuple[Mailbox, ...]:
     """Read a header field's addresses strictly, members of groups included.
 
     `plain`: neither groups nor routes, of which each reader shows something else.
@@ -60,28 +72,29 @@ def parse_addresses(value: str, *, at_most: int, plain: bool = False) -> tuple[M
     usual = _USUAL.fullmatch(value)
     if usual:
         return (Mailbox(usual[1] or "", Address(usual[2] or usual[3])),)
-    return tuple(_Reader(value, at_most, plain=plain).read())
+    return tuple(_Reader(value, at_most, budget or Budget.of(len(value)), plain=plain).read())
 
 
-def parse_some_addresses(value: str, *, at_most: int) -> tuple[Mailbox, ...]:
+def parse_some_addresses(value: str, *, at_most: int, budget: Budget) -> tuple[Mailbox, ...]:
     """Read what can be read: a header that only says how a recipient is shown need not be perfect."""
     try:
-        return parse_addresses(value, at_most=at_most)
+        return parse_addresses(value, at_most=at_most, budget=budget)
     except NotAnAddressListError:
-        pieces = re.findall(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+', value)
+        pieces = islice(_PIECE.finditer(value), at_most)
     found: list[Mailbox] = []
-    for piece in pieces[:at_most]:
+    for piece in pieces:
+        budget.spend(_STEPS_A_PIECE, "addresses")
         try:
-            found += parse_addresses(piece, at_most=at_most)
+            found += parse_addresses(piece[0], at_most=at_most, budget=budget)
         except NotAnAddressListError:
             continue
     return tuple(found)
 
 
 class _Reader:
-    def __init__(self, value: str, at_most: int, *, plain: bool) -> None:
+    def __init__(self, value: str, at_most: int, budget: Budget, *, plain: bool) -> None:
         self._plain = plain
-        self._tokens = list(_tokens(value))
+        self._tokens = list(_tokens(value, budget))
         self._next = 0
         self._at_most = at_most
 
@@ -164,23 +177,20 @@ class _Reader:
         return Address(f"{_dotted(local, 'local part')}@{domain}")
 
 
-def _tokens(value: str) -> Iterator[_Token]:
+def _tokens(value: str, budget: Budget) -> Iterator[_Token]:
     """Split into tokens, comments and white space left out."""
     at = 0
-    depth = 0
     spaced = False
     while at < len(value):
-        if depth:
-            spaced = True
-            at, depth = _in_comment(value, at, depth)
-            continue
+        budget.spend(1, "addresses")
         match = _TOKEN.match(value, at)
         if not match:
             raise NotAnAddressListError(f"unexpected {value[at]!r}")
         at = match.end()
         kind = match.lastgroup or ""
         if match.group() == "(":
-            depth = 1
+            at = _behind_comment(value, at, budget)
+            spaced = True
         elif match.group() == ")":
             raise NotAnAddressListError("')' without '('")
         elif kind == "space":
@@ -188,15 +198,17 @@ def _tokens(value: str) -> Iterator[_Token]:
         else:
             yield _Token(kind, match.group(), spaced)
             spaced = False
-    if depth:
-        raise NotAnAddressListError("a comment without its ')'")
 
 
-def _in_comment(value: str, at: int, depth: int) -> tuple[int, int]:
-    char = value[at]
-    if char == "\\":
-        return at + 2, depth
-    return at + 1, depth + {"(": 1, ")": -1}.get(char, 0)
+def _behind_comment(value: str, at: int, budget: Budget) -> int:
+    """Return where the comment ends that began before, with those in it."""
+    depth = 1
+    for match in _IN_COMMENT.finditer(value, at):
+        budget.spend(1, "addresses")
+        depth += {"(": 1, ")": -1}.get(match[0], 0)
+        if not depth:
+            return match.end()
+    raise NotAnAddressListError("a comment without its ')'")
 
 
 def _dotted(words: list[_Token], what: str) -> str:
@@ -215,28 +227,11 @@ def _dotted(words: list[_Token], what: str) -> str:
 
 
 def _display_name(phrase: list[_Token]) -> str:
-    name = ""
+    name: list[str] = []
     for word in phrase:
         text = re.sub(r"\\(.)", r"\1", word.text[1:-1]) if word.kind == "quoted" else word.text
-        name += " " + text if word.spaced and name else text
-    return decode_words(name)
-
-
-def decode_words(value: str) -> str:
-    """Decode RFC 2047 words; what cannot be decoded stays as it is. No control character survives."""
-    if "=?" in value:
-        with suppress(HeaderParseError, ValueError):  # not an encoded word after all: shown as sent
-            value = "".join(_decoded(part, charset) for part, charset in decode_header(value))
-    return _CONTROL.sub(" ", value).strip()
-
-
-def _decoded(part: bytes | str, charset: str | None) -> str:
-    if isinstance(part, str):
-        return part
-    try:
-        return part.decode(charset or "utf-8", "replace")
-    except LookupError:
-        return part.decode("utf-8", "replace")
+        name += [" ", text] if word.spaced and name else [text]
+    return decode_words("".join(name))
 
 
 def domain_of(address: str) -> str:
@@ -244,14 +239,21 @@ def domain_of(address: str) -> str:
     return address.rpartition("@")[2]
 
 
-@lru_cache(maxsize=4096)
 def normal_domain(domain: str) -> str | None:
     """Return the domain in lower case with A-labels (RFC 5890), or None where it is no domain name.
 
     A trailing dot is no part of an address (RFC 5321, 2.3.5), so such a name is none.
     """
+    # First of all: what is longer is neither remembered nor gone into, which would take the square of its length.
+    return _normal_domain(domain) if len(domain) <= _MOST_CHARACTERS else None
+
+
+@lru_cache(maxsize=4096)
+def _normal_domain(domain: str) -> str | None:
     labels = []
     for label in unicodedata.normalize("NFC", domain).lower().split("."):
+        if len(label) > _MAX_LABEL:
+            return None
         spelled = label if label.isascii() else "xn--" + label.encode("punycode").decode("ascii")
         if not _LABEL.fullmatch(spelled):
             return None
@@ -297,7 +299,7 @@ def envelope_address(argument: str) -> Address | None:
     mailbox has one spelling, so that a list of addresses cannot be got around: no route, no quotes without need.
     """
     bare = argument[1:-1] if argument.startswith("<") and argument.endswith(">") else argument
-    match = _MAILBOX.fullmatch(bare)
+    match = _MAILBOX.fullmatch(bare) if len(bare) <= MAX_ADDRESS_OCTETS else None
     if not match or _CONTROL.search(bare) or len(bare.encode()) > MAX_ADDRESS_OCTETS:
         return None
     local, quoted, domain = match.groups()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
+from opensend_milter.core.budget import PLACES
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.feedback import KINDS
 from opensend_milter.core.model import FrontDoor, JobState
@@ -90,6 +91,12 @@ BATCH_SIZE = Measure(
     text="Messages that share one transaction.",
     buckets=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
 )
+READING_GIVEN_UP = Measure(
+    name="opensend_reading_given_up_total",
+    kind="counter",
+    text="Messages that took too much work to read, by what was read, answered 554; time: too long, answered 451.",
+    labels={"where": (*PLACES, "time")},
+)
 STORE_UNAVAILABLE = Measure(
     name="opensend_store_unavailable_total", kind="counter", text="Calls that the database did not answer."
 )
@@ -154,6 +161,11 @@ HTTP_SECONDS = Measure(
     labels={"route": _FREE},
     buckets=_SECONDS,
 )
+HTTP_CUT = Measure(
+    name="opensend_http_connections_cut_total",
+    kind="counter",
+    text="Connections without a request that were closed to make room for others.",
+)
 
 LOGINS = Measure(
     name="opensend_logins_total",
@@ -172,8 +184,10 @@ AUTH_CONNECTIONS = Measure(
     name="opensend_auth_connections", kind="gauge", text="Connections of Postfix to the gate that are open."
 )
 
-AT_THE_DOOR = (ACCEPTED, REFUSED, REPEATED, MESSAGE_BYTES, ACCEPT_SECONDS, BATCH_SIZE, STORE_UNAVAILABLE)
-OVER_HTTP = (*AT_THE_DOOR, HTTP_REQUESTS, HTTP_SECONDS)
+AT_THE_DOOR = (
+    ACCEPTED, REFUSED, REPEATED, MESSAGE_BYTES, ACCEPT_SECONDS, BATCH_SIZE, READING_GIVEN_UP, STORE_UNAVAILABLE,
+)  # fmt: skip
+OVER_HTTP = (*AT_THE_DOOR, HTTP_REQUESTS, HTTP_SECONDS, HTTP_CUT)
 IN_DELIVERY = (
     JOBS, OLDEST_DUE, ANNOUNCED, ATTEMPTS, ATTEMPT_SECONDS, COURIER_PAUSED, WEBHOOKS, FEEDBACK, QUEUE_MALFORMED,
     STORE_UNAVAILABLE,
@@ -213,6 +227,10 @@ def refused(front_door: FrontDoor, rule: Rule, waited_s: float) -> None:
 
 def batch(size: int) -> None:
     _book.note(BATCH_SIZE, size)
+
+
+def reading_given_up(where: str) -> None:
+    _book.note(READING_GIVEN_UP, 1, where)
 
 
 def store_unavailable() -> None:
@@ -273,3 +291,7 @@ def http_request(route: str, method: str, code: int, took_s: float) -> None:
     """Count an answer; `route` is the path as it was declared, never as it was asked for."""
     _book.note(HTTP_REQUESTS, 1, route, method, str(code))
     _book.note(HTTP_SECONDS, took_s, route)
+
+
+def http_connection_cut() -> None:
+    _book.note(HTTP_CUT, 1)

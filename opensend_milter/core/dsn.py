@@ -1,6 +1,7 @@
 """Bounces and complaints that come by mail (RFC 3464 and 5965), to a return path that names the message.
 
-Whatever bytes a stranger sends, reading them returns: it looks at the outermost parts only, and at few of them.
+Whatever bytes a stranger sends, reading them returns, and soon: it looks at the outermost parts only, at few of them,
+and has a budget as messages have.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
+from opensend_milter.core.budget import Budget, OverBudgetError
 from opensend_milter.core.feedback import MOST_RECIPIENTS, Recipient, Report, ReportKind, addresses, text_of
-from opensend_milter.core.message import header_fields
+from opensend_milter.core.message import HeaderTooLongError, header_fields
 from opensend_milter.core.mime import PartHeader, part_header
 from opensend_milter.core.model import Address, EmailId
 from opensend_milter.core.ses_report import NO_COMPLAINT
@@ -26,7 +28,7 @@ _PREFIX = "b-"
 _TOKEN = re.compile(r"b-([a-z2-7]+)@[^@\s]*", re.IGNORECASE | re.ASCII)
 _STATUS_KINDS = frozenset({"message/delivery-status", "message/global-delivery-status"})
 _COMPLAINT_KIND = "message/feedback-report"
-_EMPTY_LINES = re.compile(rb"\r?\n(?:[ \t]*\r?\n)+")
+_EMPTY_LINES = re.compile(rb"\r?\n(?>(?:[ \t]*\r?\n)+)")
 _STATUS = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?!\d)", re.ASCII)
 _REPLY_CODE = re.compile(r"([45])\d\d(?!\d)", re.ASCII)
 _ESCAPED = re.compile(r"\\x\{([0-9A-Fa-f]{1,6})\}")
@@ -56,29 +58,37 @@ def email_of(key: bytes, recipient: str) -> EmailId | None:
 def reports(raw: bytes, email_id: EmailId) -> list[Report]:
     """Read a bounce or a complaint; nothing where the mail is neither, such as the answer of somebody on vacation."""
     raw = raw[:MOST_BYTES]
-    header, body = _header(raw)
+    try:
+        return _reports(raw, email_id, Budget.of(len(raw)))
+    except OverBudgetError:
+        return []
+
+
+def _reports(raw: bytes, email_id: EmailId, budget: Budget) -> list[Report]:
+    header, body = _header(raw, budget)
     if header.kind != "multipart/report" or not header.boundary:
         return []
     for part in islice(_parts(raw[body:], header.boundary), _MOST_PARTS):
-        inner, start = _header(part)
+        inner, start = _header(part, budget)
         if inner.kind in _STATUS_KINDS:
-            return list(_bounces(_groups(part, start, inner.encoding), email_id))
+            return list(_bounces(_groups(part, start, inner.encoding, budget), email_id))
         if inner.kind == _COMPLAINT_KIND:
-            return list(_complaint(next(_groups(part, start, inner.encoding), {}), email_id))
+            return list(_complaint(next(_groups(part, start, inner.encoding, budget), {}), email_id))
     return []
 
 
-def _header(raw: bytes) -> tuple[PartHeader, int]:
-    fields, body = header_fields(raw, 0, len(raw))
-    if body > _MOST_HEADER_BYTES:
-        fields = []
-    return part_header((name, text_of(value.decode("latin-1"))) for name, value in fields), body
+def _header(raw: bytes, budget: Budget) -> tuple[PartHeader, int]:
+    try:
+        fields, body = header_fields(raw, 0, len(raw), at_most=_MOST_HEADER_BYTES, budget=budget)
+    except HeaderTooLongError:
+        fields, body = [], len(raw)
+    return part_header(((name, text_of(value.decode("latin-1"))) for name, value in fields), budget), body
 
 
 def _parts(body: bytes, boundary: str) -> Iterator[bytes]:
     """Cut a multipart at its boundary lines; the last part may lack its closing line."""
     delimiter = re.escape(b"--" + boundary.encode("latin-1", "replace"))
-    lines = re.finditer(rb"(?:\A|\n)" + delimiter + rb"(--)?[ \t]*(?=\r?\n|\Z)", body)
+    lines = re.finditer(rb"(?:\A|\n)" + delimiter + rb"(--)?[ \t]*+(?=\r?\n|\Z)", body)
     begun: int | None = None
     for line in lines:
         if begun is not None:
@@ -91,12 +101,12 @@ def _parts(body: bytes, boundary: str) -> Iterator[bytes]:
         yield body[begun:]
 
 
-def _groups(part: bytes, start: int, encoding: str) -> Iterator[Mapping[str, str]]:
+def _groups(part: bytes, start: int, encoding: str, budget: Budget) -> Iterator[Mapping[str, str]]:
     """Yield the groups of fields that a report is made of; of a repeated field the first counts."""
     content = b"".join(decoded(part, start, len(part), encoding)).strip(b"\r\n")
     for group in _EMPTY_LINES.split(content, MOST_RECIPIENTS)[: MOST_RECIPIENTS + 1]:
         found: dict[str, str] = {}
-        for name, value in header_fields(group, 0, len(group))[0]:
+        for name, value in header_fields(group, 0, len(group), budget=budget)[0]:
             found.setdefault(name, text_of(value.decode("utf-8", "replace")))
         yield found
 

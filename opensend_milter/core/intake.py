@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 from opensend_milter.core import counting, maillog
 from opensend_milter.core.address import domain_of, normal_domain, unicode_domain
+from opensend_milter.core.budget import Budget, OutOfTimeError
 from opensend_milter.core.errors import AlreadyStored, TemporaryError
 from opensend_milter.core.identity import identify
 from opensend_milter.core.message import read
 from opensend_milter.core.model import (
     Accept,
+    Facts,
     Identity,
     Message,
     Outcome,
@@ -30,6 +32,17 @@ from opensend_milter.core.ports import IntakeStore
 
 log = logging.getLogger(__name__)
 
+_OVERDUE_S = 60
+_MOST_OVERDUE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A message that has been read."""
+
+    reading: Reading
+    identity: Identity
+
 
 @dataclass(frozen=True, slots=True)
 class Intake:
@@ -38,52 +51,74 @@ class Intake:
     store: IntakeStore
     policy: Policy
 
-    def accept(self, messages: Sequence[Message]) -> list[Outcome]:
-        """Judge and store a batch of one or many. An id means that COMMIT returned and the message is ours.
+    def read(self, message: Message, budget: Budget) -> Known | Refuse:
+        """Read a message, or say why it is not taken.
 
-        Raise AlreadyStored where one of them was stored by somebody else meanwhile, and nothing of the batch.
+        Raise OutOfTimeError when the time is over that the budget has.
         """
-        settlements = [Settlement(message=message, verdict=OURS) for message in messages]
-        known: list[tuple[int, Reading, Identity]] = []
-        for place, message in enumerate(messages):
-            found = self._read(message)
-            if isinstance(found, Refuse):
-                settlements[place] = Settlement(message=message, verdict=found)
-            else:
-                known.append((place, *found))
-        questions = [_question(messages[place], reading, identity) for place, reading, identity in known]
-        facts = self.store.facts_for(questions) if questions else []
-        for (place, reading, identity), about in zip(known, facts, strict=True):
-            settlements[place] = Settlement(
-                message=messages[place],
-                verdict=self.policy.judge(messages[place], reading, identity, about),
-                user_id=about.key.user_id if about.key else None,
-                suppressed=about.suppressed,
-                message_id=reading.message_id,
-            )
-        self.store.settle([settlement for settlement in settlements if settlement.verdict is not OURS])
-        return [one.message.id if isinstance(one.verdict, Accept) else one.verdict for one in settlements]
-
-    def _read(self, message: Message) -> tuple[Reading, Identity] | Refuse:
         if refusal := message.fault or self.policy.refuse_size(message.size):
             return refusal
         try:
-            reading = read(message.raw, self.policy.limits)
-            return reading if isinstance(reading, Refuse) else (reading, identify(message, reading))
+            reading = read(message.raw, self.policy.limits, budget)
+            if budget.exhausted_in:
+                maillog.reading_given_up(message, budget.exhausted_in)
+            return reading if isinstance(reading, Refuse) else Known(reading, identify(message, reading))
+        except OutOfTimeError:
+            raise
         except Exception:
             # One message that trips over a fault of ours must not tempfail its neighbours in the batch.
             log.exception("%s: could not be read", message.queue_id)
             return OURS
 
+    def accept(self, messages: Sequence[tuple[Message, Known | Refuse]]) -> list[Outcome]:
+        """Judge and store a batch of one or many. An id means that COMMIT returned and the message is ours.
 
-def _question(message: Message, reading: Reading, identity: Identity) -> Question:
-    domain = normal_domain(domain_of(reading.sender.address)) or ""
+        Raise AlreadyStored where one of them was stored by somebody else meanwhile, and nothing of the batch.
+        """
+        questions = [_question(message, known) for message, known in messages if isinstance(known, Known)]
+        facts = iter(self.store.facts_for(questions) if questions else [])
+        settlements = [
+            self._judged(message, known, next(facts))
+            if isinstance(known, Known)
+            else Settlement(message=message, verdict=known)
+            for message, known in messages
+        ]
+        self.store.settle([settlement for settlement in settlements if settlement.verdict is not OURS])
+        return [one.message.id if isinstance(one.verdict, Accept) else one.verdict for one in settlements]
+
+    def _judged(self, message: Message, known: Known, about: Facts) -> Settlement:
+        return Settlement(
+            message=message,
+            verdict=self.policy.judge(message, known.reading, known.identity, about),
+            user_id=about.key.user_id if about.key else None,
+            suppressed=about.suppressed,
+            message_id=known.reading.message_id,
+        )
+
+
+def _question(message: Message, known: Known) -> Question:
+    domain = normal_domain(domain_of(known.reading.sender.address)) or ""
     return Question(
         key_id=message.session.key_id,
         sender_domains=(domain, unicode_domain(domain)),
         recipients=message.envelope.recipients,
-        identity=identity,
+        identity=known.identity,
     )
+
+
+class _Overdue:
+    """Messages that took too long to read a moment ago: to begin again at once would take others' time as well."""
+
+    def __init__(self) -> None:
+        self._until: dict[bytes, float] = {}
+
+    def add(self, digest: bytes) -> None:
+        if len(self._until) >= _MOST_OVERDUE:
+            self._until.clear()
+        self._until[digest] = time.monotonic() + _OVERDUE_S
+
+    def __contains__(self, digest: bytes) -> bool:
+        return self._until.get(digest, 0) > time.monotonic()
 
 
 def _held() -> threading.Lock:
@@ -96,6 +131,7 @@ def _held() -> threading.Lock:
 class _Waiting:
     message: Message
     since: float
+    known: Known | Refuse | None = None
     outcome: Outcome | None = None
     taken: bool = False
     withdrawn: bool = False
@@ -116,7 +152,11 @@ class _Waiting:
 
 
 class Gatherer:
-    """One thread that makes batches of what many sessions hand in, so that they share round trips and a COMMIT."""
+    """One thread that makes batches of what many sessions hand in, so that they share round trips and a COMMIT.
+
+    Each session reads its own message before: one that takes long to read is its own session's business. Only where
+    messages are decided one at a time is that thread the one that reads, so that one of them is in memory.
+    """
 
     def __init__(
         self, intake: Intake, *, name: str, window_s: float, at_most: int, soft_s: float, hard_s: float
@@ -126,6 +166,7 @@ class Gatherer:
         self._hard_s = hard_s
         self._window_s = window_s
         self._at_most = at_most
+        self._overdue = _Overdue()
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stopped = False
@@ -154,6 +195,8 @@ class Gatherer:
         waited for until `hard_s`; beyond that the answer is 451 though it may be stored.
         """
         waiting = _Waiting(message, time.monotonic())
+        if self._at_most > 1:
+            waiting.known = self._read(message)
         with self._lock:
             if self._stopped:
                 return OURS
@@ -196,7 +239,8 @@ class Gatherer:
             for waiting in batch:
                 waiting.taken = True
         counting.batch(len(batch))
-        for waiting, outcome in zip(batch, self._outcomes([w.message for w in batch]), strict=True):
+        asked = [(waiting.message, waiting.known or self._read(waiting.message)) for waiting in batch]
+        for waiting, outcome in zip(batch, self._outcomes(asked), strict=True):
             waiting.outcome = outcome
             if not waiting.given_up:
                 self._note(waiting, outcome)
@@ -212,7 +256,17 @@ class Gatherer:
             # What is stored is stored, and whoever comes next needs this thread.
             log.exception("%s: not noted", waiting.message.queue_id)
 
-    def _outcomes(self, messages: list[Message], *, again: bool = False) -> list[Outcome]:
+    def _read(self, message: Message) -> Known | Refuse:
+        if message.sha256 in self._overdue:
+            return OURS
+        try:
+            return self._intake.read(message, Budget.of(message.size, deadline=time.monotonic() + self._soft_s))
+        except OutOfTimeError:
+            self._overdue.add(message.sha256)
+            maillog.reading_given_up(message, "time")
+            return OURS
+
+    def _outcomes(self, messages: list[tuple[Message, Known | Refuse]], *, again: bool = False) -> list[Outcome]:
         try:
             return self._intake.accept(messages)
         except AlreadyStored:
@@ -224,7 +278,7 @@ class Gatherer:
             return [OURS for _ in messages]
         except Exception:
             if len(messages) == 1:
-                log.exception("%s: not stored", messages[0].queue_id)
+                log.exception("%s: not stored", messages[0][0].queue_id)
                 return [OURS]
             log.warning("batch of %d not stored, trying one by one", len(messages), exc_info=True)
             return [self._outcomes([message])[0] for message in messages]

@@ -6,8 +6,10 @@ Addresses never appear: the domain of a sender says enough to follow a message, 
 from __future__ import annotations
 
 import logging
+from typing import Literal
 
 from opensend_milter.core import counting
+from opensend_milter.core.budget import Where
 from opensend_milter.core.counting import LoginOutcome
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.logline import Pairs, Plain, Said
@@ -60,6 +62,20 @@ def refused(message: Message, refusal: Refuse, waited_ms: float) -> None:
         delay_ms=round(float(waited_ms), 1),
     )
     counting.refused(message.session.front_door, refusal.rule, waited_ms / 1000)
+
+
+def reading_given_up(message: Message, where: Where | Literal["time"]) -> None:
+    """Note what was too much: steps in a place of the message, or time."""
+    _note(
+        logging.WARNING,
+        message.queue_id,
+        key=message.session.key_id,
+        client=message.session.client_address,
+        size=message.size,
+        status="reading-given-up",
+        where=where,
+    )
+    counting.reading_given_up(where)
 
 
 def sent(job: Job, outcome: Sent) -> None:

@@ -1,7 +1,8 @@
 """Raw bytes -> header fields, bodies, attachments. Works on slices; never builds a message again.
 
-Whatever a stranger sends, `read` returns: sizes and counts are bounded before anything is looked at closely, and
-what a part claims of itself (charset, encoding, boundary) is taken as mail clients take it, never as a promise.
+Whatever a stranger sends, `read` returns, and soon: sizes and counts are bounded before anything is looked at closely,
+each octet is gone over a fixed number of times, and what is done in loops is paid for from a budget. What a part
+claims of itself (charset, encoding, boundary) is taken as mail clients take it, never as a promise.
 """
 
 from __future__ import annotations
@@ -10,36 +11,47 @@ import mimetypes
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from opensend_milter.core.address import (
     NotAnAddressListError,
-    decode_words,
     parse_addresses,
     parse_some_addresses,
 )
+from opensend_milter.core.budget import OCTETS_A_STEP, Budget, OverBudgetError
+from opensend_milter.core.charsets import decode, decode_pieces
 from opensend_milter.core.control import METADATA, ControlFieldError, Wishes, wishes
 from opensend_milter.core.mime import PartHeader, part_header
 from opensend_milter.core.model import Attachment, Limits, Mailbox, Reading, Refuse, refuse
 from opensend_milter.core.rules import Rule
-from opensend_milter.core.transfer import Base64, Buffer, decoded
+from opensend_milter.core.texts import Texts, TooMuchTextError
+from opensend_milter.core.transfer import PIECE_BYTES, Base64, Buffer, decoded
+from opensend_milter.core.words import decode_words
 
 _FOLD = re.compile(rb"\r?\n(?=[ \t])")
 _FIELD_END = re.compile(rb"\n(?![ \t])")
 _HEADER_END = re.compile(rb"\n\r?\n")
 _EMPTY_LINE = re.compile(rb"\r?\n")
-_AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]*(?:\r?\n|\Z)")
-_FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
+_AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]*+(?:\r?\n|\Z)")
+_FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:(.*)", re.DOTALL)
 _EIGHT_BIT = re.compile(rb"[\x80-\xff]")
 _KEPT_PARAMETERS = ("method", "smime-type", "charset")
 _TYPES = mimetypes.MimeTypes()
 """Without this host's own table: a name must not depend on which packages are installed."""
 _TYPES.add_type("text/calendar", ".ics")
 _CONTENT_ID = re.compile(r"[!-~]{1,255}")
-_LINE_END = re.compile(r"\r\n|\r|\n")
 _KIND = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,80}/[A-Za-z0-9!#$&^_.+-]{1,80}")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,80}")
 _FIELD_BYTES = 54_000
 """Longest header field, folding included: Postfix cuts one at 60,000 without a word, at a line's end before that."""
+MOST_HEADER_BYTES = 1_048_576
+"""Of one header section, unless it is said otherwise."""
+_STEPS_A_PART = 40
+"""With a small header section."""
+_SMALL_HEADER = 2_048
+_STEPS_A_WORD = 3
+_PASSES = 4
+"""How often a body is gone over: decoded, measured, digested, written."""
 
 
 class _RefusedError(Exception):
@@ -47,19 +59,38 @@ class _RefusedError(Exception):
         self.refusal = refusal
 
 
-def read(raw: Buffer, limits: Limits) -> Reading | Refuse:
-    """Read a message, or say why it cannot be taken."""
+class HeaderTooLongError(Exception):
+    """A header section has no end where it must have one."""
+
+
+def read(raw: Buffer, limits: Limits, budget: Budget | None = None) -> Reading | Refuse:
+    """Read a message, or say why it cannot be taken.
+
+    Raise OutOfTimeError where the budget has a deadline, and it is over.
+    """
     try:
-        return _read(raw, limits)
+        return _read(raw, limits, budget or Budget.of(len(raw)))
     except _RefusedError as error:
         return error.refusal
+    except OverBudgetError as error:
+        text = f"it takes more work to read than any message of {len(raw)} octets needs (in its {error.where})"
+        return _beyond(text).refusal
 
 
-def header_fields(raw: Buffer, start: int, end: int) -> tuple[list[tuple[str, bytes]], int]:
-    """Return the fields of a header section (lower-case name, value unfolded) and where the body begins."""
-    match = _EMPTY_LINE.match(raw, start, end) or _HEADER_END.search(raw, start, end)
+def header_fields(
+    raw: Buffer, start: int, end: int, *, at_most: int = MOST_HEADER_BYTES, budget: Budget | None = None
+) -> tuple[list[tuple[str, bytes]], int]:
+    """Return the fields of a header section (lower-case name, value unfolded) and where the body begins.
+
+    Raise HeaderTooLongError where it has more octets than that.
+    """
+    match = _EMPTY_LINE.match(raw, start, end) or _HEADER_END.search(raw, start, min(end, start + at_most + 3))
+    if match is None and end - start > at_most:
+        raise HeaderTooLongError
     head = bytes(raw[start : match.start() if match else end])
     body = match.end() if match else end
+    if budget and len(head) > _SMALL_HEADER:
+        budget.spend(head.count(b"\n"), "fields")
     lines = re.split(rb"\r?\n", _FOLD.sub(b"", head))
     found = filter(None, map(_FIELD.match, lines))
     return [(field[1].decode("ascii").lower(), field[2].strip(b" \t\r\n")) for field in found], body
@@ -77,42 +108,57 @@ def has_eight_bit(raw: Buffer) -> bool:
     return _EIGHT_BIT.search(raw) is not None
 
 
-def _read(raw: Buffer, limits: Limits) -> Reading:
-    match = _HEADER_END.search(raw)
-    if (match.start() if match else len(raw)) > limits.max_header_bytes:
-        raise _beyond(f"header section over {limits.max_header_bytes} octets")
-    fields, body = header_fields(raw, 0, len(raw))
+def _read(raw: Buffer, limits: Limits, budget: Budget) -> Reading:
+    fields, body = _header(raw, 0, len(raw), limits, budget)
     if body > _FIELD_BYTES and max(map(len, _FIELD_END.split(bytes(raw[:body])))) > _FIELD_BYTES:
         raise _beyond(f"a header field over {_FIELD_BYTES} octets")
-    if len(fields) > limits.max_header_fields:
-        raise _beyond(f"more than {limits.max_header_fields} header fields")
     text: list[str] = []
     html: list[str] = []
     attachments: list[Attachment] = []
-    for part in _leaves(raw, fields, body, limits):
-        if part.is_body and part.kind == "text/plain":
-            text.append(part.text())
-        elif part.is_body and part.kind == "text/html":
-            html.append(part.text())
-        else:
+    texts = Texts(limits.max_message_bytes)
+    for part in _leaves(raw, fields, body, limits, budget):
+        if not part.is_body:
             attachments.append(part.attachment(len(attachments) + 1))
+            continue
+        (text if part.kind == "text/plain" else html).append(_taken(texts, part))
     unfolded = tuple((name, _text(value)) for name, value in fields)
     return Reading(
-        sender=_only_sender(unfolded, limits),
-        to=_mailboxes(unfolded, "to", limits),
-        cc=_mailboxes(unfolded, "cc", limits),
-        reply_to=_mailboxes(unfolded, "reply-to", limits),
-        subject=decode_words(_first(unfolded, "subject") or ""),
+        sender=_only_sender(unfolded, limits, budget),
+        to=_mailboxes(unfolded, "to", limits, budget),
+        cc=_mailboxes(unfolded, "cc", limits, budget),
+        reply_to=_mailboxes(unfolded, "reply-to", limits, budget),
+        subject=_words(_first(unfolded, "subject") or "", budget),
         message_id=_first(unfolded, "message-id"),
         fields=unfolded,
-        wishes=_wishes(unfolded),
+        wishes=_wishes(unfolded, budget),
         text="\r\n".join(text),
         html="\r\n".join(html),
         attachments=tuple(attachments),
     )
 
 
-def _only_sender(fields: tuple[tuple[str, str], ...], limits: Limits) -> Mailbox:
+def _header(raw: Buffer, start: int, end: int, limits: Limits, budget: Budget) -> tuple[list[tuple[str, bytes]], int]:
+    """Read a header section, that of the message or of a part in it."""
+    try:
+        fields, body = header_fields(raw, start, end, at_most=limits.max_header_bytes, budget=budget)
+    except HeaderTooLongError:
+        raise _beyond(f"header section over {limits.max_header_bytes} octets") from None
+    if len(fields) > limits.max_header_fields:
+        raise _beyond(f"more than {limits.max_header_fields} header fields")
+    return fields, body
+
+
+def _taken(texts: Texts, part: _Part) -> str:
+    label = part.header.parameters.get("charset", "")
+    pieces = decoded(part.raw, part.start, part.end, part.header.encoding)
+    is_small = part.end - part.start <= PIECE_BYTES
+    try:
+        return texts.take([decode(b"".join(pieces), label)] if is_small else decode_pieces(pieces, label))
+    except TooMuchTextError as error:
+        raise _beyond(str(error)) from None
+
+
+def _only_sender(fields: tuple[tuple[str, str], ...], limits: Limits, budget: Budget) -> Mailbox:
     """Return the one address of the one From field: all that a reader of this mail can be shown."""
     values = [value for name, value in fields if name == "from"]
     if not values:
@@ -122,7 +168,7 @@ def _only_sender(fields: tuple[tuple[str, str], ...], limits: Limits) -> Mailbox
     if "\x00" in values[0]:
         raise _no(Rule.FROM_MALFORMED, "the From header field holds a NUL character; remove it")
     try:
-        found = parse_addresses(values[0], at_most=limits.max_addresses, plain=True)
+        found = parse_addresses(values[0], at_most=limits.max_addresses, plain=True, budget=budget)
     except NotAnAddressListError as error:
         raise _no(Rule.FROM_MALFORMED, f"the From header field is not one address ({error}); "
                                        "write it as: Name <user@domain>") from None  # fmt: skip
@@ -131,26 +177,32 @@ def _only_sender(fields: tuple[tuple[str, str], ...], limits: Limits) -> Mailbox
     return found[0]
 
 
-def _wishes(fields: tuple[tuple[str, str], ...]) -> Wishes:
+def _wishes(fields: tuple[tuple[str, str], ...], budget: Budget) -> Wishes:
     try:
-        return wishes((name, decode_words(value) if name.startswith(METADATA) else value) for name, value in fields)
+        return wishes((name, _words(value, budget) if name.startswith(METADATA) else value) for name, value in fields)
     except ControlFieldError as error:
         raise _RefusedError(refuse(Rule.CONTROL_FIELD, str(error))) from None
 
 
-def _mailboxes(fields: tuple[tuple[str, str], ...], name: str, limits: Limits) -> tuple[Mailbox, ...]:
+def _mailboxes(fields: tuple[tuple[str, str], ...], name: str, limits: Limits, budget: Budget) -> tuple[Mailbox, ...]:
     found: list[Mailbox] = []
     for field, value in fields:
         if field != name:
             continue
         if value.count(",") >= limits.max_addresses:
             raise _beyond(f"more than {limits.max_addresses} addresses in the header field {name.title()}")
-        found += parse_some_addresses(value, at_most=limits.max_addresses)
+        found += parse_some_addresses(value, at_most=limits.max_addresses, budget=budget)
     return tuple(found)
 
 
 def _first(fields: tuple[tuple[str, str], ...], name: str) -> str | None:
     return next((value for field, value in fields if field == name), None)
+
+
+def _words(value: str, budget: Budget) -> str:
+    if "=?" in value:
+        budget.spend(_STEPS_A_WORD * value.count("=?") + value.count("=") // 3, "words")
+    return decode_words(value)
 
 
 def _text(value: bytes) -> str:
@@ -168,27 +220,19 @@ class _Part:
     end: int
     header: PartHeader
     kind: str
+    filename: str | None
 
     @property
     def is_body(self) -> bool:
         return (
             self.kind in {"text/plain", "text/html"}
             and self.header.disposition != "attachment"
-            and self._filename() is None
+            and self.filename is None
         )
-
-    def text(self) -> str:
-        charset = self.header.parameters.get("charset", "").lower() or "utf-8"
-        content = b"".join(decoded(self.raw, self.start, self.end, self.header.encoding))
-        try:
-            text = content.decode("utf-8" if charset == "us-ascii" else charset, "replace")
-        except (LookupError, ValueError):
-            text = content.decode("utf-8", "replace")
-        return _LINE_END.sub("\r\n", text).replace("\x00", "\ufffd")
 
     def attachment(self, number: int) -> Attachment:
         return Attachment(
-            filename=self._filename() or self._default_name(number),
+            filename=self.filename or self._default_name(number),
             content_type=self._content_type(),
             content_id=self.header.content_id if _CONTENT_ID.fullmatch(self.header.content_id) else None,
             content=Base64.of(self.raw, self.start, self.end, self.header.encoding),
@@ -202,11 +246,6 @@ class _Part:
         kind = self.kind if fits else "application/octet-stream"
         return kind + "".join(f"; {name}={value}" for name, value in found if _TOKEN.fullmatch(value))
 
-    def _filename(self) -> str | None:
-        if not self.header.filename:
-            return None
-        return _one_line(decode_words(self.header.filename))[-255:] or None
-
     def _default_name(self, number: int) -> str:
         if self.kind == "message/rfc822":
             return f"message-{number}.eml"
@@ -217,49 +256,56 @@ def _one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip()
 
 
-def _leaves(raw: Buffer, fields: list[tuple[str, bytes]], body: int, limits: Limits) -> Iterator[_Part]:
+def _leaves(raw: Buffer, fields: list[tuple[str, bytes]], body: int, limits: Limits, budget: Budget) -> Iterator[_Part]:
     """Walk the MIME tree in order, without recursion."""
     seen = 0
-    pending: list[tuple[list[tuple[str, bytes]], int, int, int]] = [(fields, body, len(raw), 0)]
+    pending: list[tuple[int, int, int]] = [(0, len(raw), 0)]
     while pending:
-        fields, start, end, depth = pending.pop()
+        begin, end, depth = pending.pop()
         seen += 1
         if seen > limits.max_parts:
             raise _beyond(f"more than {limits.max_parts} MIME parts")
         if depth > limits.max_depth:
             raise _beyond(f"MIME parts nested more than {limits.max_depth} deep")
-        header = part_header((name, _text(value)) for name, value in fields if name.startswith("content-"))
-        spans = list(_spans(raw, start, end, header.boundary, limits.max_parts)) if header.boundary else []
-        if not spans:
-            # A multipart that cannot be split is shown as text, as mail clients do.
-            kind = "text/plain" if header.kind.startswith("multipart/") else header.kind
-            yield _Part(raw, start, end, header, kind)
-            continue
-        for inner_start, inner_end in reversed(spans):
-            inner, inner_body = header_fields(raw, inner_start, inner_end)
-            pending.append((inner, inner_body, inner_end, depth + 1))
+        if depth:
+            fields, body = _header(raw, begin, end, limits, budget)
+        of_content = ((name, _text(value)) for name, value in fields if name.startswith("content-"))
+        header = part_header(of_content, budget)
+        budget.spend(_STEPS_A_PART + _PASSES * (end - body) // OCTETS_A_STEP, "parts")
+        if header.boundary:
+            spans = list(islice(_spans(raw, body, end, header.boundary, budget), limits.max_parts))
+            pending += [(*span, depth + 1) for span in reversed(spans)]
+            if spans:
+                continue
+        # A multipart that cannot be split is shown as text, as mail clients do.
+        kind = "text/plain" if header.kind.startswith("multipart/") else header.kind
+        yield _Part(raw, body, end, header, kind, _filename(header, budget))
 
 
-def _spans(raw: Buffer, start: int, end: int, boundary: str, at_most: int) -> Iterator[tuple[int, int]]:
+def _filename(header: PartHeader, budget: Budget) -> str | None:
+    return _one_line(_words(header.filename, budget))[-255:] or None if header.filename else None
+
+
+def _spans(raw: Buffer, start: int, end: int, boundary: str, budget: Budget) -> Iterator[tuple[int, int]]:
     """Find the parts of a multipart; the last may lack its closing line (RFC 2046, 5.1.1)."""
-    delimiter = b"--" + boundary.encode("utf-8", "surrogateescape")
+    delimiter = b"\n--" + boundary.encode("utf-8")
     begun: int | None = None
-    found = 0
-    at = start
+    at = start - 1
     while (at := raw.find(delimiter, at, end)) >= 0:
-        line_start, at = at, at + len(delimiter)
+        budget.spend(1, "parts")
+        line_end, at = at, at + len(delimiter)
         rest = _AFTER_BOUNDARY.match(raw, at, end)
-        if raw[line_start - 1 : line_start] != b"\n" or not rest:
+        if not rest:
             continue
         if begun is not None:
-            line_end = line_start - (2 if raw[line_start - 2 : line_start - 1] == b"\r" else 1)
-            found += 1
-            if found > at_most:
-                raise _beyond(f"more than {at_most} MIME parts")
+            if raw[line_end - 1 : line_end] == b"\r":
+                line_end -= 1
             yield begun, max(line_end, begun)
         if rest[1]:
             return
-        begun = at = rest.end()
+        begun = rest.end()
+        # Its line end may begin the next one.
+        at = begun - 1
     if begun is not None:
         yield begun, end
 

@@ -7,16 +7,17 @@ What is added depends on the message alone, so that each attempt sends the same 
 from __future__ import annotations
 
 import binascii
-import codecs
 import re
 from base64 import encodebytes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
+from opensend_milter.core.budget import Budget, OverBudgetError
+from opensend_milter.core.charsets import codec_of
 from opensend_milter.core.html_links import rewritten
 from opensend_milter.core.links import Links, SignedLink, is_one_address, is_web_url
-from opensend_milter.core.message import has_longer_line, header_fields
+from opensend_milter.core.message import HeaderTooLongError, has_longer_line, header_fields
 from opensend_milter.core.mime import PartHeader, part_header
 from opensend_milter.core.model import Job
 
@@ -41,8 +42,6 @@ _LIST_FIELDS = ("list-unsubscribe", "list-unsubscribe-post")
 _SIGNED_FIELDS = re.compile(rb"(?:\A|;)\s*h\s*=([^;]*)")
 _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
 _ENCODING = re.compile(rb"^content-transfer-encoding[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*", re.IGNORECASE | re.MULTILINE)
-_NOT_OF_MAIL = ("idna", "punycode", "unicode-escape", "raw-unicode-escape")
-"""Codecs of Python that are no charsets; some take time quadratic in the length."""
 
 _Fields = list[tuple[str, bytes]]
 
@@ -85,7 +84,10 @@ def dress(content: bytes, job: Job, links: Links) -> bytes:
     base = links.base(route)
     if not base or not (route.track_opens or route.track_clicks or route.one_click):
         return content
-    fields, _ = header_fields(content, 0, len(content))
+    try:
+        fields, _ = header_fields(content, 0, len(content), budget=Budget.of(len(content)))
+    except (HeaderTooLongError, OverBudgetError):
+        return content
     list_fields = _list_fields(content, fields, job, links, base) if route.one_click else b""
     if route.track_opens or route.track_clicks:
         content = _tracked(content, fields, job, links, base)
@@ -125,8 +127,8 @@ def _tracked(content: bytes, fields: _Fields, job: Job, links: Links, base: str)
     if any(name in {"dkim-signature", "domainkey-signature"} or name.startswith("arc-") for name, _ in fields):
         return content
     try:
-        pages = _pages(content)
-    except _LeaveAloneError:
+        pages = _pages(content, Budget.of(len(content)))
+    except (_LeaveAloneError, HeaderTooLongError, OverBudgetError):
         return content
     pieces: list[bytes] = []
     done = 0
@@ -136,15 +138,15 @@ def _tracked(content: bytes, fields: _Fields, job: Job, links: Links, base: str)
     return b"".join([*pieces, content[done:]])
 
 
-def _pages(content: bytes) -> list[_Part]:
+def _pages(content: bytes, budget: Budget) -> list[_Part]:
     """Find the HTML bodies; raise where the message is signed or encrypted."""
-    parts = list(_parts(content))
+    parts = list(_parts(content, budget))
     if any(part.is_signed or (part.is_body and _PGP in _decoded(content, part)) for part in parts):
         raise _LeaveAloneError
     return [part for part in parts if part.is_body and part.header.kind == "text/html"]
 
 
-def _parts(content: bytes) -> Iterator[_Part]:
+def _parts(content: bytes, budget: Budget) -> Iterator[_Part]:
     """Walk the MIME tree, without recursion; raise where its structure leaves a doubt."""
     pending: list[tuple[int, int, tuple[bytes, ...]]] = [(0, len(content), ())]
     seen = 0
@@ -153,11 +155,12 @@ def _parts(content: bytes) -> Iterator[_Part]:
         seen += 1
         if seen > MOST_PARTS or len(around) > MOST_DEPTH:
             raise _LeaveAloneError
-        fields, body = header_fields(content, start, end)
+        fields, body = header_fields(content, start, end, budget=budget)
         names = [name for name, _ in fields]
         if any(names.count(name) > 1 for name in _ONCE):
             raise _LeaveAloneError
-        header = part_header((name, value.decode("latin-1")) for name, value in fields if name.startswith("content-"))
+        of_content = ((name, value.decode("latin-1")) for name, value in fields if name.startswith("content-"))
+        header = part_header(of_content, budget)
         yield _Part(start=start, body=body, end=end, fields=fields, header=header, around=around)
         if header.kind.startswith("multipart/"):
             boundary = _boundary(header)
@@ -237,8 +240,8 @@ def _dressed_html(octets: bytes, charset: str, job: Job, links: Links, base: str
 
     pixel = _pixel(links.url(base, SignedLink(kind="open", email_id=job.email_id))) if job.route.track_opens else ""
     try:
-        codec = codecs.lookup(charset or "utf-8").name
-        if codec in _NOT_OF_MAIL:
+        codec = codec_of(charset or "utf-8")
+        if codec is None:
             raise _LeaveAloneError
         html = octets.decode(codec, "surrogateescape")
         if html.encode(codec, "surrogateescape") != octets:

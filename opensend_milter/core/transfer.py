@@ -18,6 +18,10 @@ _LETTERS = rb"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _NOT_LETTERS = bytes(octet for octet in range(256) if octet not in _LETTERS)
 # Possessive: an ordinary repeat would remember every line, more than the message itself.
 _WRAPPED = re.compile(rb"(?:[A-Za-z0-9+/]{76}\r\n)*+[A-Za-z0-9+/]{2,76}={0,2}")
+_LONGEST_LINE = 65_536
+"""Of quoted-printable, that is waited for as a whole."""
+_LAST_OCTETS = 64
+"""How far line ends behind the last line are looked for."""
 _OCTETS_A_LINE = LINE_LETTERS // 4 * 3
 
 
@@ -55,9 +59,19 @@ def _from_base64(pieces: Iterable[bytes]) -> Iterator[bytes]:
 def _from_quoted_printable(pieces: Iterable[bytes]) -> Iterator[bytes]:
     rest = b""
     for piece in pieces:
-        lines, newline, rest = (rest + piece).rpartition(b"\n")
-        yield binascii.a2b_qp(lines + newline)
+        octets = rest + piece
+        cut = octets.rfind(b"\n") + 1
+        if not cut and len(octets) > _LONGEST_LINE:
+            cut = _within_line(octets)
+        yield binascii.a2b_qp(octets[:cut])
+        rest = octets[cut:]
     yield binascii.a2b_qp(rest)
+
+
+def _within_line(octets: bytes) -> int:
+    """Tell where a line without end may be cut: not within an escaped octet."""
+    escape = octets.rfind(b"=", -2)
+    return len(octets) if escape < 0 else escape
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +89,8 @@ class Base64:
     def of(cls, raw: Buffer, start: int, end: int, encoding: str) -> Self:
         """Look at a part; what is not wrapped base64 yet is decoded and written anew."""
         if encoding == "base64":
-            stop = end
-            while stop > start and raw[stop - 1 : stop] in {b"\r", b"\n"}:
-                stop -= 1
+            last = raw[max(end - _LAST_OCTETS, start) : end]
+            stop = end - len(last) + len(last.rstrip(b"\r\n"))
             if _WRAPPED.fullmatch(raw, start, stop) and _last_line(stop - start) % 4 == 0:
                 return cls(raw, start, stop, encoding, as_sent=True)
         return cls(raw, start, end, encoding, as_sent=False)

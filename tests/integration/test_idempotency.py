@@ -22,7 +22,8 @@ from opensend_milter.core.policy import Policy
 from tests.integration.private_postgres import Cluster
 from tests.integration.serving import Account, Serving, add_key, serving
 from tests.milter_client import Answer
-from tests.unit.messages import message
+from tests.unit.messages import decide, message
+from tests.waiting import patience_s
 
 TAKEN = Answer("d")
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -255,12 +256,12 @@ def test_the_database_names_a_content_as_we_do(served: Serving, path: Path) -> N
     shown = [mailbox.address for mailbox in (*reading.to, *reading.cc)]
     info = served.url
     store = PostgresIntakeStore(
-        info, Habits(duplicate_window=timedelta(), logs=False, billing=False), name="t", timeout_s=9
+        info, Habits(duplicate_window=timedelta(), logs=False, billing=False), name="t", timeout_s=patience_s()
     )
     try:
         policy = Policy(limits=Limits(), carries=Carries(max_line_octets=None), sender_domains="restricted-only")
         one = _message(raw, account.key, tuple(dict.fromkeys([*shown, "bcc@example.net"])))
-        assert Intake(store, policy).accept([one]) == [one.id]
+        assert decide(Intake(store, policy), [one]) == [one.id]
     finally:
         store.close()
     ((digest,),) = served.rows("SELECT opensend_milter.row_digest(%s)", one.id)

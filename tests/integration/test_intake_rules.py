@@ -43,8 +43,8 @@ from tests.integration.serving import Account, Serving, add_key, serving
 from tests.integration.working import working
 from tests.milter_client import Answer, MilterClient
 from tests.smtp_sink import Sink
-from tests.unit.messages import message
-from tests.waiting import await_found, await_true
+from tests.unit.messages import decide, message
+from tests.waiting import await_found, await_true, patience_s
 
 TAKEN = Answer("d")
 TRY_AGAIN = 451
@@ -372,7 +372,7 @@ def sessions(served: Serving, stack: ExitStack) -> list[MilterClient]:
 def test_a_race_of_one_message_is_won_once_and_harms_no_neighbour(account: Account, name: str) -> None:
     with ExitStack() as stack:
         clients = sessions(account.served, stack)
-        start = threading.Barrier(len(clients), timeout=30)
+        start = threading.Barrier(len(clients), timeout=patience_s())
         pool = stack.enter_context(ThreadPoolExecutor(len(clients)))
 
         def send(client: MilterClient, what: str, queue_id: str) -> Answer:
@@ -398,7 +398,7 @@ def test_a_race_of_one_message_is_won_once_and_harms_no_neighbour(account: Accou
 def test_a_race_of_many_messages_under_one_key_is_won_by_one(account: Account) -> None:
     with ExitStack() as stack:
         clients = sessions(account.served, stack)
-        start = threading.Barrier(len(clients), timeout=30)
+        start = threading.Barrier(len(clients), timeout=patience_s())
         pool = stack.enter_context(ThreadPoolExecutor(len(clients)))
 
         def send(client: MilterClient, number: int, text: str) -> Answer:
@@ -436,7 +436,7 @@ class Rival:
     def __init__(self, database: Database, name: str = "rival") -> None:
         habits = Habits(duplicate_window=timedelta(seconds=WINDOW_S), logs=False, billing=False)
         self.policy = Policy(limits=Limits(), carries=Carries(), sender_domains="restricted-only")
-        self.store = PostgresIntakeStore(database.url_for("opensend_milter"), habits, name=name, timeout_s=20)
+        self.store = PostgresIntakeStore(database.url_for("opensend_milter"), habits, name=name, timeout_s=patience_s())
         self.intake = Intake(self.store, self.policy)
 
     def while_(self, happen: Callable[[], object]) -> Intake:
@@ -484,11 +484,11 @@ def test_a_name_taken_since_it_was_asked_for(
         connection.execute(rename.encode())
     one, other = rivals
     first = received(raw)
-    late = one.while_(lambda: other.intake.accept([first]))
+    late = one.while_(lambda: decide(other.intake, [first]))
     with pytest.raises(AlreadyStored):
-        late.accept([received(raw)])
+        decide(late, [received(raw)])
     assert stored(database) == 1
-    (outcome,) = one.intake.accept([received(raw)])
+    (outcome,) = decide(one.intake, [received(raw)])
     assert getattr(outcome, "email_id", None) == first.id
 
 
@@ -507,17 +507,17 @@ def test_a_name_whose_time_is_over_goes_to_one_of_two(
 ) -> None:
     """Both have seen that the name is free: who comes second must not free it once more."""
     one, other = rivals
-    one.intake.accept([received(raw)])
+    decide(one.intake, [received(raw)])
     with database.connect() as connection:
         connection.execute(ends.encode())
     is_free = "failed" in ends or (raw is KEYED) == ("created_at" in ends)
-    late = one.while_(lambda: other.intake.accept([received(raw)]))
+    late = one.while_(lambda: decide(other.intake, [received(raw)]))
     if is_free:
         with pytest.raises(AlreadyStored):
-            late.accept([received(raw)])
+            decide(late, [received(raw)])
         assert stored(database) == 2
     else:
-        late.accept([received(raw)])
+        decide(late, [received(raw)])
         assert stored(database) == 1
 
 
@@ -540,7 +540,7 @@ def test_batches_that_hold_the_same_messages_in_another_order(
 
     def accept(rival: Rival, batch: Sequence[tuple[bytes, KeyId]]) -> None:
         try:
-            outcomes.append(rival.intake.accept([received(raw, key) for raw, key in batch]))
+            outcomes.append(decide(rival.intake, [received(raw, key) for raw, key in batch]))
         except Exception as error:  # noqa: BLE001  # which it is, is the test
             outcomes.append(error)
 
@@ -556,7 +556,7 @@ def test_batches_that_hold_the_same_messages_in_another_order(
             waiting = b"SELECT pid FROM pg_stat_activity WHERE application_name ~ 'rival' AND wait_event_type = 'Lock'"
             await_true(lambda: watcher.execute(waiting).rowcount == len(rivals), lambda: f"both wait: {outcomes}")
         for thread in threads:
-            thread.join(20)
+            thread.join()
     kinds = sorted(type(outcome).__name__ for outcome in outcomes)
     assert kinds == ["AlreadyStored", "list"], outcomes
     assert stored(database) == 3
@@ -570,8 +570,8 @@ def hold(holder: psycopg.Connection[tuple[object, ...]], rival: Rival, mail: Mes
         def settle(self, settlements: Sequence[Settlement]) -> None:
             settled.extend(settlements)
 
-    store = Listening(rival.store._link._info, rival.store._habits, name="listening", timeout_s=20)
-    Intake(store, rival.policy).accept([mail])
+    store = Listening(rival.store._link._info, rival.store._habits, name="listening", timeout_s=patience_s())
+    decide(Intake(store, rival.policy), [mail])
     store.close()
     (settlement,) = settled
     identity = getattr(settlement.verdict, "identity", None)
@@ -936,8 +936,10 @@ def test_a_log_says_which_way_a_message_came(
     asked = received(mail(sender="a@other.example"))
     envelope = replace(asked.envelope, sender=Address(f"{odd}@example.org"))
     asked = replace(asked, session=replace(asked.session, **session), envelope=envelope)
-    with closing(PostgresIntakeStore(beside.url_for("opensend_milter"), habits, name="t", timeout_s=20)) as store:
-        (outcome,) = Intake(store, policy).accept([asked])
+    with closing(
+        PostgresIntakeStore(beside.url_for("opensend_milter"), habits, name="t", timeout_s=patience_s())
+    ) as store:
+        (outcome,) = decide(Intake(store, policy), [asked])
     assert isinstance(outcome, Refuse)
     with beside.connect() as connection:
         ((endpoint, method, request, response),) = connection.execute(
@@ -1182,9 +1184,9 @@ def test_a_limit_holds_within_a_batch(database: Database, rivals: tuple[Rival, R
     limit(database, key0=3)
     batch = [*(received(mail()) for _ in range(5)), received(mail(), KEYS[1])]
     with pytest.raises(AlreadyStored):
-        rivals[0].intake.accept(batch)
+        decide(rivals[0].intake, batch)
     assert counted(database) == ([], []), "nothing of the batch"
-    outcomes = [rivals[0].intake.accept([one])[0] for one in batch]
+    outcomes = [decide(rivals[0].intake, [one])[0] for one in batch]
     assert [isinstance(one, str) for one in outcomes] == [True] * 3 + [False] * 2 + [True]
     assert {one.rule for one in outcomes if isinstance(one, Refuse)} == {Rule.DAILY_QUOTA}
     assert counted(database) == ([(KEYS[0], 3)], [(KEYS[0], 3), (KEYS[1], 1)])
@@ -1194,8 +1196,8 @@ def test_a_limit_that_somebody_else_reaches_meanwhile(database: Database, rivals
     limit(database, key0=1)
     late = received(mail())
     with pytest.raises(AlreadyStored):
-        rivals[0].while_(lambda: rivals[1].intake.accept([received(mail())])).accept([late])
-    (outcome,) = rivals[0].intake.accept([late])
+        decide(rivals[0].while_(lambda: decide(rivals[1].intake, [received(mail())])), [late])
+    (outcome,) = decide(rivals[0].intake, [late])
     assert isinstance(outcome, Refuse)
     assert (outcome.code, outcome.rule) == (452, Rule.DAILY_QUOTA)
     assert counted(database) == ([(KEYS[0], 1)], [(KEYS[0], 1)])
@@ -1255,8 +1257,8 @@ def test_what_a_key_may_do_is_found_by_its_primary_key(database: Database, rival
             asked.extend(questions)
             return super().facts_for(questions)
 
-    store = Asking(rivals[0].store._link._info, rivals[0].store._habits, name="asking", timeout_s=20)
-    Intake(store, rivals[0].policy).accept([received(mail()), received(mail(), KEYS[1])])
+    store = Asking(rivals[0].store._link._info, rivals[0].store._habits, name="asking", timeout_s=patience_s())
+    decide(Intake(store, rivals[0].policy), [received(mail()), received(mail(), KEYS[1])])
     with store._link.lend() as connection:
         query = "EXPLAIN (ANALYZE, FORMAT TEXT) " + SQL["facts_for"].rstrip(";")
         plan = "\n".join(line for (line,) in connection.execute(query.encode(), store._parameters(asked)))

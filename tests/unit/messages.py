@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from opensend_milter.core.budget import Budget
 from opensend_milter.core.ids import new_email_id
-from opensend_milter.core.model import Address, Envelope, KeyId, Message, Session
+from opensend_milter.core.intake import Intake
+from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcome, Session
 
 KEY = KeyId("3f0f8f3e-5f0e-4c57-9d5c-0b8f5f1d9a11")
 PLAIN = b"From: a@example.org\r\nTo: b@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
@@ -24,3 +27,8 @@ def message(raw: bytes = PLAIN, *recipients: str) -> Message:
         size=len(raw),
         sha256=hashlib.sha256(raw).digest(),
     )
+
+
+def decide(intake: Intake, messages: Sequence[Message]) -> list[Outcome]:
+    """Read messages and have them judged and stored together."""
+    return intake.accept([(one, intake.read(one, Budget.of(one.size))) for one in messages])

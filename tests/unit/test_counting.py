@@ -101,6 +101,7 @@ def test_the_backlog_names_every_state(notes: Notes) -> None:
 
 def test_other_events(notes: Notes) -> None:
     counting.batch(3)
+    counting.reading_given_up("parts")
     counting.store_unavailable()
     counting.announced(10)
     with suppress(ValueError), counting.timed_attempt("smtp"):

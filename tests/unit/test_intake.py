@@ -6,15 +6,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
 from opensend_milter.core import maillog, message as message_module
+from opensend_milter.core.budget import Budget, OutOfTimeError
 from opensend_milter.core.couriers import Carries
 from opensend_milter.core.errors import AlreadyStored, StoreUnavailable
+from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.intake import Gatherer, Intake
 from opensend_milter.core.model import (
     Accept,
@@ -25,6 +29,7 @@ from opensend_milter.core.model import (
     KeyFacts,
     Limits,
     Message,
+    Outcome,
     Question,
     Refuse,
     Repeat,
@@ -33,7 +38,8 @@ from opensend_milter.core.model import (
 )
 from opensend_milter.core.policy import NOT_A_KEY, OURS, Policy
 from opensend_milter.core.rules import Rule
-from tests.unit.messages import PLAIN, message
+from tests.unit.messages import PLAIN, decide, message
+from tests.waiting import NEVER_S, await_true, patience_s, scaled_s
 
 POLICY = Policy(limits=Limits(), carries=Carries(), sender_domains="verified")
 KNOWN = Facts(
@@ -60,43 +66,43 @@ class Store:
         self.batches.append(list(settlements))
 
 
+def made(store: Store, *, window_s: float = 0.02, soft_s: float | None = None, hard_s: float | None = None) -> Gatherer:
+    """Make one that is patient where no limit is named: whoever is forgotten is told so in the end."""
+    soft_s, hard_s = (patience_s() if limit is None else limit for limit in (soft_s, hard_s))
+    return Gatherer(Intake(store, POLICY), name="test", window_s=window_s, at_most=10, soft_s=soft_s, hard_s=hard_s)
+
+
 @contextmanager
-def gatherer(store: Store, soft_s: float = 5, hard_s: float = 10) -> Iterator[Gatherer]:
-    opened = Gatherer(Intake(store, POLICY), name="test", window_s=0.02, at_most=10, soft_s=soft_s, hard_s=hard_s)
+def begun(opened: Gatherer) -> Iterator[Gatherer]:
     opened.start()
     yield opened
     opened.stop()
 
 
 def await_release(release: threading.Event) -> None:
-    assert release.wait(10)
+    await_true(release.is_set, "the store is let go")
 
 
-def together(take: Callable[[Message], object], messages: Sequence[Message]) -> list[object]:
-    outcomes: list[object] = [None] * len(messages)
-
-    def one(place: int) -> None:
-        outcomes[place] = take(messages[place])
-
-    threads = [threading.Thread(target=one, args=(place,)) for place in range(len(messages))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return outcomes
+def taken_together(opened: Gatherer, messages: Sequence[Message]) -> list[Outcome]:
+    """Hand all of them in before it begins, so that they come in batches."""
+    with ThreadPoolExecutor(len(messages)) as sessions:
+        outcomes = sessions.map(opened.accept, messages)
+        await_true(lambda: opened.waiting == len(messages), "all of them wait")
+        with begun(opened):
+            return list(outcomes)
 
 
 def test_an_id_is_given_only_after_it_was_stored() -> None:
     store = Store()
     mail = message()
-    assert Intake(store, POLICY).accept([mail]) == [mail.id]
+    assert decide(Intake(store, POLICY), [mail]) == [mail.id]
     assert [s.message.id for s in store.batches[0] if isinstance(s.verdict, Accept)] == [mail.id]
 
 
 def test_good_and_bad_messages_share_a_batch_in_order() -> None:
     store = Store()
     good, bad = message(), message(b"To: b@example.net\r\n\r\nno from")
-    outcomes = Intake(store, POLICY).accept([bad, good])
+    outcomes = decide(Intake(store, POLICY), [bad, good])
     assert isinstance(outcomes[0], Refuse)
     assert outcomes[1] == good.id
     assert [type(s.verdict).__name__ for s in store.batches[0]] == ["Refuse", "Accept"]
@@ -105,7 +111,7 @@ def test_good_and_bad_messages_share_a_batch_in_order() -> None:
 @pytest.mark.case(15)
 def test_what_the_front_door_knows_is_recorded_without_asking() -> None:
     store = Store()
-    assert Intake(store, POLICY).accept([replace(message(), fault=NOT_A_KEY)]) == [NOT_A_KEY]
+    assert decide(Intake(store, POLICY), [replace(message(), fault=NOT_A_KEY)]) == [NOT_A_KEY]
     assert store.questions == []
     assert [s.verdict for s in store.batches[0]] == [NOT_A_KEY]
 
@@ -114,31 +120,29 @@ def test_a_message_that_trips_our_reader_is_451_and_alone(monkeypatch: pytest.Mo
     store = Store()
     trap, good = message(b"From: trap@example.org\r\n\r\n"), message()
 
-    def read(raw: bytes, limits: Limits) -> object:
+    def read(raw: bytes, limits: Limits, budget: Budget) -> object:
         if b"trap" in raw:
             raise RuntimeError("a fault of ours")
-        return message_module.read(raw, limits)
+        return message_module.read(raw, limits, budget)
 
     monkeypatch.setattr("opensend_milter.core.intake.read", read)
-    assert Intake(store, POLICY).accept([trap, good]) == [OURS, good.id]
+    assert decide(Intake(store, POLICY), [trap, good]) == [OURS, good.id]
     assert [s.message.id for s in store.batches[0]] == [good.id]
 
 
 def test_sessions_share_batches() -> None:
-    store = Store(lambda _: time.sleep(0.01))
+    store = Store()
     messages = [message() for _ in range(40)]
-    with gatherer(store) as opened:
-        assert together(opened.accept, messages) == [m.id for m in messages]
-    assert len(store.batches) < 40
-    assert max(map(len, store.batches)) <= 10
+    assert taken_together(made(store), messages) == [m.id for m in messages]
+    assert list(map(len, store.batches)) == [10] * 4
 
 
 def test_a_lone_session_does_not_wait_for_company() -> None:
-    with gatherer(Store()) as opened:
-        began = time.monotonic()
+    store = Store()
+    with begun(made(store, window_s=NEVER_S)) as opened:
         for _ in range(20):
             opened.accept(message())
-        assert time.monotonic() - began < 20 * 0.02
+    assert list(map(len, store.batches)) == [1] * 20
 
 
 def test_a_lost_database_is_451_for_the_batch_and_not_tried_again() -> None:
@@ -148,21 +152,18 @@ def test_a_lost_database_is_451_for_the_batch_and_not_tried_again() -> None:
         calls.append(len(settlements))
         raise StoreUnavailable("gone")
 
-    with gatherer(Store(lost)) as opened:
-        assert set(together(opened.accept, [message() for _ in range(5)])) == {OURS}
-    assert sum(calls) == 5
+    assert set(taken_together(made(Store(lost)), [message() for _ in range(5)])) == {OURS}
+    assert calls == [5]
 
 
 def test_one_bad_row_does_not_tempfail_its_neighbours() -> None:
     def picky(settlements: Sequence[Settlement]) -> None:
-        time.sleep(0.01)
         if any(b"poison" in bytes(s.message.raw) for s in settlements):
             raise ValueError("a value that the database does not take")
 
     store = Store(picky)
     messages = [message(PLAIN + (b"poison" if n == 3 else b"")) for n in range(12)]
-    with gatherer(store) as opened:
-        outcomes = together(opened.accept, messages)
+    outcomes = taken_together(made(store), messages)
     assert outcomes[3] == OURS
     assert [o for n, o in enumerate(outcomes) if n != 3] == [m.id for n, m in enumerate(messages) if n != 3]
     stored = [s.message.id for batch in store.batches for s in batch]
@@ -171,16 +172,21 @@ def test_one_bad_row_does_not_tempfail_its_neighbours() -> None:
 
 @pytest.mark.case(56)
 def test_a_message_withdrawn_after_the_soft_limit_is_never_stored() -> None:
-    release = threading.Event()
-    store = Store(lambda _: await_release(release))
+    """What is under way then is waited for."""
+    in_hand, release = threading.Event(), threading.Event()
+
+    def held(_settlements: Sequence[Settlement]) -> None:
+        in_hand.set()
+        await_release(release)
+
+    store = Store(held)
     first, second = message(), message()
-    with gatherer(store, soft_s=0.2, hard_s=5) as opened:
-        begun = threading.Thread(target=opened.accept, args=(first,))
-        begun.start()
-        time.sleep(0.05)
+    with begun(made(store, soft_s=scaled_s(0.2))) as opened, ThreadPoolExecutor(1) as session:
+        waiting = session.submit(opened.accept, first)
+        await_true(in_hand.is_set, "the first is taken up")
         outcome = opened.accept(second)
         release.set()
-        begun.join()
+        assert waiting.result() == first.id
     assert isinstance(outcome, Refuse)
     assert (outcome.code, outcome.rule) == (451, Rule.OURS)
     assert [s.message.id for batch in store.batches for s in batch] == [first.id]
@@ -190,10 +196,8 @@ def test_a_message_withdrawn_after_the_soft_limit_is_never_stored() -> None:
 def test_the_hard_limit_ends_a_wait_for_a_hung_store(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     release = threading.Event()
-    with gatherer(Store(lambda _: await_release(release)), soft_s=0.1, hard_s=0.3) as opened:
-        began = time.monotonic()
+    with begun(made(Store(lambda _: await_release(release)), soft_s=scaled_s(0.1), hard_s=scaled_s(0.3))) as opened:
         assert opened.accept(message()) == OURS
-        assert 0.25 < time.monotonic() - began < 3
         release.set()
     (line,) = caplog.messages
     assert "status=refused code=451" in line, "what the client was told, though it is stored after all"
@@ -205,7 +209,7 @@ def test_a_line_that_cannot_be_written_stops_nobody(
     def fail(*_: object) -> None:
         raise OSError("no space")
 
-    with gatherer(Store()) as opened:
+    with begun(made(Store())) as opened:
         monkeypatch.setattr(maillog, "accepted", fail)
         first, second = message(), message()
         assert [opened.accept(first), opened.accept(second)] == [first.id, second.id]
@@ -213,32 +217,30 @@ def test_a_line_that_cannot_be_written_stops_nobody(
 
 
 def test_stopping_finishes_what_was_handed_in() -> None:
-    release, taken = threading.Event(), []
-
-    def held(settlements: Sequence[Settlement]) -> None:
-        taken.append(len(settlements))
-        await_release(release)
-
-    store = Store(held)
+    """The store has the first of them in hand until the word to stop waits behind the last."""
+    release = threading.Event()
+    store = Store(lambda _: await_release(release))
+    opened = made(store)
     messages = [message() for _ in range(30)]
-    with gatherer(store) as opened:
-        outcomes = threading.Thread(target=together, args=(opened.accept, messages))
-        outcomes.start()
-        while sum(taken) + opened.waiting < 30:
-            time.sleep(0.01)
-        threading.Timer(0.1, release.set).start()
-    outcomes.join()
-    assert sum(map(len, store.batches)) == 30
+    with ThreadPoolExecutor(31) as threads:
+        outcomes = threads.map(opened.accept, messages)
+        await_true(lambda: opened.waiting == 30, "all of them wait")
+        opened.start()
+        await_true(lambda: opened.waiting == 20, "the first ten are in hand")
+        stopping = threads.submit(opened.stop)
+        await_true(lambda: opened.waiting == 21, "it is told to stop")
+        release.set()
+        stopping.result()
+        assert list(outcomes) == [m.id for m in messages]
 
 
 @pytest.mark.case(60)
 def test_after_stopping_the_answer_is_451_at_once() -> None:
     store = Store()
-    with gatherer(store) as opened:
+    with begun(made(store, soft_s=0)) as opened:
         pass
-    began = time.monotonic()
     assert opened.accept(message()) == OURS
-    assert time.monotonic() - began < 1
+    assert opened.waiting == 0, "it has not queued behind nobody"
     assert store.batches == []
 
 
@@ -270,7 +272,6 @@ class Named(Store):
         )
 
     def _take(self, settlements: Sequence[Settlement]) -> None:
-        time.sleep(0.005)
         while self._race:
             self._race.pop()()
         names = [
@@ -294,8 +295,7 @@ def named(name: object) -> Message:
 def test_of_the_same_messages_in_one_batch_one_is_stored() -> None:
     store = Named()
     messages = [named("same" if number % 2 else number) for number in range(10)]
-    with gatherer(store) as opened:
-        outcomes = together(opened.accept, messages)
+    outcomes = taken_together(made(store), messages)
     (first,) = {outcome.email_id for outcome in outcomes if isinstance(outcome, Repeat)}
     assert sum(isinstance(outcome, Repeat) for outcome in outcomes) == 4
     assert first in outcomes
@@ -308,13 +308,10 @@ def test_who_loses_a_race_is_told_what_the_winner_was_and_its_neighbours_are_sto
     store = Named()
 
     def race() -> None:
-        assert Intake(store, POLICY).accept([winner]) == [winner.id]
+        assert decide(Intake(store, POLICY), [winner]) == [winner.id]
 
     store._race = [race]
-    opened = Gatherer(Intake(store, POLICY), name="test", window_s=0.2, at_most=10, soft_s=5, hard_s=10)
-    threading.Timer(0.05, opened.start).start()
-    assert together(opened.accept, [late, neighbour]) == [Repeat(email_id=winner.id), neighbour.id]
-    opened.stop()
+    assert taken_together(made(store), [late, neighbour]) == [Repeat(email_id=winner.id), neighbour.id]
     assert store.stored() == [winner.id, neighbour.id]
 
 
@@ -328,18 +325,16 @@ def test_a_race_that_is_lost_for_ever_is_451_and_is_not_run_for_ever() -> None:
             raise AlreadyStored
 
     unlucky, lucky = named("unlucky"), named("lucky")
-    with gatherer(Store(lost)) as opened:
-        outcomes = together(opened.accept, [unlucky, lucky])
-    assert outcomes == [OURS, lucky.id]
+    assert taken_together(made(Store(lost)), [unlucky, lucky]) == [OURS, lucky.id]
+    assert sorted(map(len, calls)) == [1, 1, 2]
     assert [ids for ids in calls if unlucky.id in ids][-1] == [unlucky.id]
-    assert len(calls) <= 4
 
 
 def test_a_repetition_has_a_line_of_its_own_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "opensend_milter.mail")
     store = Named()
     first, again = named("same"), named("same")
-    with gatherer(store) as opened:
+    with begun(made(store)) as opened:
         assert [opened.accept(first), opened.accept(again)] == [first.id, Repeat(email_id=first.id)]
     assert [f"email={first.id} " in line for line in caplog.messages] == [True, True]
     assert ["status=accepted" in caplog.messages[0], "status=repeated" in caplog.messages[1]] == [True, True]
@@ -354,7 +349,83 @@ def test_the_store_learns_whose_message_it_was_and_what_was_suppressed() -> None
             return [replace(KNOWN, suppressed=suppressed) for _ in questions]
 
     store = Suppressing()
-    (outcome,) = Intake(store, POLICY).accept([named("1")])
+    (outcome,) = decide(Intake(store, POLICY), [named("1")])
     assert isinstance(outcome, Refuse)
     (settlement,) = store.batches[0]
     assert (settlement.user_id, settlement.suppressed, settlement.message_id) == ("u1", suppressed, "<1@app>")
+
+
+def slow_to_read(first: Message, until: threading.Event) -> Callable[..., object]:
+    """Read a message only when that has happened, as one would that takes long."""
+
+    def read(raw: bytes, limits: Limits, budget: Budget) -> object:
+        if raw == first.raw:
+            await_release(until)
+        return message_module.read(raw, limits, budget)
+
+    return read
+
+
+@pytest.mark.case(73)
+def test_one_that_takes_long_to_read_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, until = message(b"From: slow@example.org\r\n\r\n"), threading.Event()
+    monkeypatch.setattr("opensend_milter.core.intake.read", slow_to_read(slow, until))
+    with begun(made(Store())) as opened, ThreadPoolExecutor(1) as other:
+        waits = other.submit(opened.accept, slow)
+        for _ in range(3):
+            neighbour = message()
+            assert opened.accept(neighbour) == neighbour.id
+        assert not waits.done()
+        until.set()
+        assert waits.result() == slow.id
+
+
+@pytest.mark.case(74)
+def test_where_messages_are_decided_one_at_a_time_one_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, most = 0, 0
+
+    def read(raw: bytes, limits: Limits, budget: Budget) -> object:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        return message_module.read(raw, limits, budget)
+
+    def stored(_: Sequence[Settlement]) -> None:
+        nonlocal at_once
+        at_once -= 1
+
+    monkeypatch.setattr("opensend_milter.core.intake.read", read)
+    large = Gatherer(Intake(Store(stored), POLICY), name="t", window_s=0, at_most=1, soft_s=NEVER_S, hard_s=NEVER_S)
+    messages = [message() for _ in range(5)]
+    assert taken_together(large, messages) == [one.id for one in messages]
+    assert most == 1
+
+
+def out_of_time(*_: object) -> object:
+    raise OutOfTimeError
+
+
+def test_one_that_was_out_of_time_is_put_off_and_not_read_again_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    slow, other = message(b"From: slow@example.org\r\n\r\n"), message()
+    with begun(made(Store())) as opened:
+        monkeypatch.setattr("opensend_milter.core.intake.read", out_of_time)
+        assert opened.accept(slow) == OURS
+        assert caplog.text.count("status=reading-given-up") == caplog.text.count("where=time") == 1
+        monkeypatch.setattr("opensend_milter.core.intake.read", message_module.read)
+        assert opened.accept(replace(slow, id=new_email_id())) == OURS
+        assert opened.accept(other) == other.id
+        now = time.monotonic()
+        monkeypatch.setattr("opensend_milter.core.intake.time", SimpleNamespace(monotonic=lambda: now + 3_600))
+        assert opened.accept(slow) == slow.id, "the machine may be quicker by then"
+
+
+def test_one_over_its_budget_is_told_so_and_noted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    many = message(b"From: a@example.org\r\nCc: " + b"(" * 1_000 + b"\r\n\r\n")
+    found = Intake(Store(), POLICY).read(many, Budget(500))
+    assert isinstance(found, Refuse)
+    assert (found.code, found.rule) == (554, Rule.BEYOND_LIMITS)
+    assert "where=addresses" in caplog.text

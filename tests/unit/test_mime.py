@@ -1,13 +1,16 @@
-"""Fast ways of reading what is simple: they say what the slow ones say."""
+"""The fields of a part are read as the standard library reads them; what is usual, as what is strict does."""
 
 from __future__ import annotations
 
 import re
+from email.message import Message as StandardLibrary
+from email.utils import collapse_rfc2231_value
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from opensend_milter.core import address, mime
+from opensend_milter.core.budget import Budget
 from opensend_milter.core.mime import LONGEST_VALUE, PartHeader, part_header
 from opensend_milter.core.model import Address, Mailbox
 
@@ -26,27 +29,28 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 
 def header(content_type: str = "", **fields: str) -> PartHeader:
     found = {"content_type": content_type, **fields}
-    return part_header([(name.replace("_", "-"), value) for name, value in found.items() if value])
+    return part_header([(name.replace("_", "-"), value) for name, value in found.items() if value], Budget.of(100_000))
 
 
-def slowly(value: str) -> tuple[str, dict[str, str]]:
+def by_the_library(value: str) -> tuple[str, dict[str, str]]:
     """Ask the standard library."""
-    word, pairs = mime._parse_slowly(value)
+    lent = StandardLibrary()
+    lent["content-type"] = value
+    (word, _), *pairs = lent.get_params(failobj=[("", "")])
     found: dict[str, str] = {}
     for name, text in pairs:
-        found.setdefault(name.lower(), text)
+        found.setdefault(name.lower(), text if isinstance(text, str) else collapse_rfc2231_value(text))
     found.pop("", None)  # what it sees behind a last semicolon
-    return word.lower(), found
+    return word.strip().lower(), found
 
 
 @unhurried
 @given(SIMPLE)
 def test_a_simple_field_is_read_as_the_standard_library_reads_it(value: str) -> None:
-    assert mime._SIMPLE.fullmatch(value), value
     word, parameters = mime._parse(value)
     # Of `<x>` the library leaves `x`, as if it were an address.
     assume(not any(text.startswith("<") and text.endswith(">") for text in parameters.values()))
-    assert (word, dict(parameters)) == slowly(value)
+    assert (word, dict(parameters)) == by_the_library(value)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +60,22 @@ def test_a_simple_field_is_read_as_the_standard_library_reads_it(value: str) -> 
         "text/plain; charset = utf-8",
         "text/plain; =x",
         "text/plain; name*=utf-8''caf%C3%A9.txt",
+        "text/plain; name*=iso-8859-1'fr'caf%E9.txt",
         "text/plain; name*0=a; name*1=b",
+        "text/plain; name*1=b; name*0=a",
+        "text/plain; name*0*=utf-8''%C3; name*1*=%A9; name*2=.txt",
+        "text/plain; name*0=it's; name*1*=%20me",
+        "text/plain; name*=b; name=a",
         "text/plain; name=it's",
         "text/plain; name=100%",
         r'text/plain; name="a\"b"',
         r'text/plain; name="a\\b"',
+        r'text/plain; name="C:\temp\x.txt"',
+        r'text/plain; name="a\";b"; charset=x',
         'text/plain; name="open',
+        'text/plain; name="open; charset=x',
         'text/plain; name="a"b',
+        'text/plain; name="a;b"; charset=x',
         "text/plain; name=",
         "text/plain;; name=x",
         "text plain; name=x",
@@ -72,10 +85,25 @@ def test_a_simple_field_is_read_as_the_standard_library_reads_it(value: str) -> 
         '"text/plain"',
     ],
 )
-def test_a_field_that_is_not_simple_is_left_to_the_standard_library(value: str) -> None:
-    assert not mime._SIMPLE.fullmatch(value)
+def test_any_other_field_is_read_as_the_standard_library_reads_it(value: str) -> None:
     word, parameters = mime._parse(value)
-    assert (word, {name: text for name, text in parameters.items() if name}) == slowly(value)
+    assert (word, dict(parameters)) == by_the_library(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("a/b; name*0=a; name*=b", "ab"),
+        ("a/b; name*99999999999999999999=a", None),
+        ("a/b; name*=no-such-charset''caf%C3%A9", "café"),
+        ("a/b; name*=caf%C3%A9", "café"),
+        ("a/b; name*=punycode''caf%C3%A9", "café"),
+        ("a/b; name*=utf-7''+2AA-", "\ufffd"),
+        ("a/b; name*0*=utf-8''%C3; name*1=x; name*2*=%A9", "\ufffdx\ufffd"),
+    ],
+)
+def test_what_the_standard_library_stumbles_over(value: str, name: str | None) -> None:
+    assert header(value).parameters.get("name") == name
 
 
 @pytest.mark.case(40)
@@ -115,7 +143,7 @@ def test_of_repeated_fields_and_parameters_the_first_counts() -> None:
         ("content-transfer-encoding", " BASE64 "),
         ("content-disposition", "Attachment; filename=c; filename=d"),
         ("content-id", " <1@x> "),
-    ])  # fmt: skip
+    ], Budget.of(1_000))  # fmt: skip
     assert (found.kind, found.parameters["name"], found.encoding) == ("image/png", "a", "base64")
     assert (found.disposition, found.filename, found.content_id) == ("attachment", "c", "1@x")
     assert found.boundary == "", "only a multipart has one"
@@ -150,7 +178,7 @@ def test_what_is_remembered_cannot_be_changed() -> None:
 def test_a_usual_address_is_read_as_the_strict_reader_reads_it(value: str) -> None:
     for plain in (True, False):
         assert address.parse_addresses(value, at_most=1, plain=plain) == tuple(
-            address._Reader(value, 1, plain=plain).read()
+            address._Reader(value, 1, Budget.of(len(value)), plain=plain).read()
         )
 
 
@@ -162,6 +190,7 @@ def test_a_usual_address_is_read_as_the_strict_reader_reads_it(value: str) -> No
             Mailbox("Jane Doe 3", Address("jane.doe+x@mail-1.example.org")),
         ),
         ("jane@example.org", Mailbox("", Address("jane@example.org"))),
+        ("<jane@example.org>", Mailbox("", Address("jane@example.org"))),
     ],
 )
 def test_what_almost_every_from_is(value: str, expected: Mailbox) -> None:
@@ -175,7 +204,6 @@ def test_what_almost_every_from_is(value: str, expected: Mailbox) -> None:
     [
         "Jane  Doe <a@example.org>",
         "Jane<a@example.org>",
-        "<a@example.org>",
         "Jane <a@example.org>, b@example.org",
         "Jane <a@b@example.org>",
         "Jane <a@example.org.>",

@@ -196,3 +196,19 @@ def test_no_piece_is_larger_than_asked(border: int) -> None:
     assert b"".join(found) == raw[3:997]
     assert {len(piece) for piece in found[:-1]} <= {border}
     assert list(slices(raw, 5, 5)) == []
+
+
+@pytest.mark.case(74)
+def test_a_line_without_end_is_not_held_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "PIECE_BYTES", 100_000)
+    raw = b"=C3=A9 " * 100_000
+    pieces = list(decoded(raw, 0, len(raw), "quoted-printable"))
+    assert max(map(len, pieces)) <= 100_000
+    assert b"".join(pieces) == "é ".encode() * 100_000
+
+
+def test_line_ends_without_end_are_no_lines() -> None:
+    raw = wrapped(octets(200)) + b"\r\n" * 1_000
+    found = Base64.of(raw, 0, len(raw), "base64")
+    assert not found.as_sent
+    assert b"".join(found.pieces()) == wrapped(octets(200))

@@ -1,0 +1,64 @@
+"""The texts of a message: put together piece by piece, with mail's line ends, and no larger than they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from sys import getsizeof
+
+_MOST_WIDE_LETTERS = 20_000_000
+_SHORT = 1_000
+_BASIC_PLANE_ENDS = "\uffff"
+
+
+class TooMuchTextError(Exception):
+    """The texts of a message are larger than they may be; it says how large that is."""
+
+
+class Texts:
+    """Takes the texts of one message while all of them together, as they are stored, have no more octets than that."""
+
+    def __init__(self, most_octets: int) -> None:
+        self._most_octets = most_octets
+        self._octets = 0
+        self._letters = 0
+        self._is_wide = False
+
+    def take(self, pieces: Iterable[str]) -> str:
+        """Put a text together, with CRLF at the end of each line and without NUL; raise TooMuchTextError."""
+        taken: list[str] = []
+        for text in _with_line_ends(pieces):
+            self._count(text)
+            taken.append(text)
+        return "".join(taken)
+
+    def _count(self, text: str) -> None:
+        self._letters += len(text)
+        if text.isascii():
+            self._octets += len(text)
+        else:
+            self._octets += len(text.encode())
+            self._is_wide = self._is_wide or _is_wide(text)
+        if self._octets > self._most_octets:
+            raise TooMuchTextError(f"texts of more than {self._most_octets} octets in UTF-8")
+        if self._is_wide and self._letters > _MOST_WIDE_LETTERS:
+            raise TooMuchTextError(f"texts with an emoji or the like among more than {_MOST_WIDE_LETTERS} letters")
+
+
+def _is_wide(text: str) -> bool:
+    """Tell whether a letter is in it that makes all letters take four octets of memory each."""
+    # What a long one takes says so at once.
+    return max(text, default="") > _BASIC_PLANE_ENDS if len(text) < _SHORT else getsizeof(text) > 3 * len(text) + _SHORT
+
+
+def _with_line_ends(pieces: Iterable[str]) -> Iterator[str]:
+    held = ""
+    for piece in pieces:
+        text = held + piece
+        # What follows may be the other half of this line end.
+        held = "\r" if text.endswith("\r") else ""
+        text = text.removesuffix("\r")
+        if not text.count("\r\n") == text.count("\n") == text.count("\r"):
+            text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
+        yield text.replace("\x00", "\ufffd")
+    if held:
+        yield "\r\n"

@@ -1,0 +1,58 @@
+"""Texts of a message: mail's line ends wherever the border of a piece falls, and a bound on all of them together."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+from hypothesis import given, strategies as st
+
+from opensend_milter.core.message import read
+from opensend_milter.core.model import Limits, Refuse
+from opensend_milter.core.rules import Rule
+from opensend_milter.core.texts import Texts, TooMuchTextError
+
+SMILE = "\U0001f600"
+
+
+@given(st.lists(st.sampled_from(["\r", "\n", "\r\n", "a", "é", "\x00", SMILE]), max_size=30), st.integers(1, 9))
+def test_line_ends_are_the_same_however_a_text_is_cut(signs: list[str], size: int) -> None:
+    text = "".join(signs)
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    expected = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n").replace("\x00", "\ufffd")
+    assert Texts(1_000).take(pieces) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "text"),
+    [("", "a" * 101), ("a" * 60, "a" * 60), ("", "\n" * 60), ("", "\ufffd" * 40), ("", "\xe9" * 60)],
+)
+def test_what_all_texts_come_to_is_bounded_as_they_are_stored(before: str, text: str) -> None:
+    room = Texts(100)
+    room.take([before])
+    with pytest.raises(TooMuchTextError, match="more than 100 octets"):
+        room.take([text])
+
+
+def test_as_much_as_may_be_is_taken() -> None:
+    assert len(Texts(100).take(["a" * 50, "\n" * 25])) == 100
+
+
+@pytest.mark.case(74)
+def test_one_letter_does_not_make_a_large_text_four_times_as_large() -> None:
+    pieces = [SMILE, *["abc\r\n" * 200_000] * 30]
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooMuchTextError, match="emoji"):
+            Texts(100_000_000).take(pieces)
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_message_of_too_much_text_is_beyond_the_limits() -> None:
+    raw = b"From: a@example.org\r\nContent-Type: text/plain; charset=iso-8859-1\r\n\r\n" + b"\xe9" * 600
+    found = read(raw, Limits(max_message_bytes=1_000))
+    assert isinstance(found, Refuse)
+    assert (found.code, found.rule) == (554, Rule.BEYOND_LIMITS)
+    assert "1000 octets" in found.text
