@@ -17,7 +17,7 @@ Value = bool | int | float | str | Path | None
 
 # The atomic prefix keeps `scheme:` from being taken for a user; a password may hold any character, also `@`.
 _CREDENTIALS = re.compile(r"^((?>(?:[a-z0-9+.-]*:?//)?)[^:?#@]*):(.*)@", re.IGNORECASE | re.DOTALL)
-_PARAMETER = re.compile(r"(?<=[?&])([^=&]*)=([^&]*)")
+_PARAMETER = re.compile(r"(?<=[?&])([^=&?]*)=([^&]*)")
 _WHOLE = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
 _NUMBER = re.compile(r"[-+]?([0-9]+(_[0-9]+)*(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

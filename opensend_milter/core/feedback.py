@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol, cast, get_args
@@ -221,25 +221,28 @@ def _suppression(report: Report) -> Reason | None:
 
 
 def _is_of_last_attempt(affected: Sequence[Affected], waiting_for: tuple[Address, ...] | None) -> bool:
-    return waiting_for is None or any(_is_same(one.address, other) for one in affected for other in waiting_for)
+    return waiting_for is None or not _spelled(waiting_for).isdisjoint(_spelled(one.address for one in affected))
 
 
 def _affected(report: Report, recipients: tuple[Address, ...]) -> tuple[Affected, ...]:
     """Find those that a report means; one who is not named is the only recipient, if there is only one."""
     only = recipients[0] if len(recipients) == 1 else None
+    places: dict[str, int] = {}
+    for place, ours in enumerate(recipients):
+        for spelling in spellings(ours):
+            places.setdefault(spelling, place)
     found: dict[Address, Affected] = {}
     for said in report.recipients or (Recipient(names=()),):
-        address = next((ours for ours in recipients if any(_is_same(ours, name) for name in said.names)), None)
-        if not said.names:
-            address = only
+        named = [places[spelling] for spelling in _spelled(said.names) if spelling in places]
+        address = recipients[min(named)] if named else None if said.names else only
         if address:
             found.setdefault(address, Affected(address=address, status=said.status, diagnostic=said.diagnostic))
     return tuple(found.values())
 
 
-def _is_same(one: Address, other: Address) -> bool:
-    """Compare as the suppression list does."""
-    return not set(spellings(one)).isdisjoint(spellings(other))
+def _spelled(addresses: Iterable[Address]) -> set[str]:
+    """Return what to compare addresses by, as the suppression list does."""
+    return {spelling for address in addresses for spelling in spellings(address)}
 
 
 def payload(report: Report) -> dict[str, object]:

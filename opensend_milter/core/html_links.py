@@ -13,11 +13,10 @@ LONGEST_HREF = 4_000
 """Characters as written. Python reads no number of more than 4,300 digits, which a reference could have."""
 
 _MARKUP = re.compile(
-    rf"""<(?: !--(?:-?>|.*?(?:--!?>|\Z))
-           |  !\[CDATA\[.*?(?:\]\]>|\Z)
+    rf"""<(?: (?P<opening>!--(?!-?>)|!\[CDATA\[)
            |  (?:[!?]|/(?![A-Za-z]))[^>]*+>?
            |  (?P<closing>/)?(?P<name>[A-Za-z][^{_SPACE}/>]*+) )""",
-    re.DOTALL | re.VERBOSE,
+    re.VERBOSE,
 )
 _ATTRIBUTE = re.compile(
     rf"""[{_SPACE}/]*+(?P<name>[^{_SPACE}/>][^{_SPACE}/>=]*+)
@@ -30,8 +29,8 @@ _TAG_END = re.compile(rf"[{_SPACE}/]*+>")
 _TEXT_UNTIL = {
     name: re.compile(rf"</{name}(?=[{_SPACE}/>])", re.IGNORECASE)
     for name in ("script", "style", "textarea", "title", "xmp", "iframe", "noembed", "noframes")
-} | {"plaintext": re.compile(r"(?!)")}
-"""Elements that hold text, whatever it looks like."""
+} | {"plaintext": re.compile(r"(?!)"), "!--": re.compile(r"--!?>"), "![CDATA[": re.compile(r"\]\]>")}
+"""What holds text, whatever that looks like: elements, comments."""
 _REFERENCE = re.compile(
     r"&(?:[#](?:[0-9]{1,7}|[xX][0-9A-Fa-f]{1,6});? | ([A-Za-z][A-Za-z0-9]*+(?:;|(?![A-Za-z0-9=]))))", re.VERBOSE
 )
@@ -69,16 +68,17 @@ def _tags(html: str) -> Iterator[_Tag]:
     at = 0
     while found := _MARKUP.search(html, at):
         at = found.end()
-        if found["name"] is None:
-            continue
-        name, closing = found["name"].lower(), found["closing"] is not None
-        href, end = _attributes(html, at)
-        if end is None:
-            return
-        at = end
-        yield _Tag(found.start(), name, closing, href)
-        if not closing and name in _TEXT_UNTIL:
-            text_end = _TEXT_UNTIL[name].search(html, at)
+        opening = found["opening"]
+        if found["name"]:
+            name, closing = found["name"].lower(), found["closing"] is not None
+            href, end = _attributes(html, at)
+            if end is None:
+                return
+            at = end
+            yield _Tag(found.start(), name, closing, href)
+            opening = "" if closing else name
+        if opening in _TEXT_UNTIL:
+            text_end = _TEXT_UNTIL[opening].search(html, at)
             if not text_end:
                 return
             at = text_end.start()

@@ -21,13 +21,13 @@ LONGEST_URL_OCTETS = 2_000
 
 _LETTERS: dict[LinkKind, bytes] = {"open": b"o", "click": b"c", "unsubscribe": b"u"}
 _KINDS: dict[bytes, LinkKind] = {letter: kind for kind, letter in _LETTERS.items()}
-_BASE = re.compile(r"https?://[\w.:\[\]-]+[\w./~-]*", re.ASCII)
+_BASE = re.compile(r"https?://[\w.:\[\]-]++[\w./~-]*", re.ASCII)
 # A host beyond ASCII would need IDNA; browsers take a backslash for a slash.
 _WEB_URL = re.compile(
     r"https?://[\w.~!$&'()*+,;=:@%\[\]-]+(?:[/?#][^\x00-\x1f\x7f-\x9f\\\ud800-\udfff]*)?", re.ASCII | re.IGNORECASE
 )
 _AS_BROWSERS = "".join(map(chr, range(0x21, 0x7F))).translate({ord(character): None for character in '"<>'})
-_ADDRESS = re.compile(r"[^\x00-\x20\x7f\ud800-\udfff]+@[^\x00-\x20\x7f\ud800-\udfff]+")
+_ADDRESS = re.compile(r"[^\x00-\x20\x7f\ud800-\udfff][^\x00-\x20@\x7f\ud800-\udfff]*@[^\x00-\x20\x7f\ud800-\udfff]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ Plain = str | int | float
 _TEXT = "%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"
 _ADDRESS = re.compile(
     r"""(?:"[^"\n]*"|(?<![^\s<>"(),:;\[\]])[^\s<>"(),:;@\[\]]+)"""  # a long word is looked at once, from its start
-    r"""@(?:\[[^\]\s]{0,64}\]|[^\s<>"'(),:;=\[\]]+)"""
+    r"""@(?:\[[^\[\]\s]{0,64}\]|[^\s<>"'(),:;=\[\]]+)"""
 )
 _KEY = re.compile(r"os_[0-9a-f]{32}|whsec_[A-Za-z0-9+/]{16,}=*")
 """Nothing of ours logs one, but a stranger may put it where it does not belong."""

@@ -20,7 +20,7 @@ NEVER_SENT = ("bcc", "resent-bcc")
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _HEADER_END = re.compile(rb"\A\r\n|(?<=\r\n)\r\n")
-_FIELD = re.compile(rb"[^\r]*\r\n(?:[ \t][^\r]*\r\n)*")
+_FIELD_END = re.compile(rb"\r\n(?![ \t])")
 _NAME = re.compile(rb"([!-9;-~]+)[ \t]*:")
 _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 
@@ -42,8 +42,7 @@ def outgoing(job: Job, *, hostname: str) -> bytes:
     raw = job.raw if _is_crlf_only(job.raw) else _LINE_END.sub(b"\r\n", job.raw)
     end = _HEADER_END.search(raw)
     header, body = (raw[: end.start()], raw[end.start() :]) if end else (raw, b"")
-    open_ended = bool(header) and not header.endswith(b"\r\n")
-    fields = _FIELD.findall(header + b"\r\n" if open_ended else header)
+    fields = [field + b"\r\n" for field in _FIELD_END.split(header.removesuffix(b"\r\n"))] if header else []
     names = [_name(field) for field in fields]
     if names.count("received") > MOST_HOPS:
         raise PermanentError(f"5.4.6 mail loop: more than {MOST_HOPS} Received fields")

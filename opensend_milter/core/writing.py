@@ -32,7 +32,8 @@ _WORD_OCTETS = 39
 """Of one encoded word, before encoding: so that the first fits behind a name."""
 _PLAIN_FILENAME = re.compile(r"[A-Za-z0-9_()+,@-][A-Za-z0-9 ._()+,@-]{0,59}")
 _SECTION_OCTETS = 55
-_SEVEN_BIT = re.compile(r"(?:[\t -~]{0,77}[!-~]\r\n|\r\n)*+(?:[\t -~]{0,77}[!-~])?")
+_OF_A_TYPE = re.compile(r'(?>(?:[^;"]|"(?>(?:[^"\\]|\\.?)*)(?:"|\Z))+);?', re.DOTALL)
+_SEVEN_BIT = re.compile(r"(?:(?=[\t -~]{0,77}[!-~]\r\n|\r\n)[^\n]*+\n)*+(?:[\t -~]{0,77}[!-~])?")
 _MARK = "=_"
 """Every boundary begins with it: it is in no base64, no quoted-printable, and no part that we leave unencoded."""
 _OCTETS_A_LINE = 57
@@ -213,7 +214,7 @@ def _quoted_printable(octets: bytes) -> bytes:
 
 def _file_part(file: File) -> Part:
     disposition = "inline" if file.inline else "attachment"
-    kind, *parameters = re.findall(r'(?:[^;"]|"(?:[^"\\]|\\.)*")+;?', file.content_type)
+    kind, *parameters = _OF_A_TYPE.findall(file.content_type)
     fields = [
         _field("Content-Type", [kind, *(parameter.strip() for parameter in parameters)]),
         _field("Content-Disposition", [f"{disposition};", *_filename(file.filename)]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from opensend_milter.adapters.couriers import plunk
 from opensend_milter.adapters.couriers.plunk import PlunkCourier
 from opensend_milter.config import Api
 from opensend_milter.core.errors import ConfigError, DeliveryDeferred, DeliveryRefused, DeliveryUncertain
-from opensend_milter.core.model import Address
+from opensend_milter.core.message import read
+from opensend_milter.core.model import Address, Limits, Reading
 from tests.integration.courier_http import DROP, STALL, HttpServer, Refusing, Reply, Script
 from tests.integration.courier_tls import own_certificate, server_context
 from tests.jobs import RAW, parcel
@@ -234,6 +236,14 @@ def test_what_is_missing_stops_the_program_at_start(key_file: Path, tmp_path: Pa
     with pytest.raises(DeliveryDeferred, match=r"api\.key_file") as raised:
         courier.send(parcel())
     assert raised.value.outage
+
+
+def test_a_field_that_comes_again_and_again_is_written_once() -> None:
+    """Also where each is as long as all before it: begun anew for each, it would not end."""
+    again = [("x-few", "a"), *(("x-many", "b" * 90) for _ in range(300_000)), ("x-few", "c")]
+    reading = read(RAW, Limits())
+    assert isinstance(reading, Reading)
+    assert plunk._headers(replace(reading, fields=tuple(again))) == {"x-few": "a, c"}
 
 
 def test_a_message_that_cannot_be_read(courier: PlunkCourier, server: HttpServer) -> None:

@@ -275,6 +275,7 @@ def test_the_front_door_opens(config_file: Path, environ: dict[str, str]) -> Non
         (f"u:{PASSWORD}@h/db", "u:********@h/db"),
         (f"postgresql:///db?sslpassword={PASSWORD}&user=u", "postgresql:///db?sslpassword=********&user=u"),
         (f"postgresql:///db?p%61ssword={PASSWORD}", "postgresql:///db?p%61ssword=********"),
+        (f"postgresql:///db?x?password={PASSWORD}", "postgresql:///db?x?password=********"),
     ],
 )
 def test_a_password_is_masked(text: str, safe: str) -> None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from opensend_milter.core.links import LONGEST_URL_OCTETS, PATHS, LinkKind, Links, SignedLink, is_web_url, location
+from opensend_milter.core.links import (
+    LONGEST_URL_OCTETS,
+    PATHS,
+    LinkKind,
+    Links,
+    SignedLink,
+    is_one_address,
+    is_web_url,
+    location,
+)
 from opensend_milter.core.model import EmailId, Route
 from opensend_milter.core.signing import derived, link_token
 
@@ -66,6 +75,24 @@ def test_any_url_comes_back(url: str) -> None:
 )
 def test_what_was_never_to_be_said_is_not_understood_even_if_signed(said: bytes) -> None:
     assert LINKS.opened(link_token(KEY, ID, said)) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("a@b", True),
+        ("@@b", True),
+        ('"a@b"@x.example', True),
+        ("ü@bücher.example", True),
+        ("@b", False),
+        ("a@", False),
+        ("a", False),
+        ("a b@x", False),
+        ("a@x\n", False),
+    ],
+)
+def test_what_could_be_a_recipients_address(address: str, expected: bool) -> None:  # noqa: FBT001
+    assert is_one_address(address) is expected
 
 
 def test_a_link_of_another_secret_or_changed_is_not_understood() -> None:

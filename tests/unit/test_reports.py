@@ -22,6 +22,7 @@ from opensend_milter.core.feedback import (
 )
 from opensend_milter.core.model import Address, EmailId, UserId
 from opensend_milter.core.ses_report import ses_report
+from tests.linear import assert_linear
 
 ID = EmailId("0198c5a2-7f00-7abc-8def-0123456789ab")
 OTHER = EmailId("0198c5a2-7f00-7abc-8def-0123456789ac")
@@ -227,6 +228,8 @@ def test_who_gets_no_more_mail(changes: dict[str, Any], suppress: str | None, is
         ((), ("to@example.net",), ["to@example.net"]),
         ((Recipient(names=()),), ("a@x.net", "b@x.net"), []),
         ((Recipient(names=(Address("forwarded@y.net"), Address("a@x.net"))),), ("a@x.net",), ["a@x.net"]),
+        ((Recipient(names=(Address("b@x.net"), Address("a@x.net"))),), ("a@x.net", "b@x.net"), ["a@x.net"]),
+        (about("a@x.net"), ("A@x.net", "a@x.net"), ["A@x.net"]),
     ],
 )
 def test_only_recipients_are_affected(
@@ -236,6 +239,20 @@ def test_only_recipients_are_affected(
     found = effects(report(kind="complained", recipients=said), known(*recipients))
     assert found
     assert [one.address for one in found.affected] == affected
+
+
+def test_many_who_are_reported_are_found_among_many_in_one_pass() -> None:
+    """Whoever knows the return path may name as many as they like."""
+
+    def report_all(recipients: int) -> None:
+        addresses = [f"{number}@x.net" for number in range(recipients)]
+        whom = tuple(map(Address, reversed(addresses)))
+        ours = known(*addresses, standing=Standing.UNRESOLVED, waiting_for=whom)
+        found = effects(report(kind="bounced", recipients=about(*whom)), ours)
+        assert found
+        assert len(found.affected) == recipients
+
+    assert_linear(report_all, 50)
 
 
 def test_a_report_of_somebody_else_changes_nothing() -> None:

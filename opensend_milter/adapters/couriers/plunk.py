@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import islice
 from urllib.parse import urlsplit
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -185,12 +186,12 @@ def _as_html(text: str) -> str:
 
 
 def _headers(reading: Reading) -> Mapping[str, str]:
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for name, value in reading.fields:
         if not _NOT_HANDED_ON.fullmatch(name):
-            found[name] = f"{found[name]}, {value}" if name in found else value
-    fit = [(name, value) for name, value in found.items() if len(value) <= LONGEST_FIELD]
-    return dict(fit[:MOST_FIELDS])
+            found.setdefault(name, []).append(value)
+    joined = ((name, ", ".join(values)) for name, values in found.items())
+    return dict(islice(((name, value) for name, value in joined if len(value) <= LONGEST_FIELD), MOST_FIELDS))
 
 
 def _attachments(attachments: Sequence[Attachment]) -> list[Mapping[str, str]]:

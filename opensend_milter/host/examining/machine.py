@@ -117,7 +117,7 @@ def _secrets(config: Config, config_path: Path) -> Seen:
     named = [config.relay.password_file, config.api.key_file]
     folder = config.database.password_dir
     files = [path for path in named if path] + (sorted(folder.iterdir()) if folder and folder.is_dir() else [])
-    if "@" in config.database.url and re.search(r"://[^/@]*:[^/@]+@", config.database.url) and config_path.exists():
+    if "@" in config.database.url and re.search(r"://[^/@:]*:[^/@]+@", config.database.url) and config_path.exists():
         files += [config_path] if config.database.url in config_path.read_text(errors="replace") else []
     opened = [path for path in files if path.exists() and path.stat().st_mode & _OTHERS]
     if opened:
