@@ -242,7 +242,13 @@ class Stand:
         folder = self.place / name.replace(" ", "-")
         config = dataclasses.replace(
             self.config,
-            smtp=dataclasses.replace(self.config.smtp, relay_port=port, submission_port=0, smtps_port=0),
+            smtp=dataclasses.replace(
+                self.config.smtp,
+                relay_port=port,
+                submission_port=0,
+                smtps_port=0,
+                client_share_percent=100,  # all sessions are of one address
+            ),
             milter=dataclasses.replace(self.config.milter, socket=socket or self.config.milter.socket),
         )
         # It makes its own session, and fails where it has one.

@@ -84,6 +84,12 @@ class Smtp:
         renders=True,
         check=NETWORKS,
     )
+    client_share_percent: int = option(
+        50,
+        "of the 100 connections of each port, what one client address may hold; 100: all of them",
+        renders=True,
+        check=whole(1, 100),
+    )
     client_logins_per_minute: int = option(
         6_000, "of one client address; 0: no limit", renders=True, check=whole(0, 1_000_000)
     )
@@ -319,6 +325,12 @@ class Http:
         "127.0.0.0/8 ::1/128", "networks that may read /metrics, separated by spaces", check=NETWORKS
     )
     max_bulk_messages: int = option(100, "messages in one request", check=whole(1, 500))
+    client_share_percent: int = option(
+        50,
+        "of connections, requests at once and room for large bodies, what one key may hold, or one client address "
+        "before its key is known; 100: all of it",
+        check=whole(1, 100),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

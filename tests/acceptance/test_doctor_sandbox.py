@@ -171,6 +171,9 @@ MAIN = [
     ("tls-versions", "smtpd_tls_protocols=>=TLSv1"),
     ("debug-peers", "debug_peer_list=192.0.2.1"),
     ("vrfy", "disable_vrfy_command=no"),
+    ("client-share", "smtpd_client_connection_count_limit=200"),
+    ("client-share", "smtpd_client_connection_count_limit=0"),
+    ("client-exceptions", "smtpd_client_event_limit_exceptions=127.0.0.0/8"),
     ("flow-delay", "in_flow_delay=1s"),
     ("delay-reject", "smtpd_delay_reject=yes"),
     ("soft-bounce", "soft_bounce=yes"),
@@ -210,6 +213,7 @@ OF_ONE_PORT = [
     ("relay", "smtpd_relay_restrictions=permit"),
     ("milter", "smtpd_milters="),
     ("hold", "smtpd_data_restrictions="),
+    ("client-share", "smtpd_client_connection_count_limit=51"),
 ]
 
 
@@ -235,6 +239,28 @@ def test_a_chrooted_port_sees_another_path(sandbox: Sandbox, copied: Site) -> No
     planted(copied, "-F", f"{service}/chroot=y")
     found = examined(copied, "postfix.milter")["postfix.milter"]
     assert found.result is Result.PROBLEM, found
+
+
+@pytest.mark.parametrize("setting", ["service", "default_process_limit"])
+def test_a_port_with_fewer_processes_than_one_address_may_hold(sandbox: Sandbox, copied: Site, setting: str) -> None:
+    service = f"127.0.0.1:{sandbox['SANDBOX_SMTP_PORT']}/inet"
+    if setting == "service":
+        planted(copied, "-F", f"{service}/process_limit=40")
+    else:
+        planted(copied, "-F", f"{service}/process_limit=-")
+        planted(copied, "-e", "default_process_limit=40")
+    found = examined(copied, "postfix.client-share")["postfix.client-share"]
+    assert found.result is Result.PROBLEM, found
+    assert "50 of 40" in found.seen
+    mended(copied, found)
+    assert examined(copied, "postfix.client-share")["postfix.client-share"].result is Result.GOOD
+
+
+def test_a_port_with_any_number_of_processes_cannot_be_filled(sandbox: Sandbox, copied: Site) -> None:
+    for name in ("SMTP", "SUBMISSION", "SMTPS"):
+        planted(copied, "-F", f"127.0.0.1:{sandbox[f'SANDBOX_{name}_PORT']}/inet/process_limit=0")
+    planted(copied, "-e", "smtpd_client_connection_count_limit=0")
+    assert examined(copied, "postfix.client-share")["postfix.client-share"].result is Result.GOOD
 
 
 def test_cleanup_without_room_for_the_largest_message(copied: Site) -> None:
@@ -271,6 +297,10 @@ def test_a_change_by_hand_and_a_change_not_yet_rendered(copied: Site) -> None:
 CONFIGURED = [
     ("postfix.size-limit", lambda config: dataclasses.replace(config, size=Size(max_message_bytes=1_000_000))),
     ("postfix.recipient-limit", lambda config: dataclasses.replace(config, size=Size(max_recipients=7))),
+    (
+        "postfix.client-share",
+        lambda config: dataclasses.replace(config, smtp=dataclasses.replace(config.smtp, client_share_percent=20)),
+    ),
     ("postfix.milter", lambda config: dataclasses.replace(config, milter=Milter())),
     ("postfix.ports", lambda config: dataclasses.replace(config, smtp=Smtp(hostname="mail.sandbox.test"))),
     (

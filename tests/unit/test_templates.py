@@ -85,7 +85,12 @@ def test_a_line_break_in_the_host_name_is_refused() -> None:
 
 def test_values_of_the_configuration_arrive_in_main_cf() -> None:
     config = Config(
-        smtp=Smtp(hostname="smtp.example.org", client_logins_per_minute=11, client_messages_per_minute=12),
+        smtp=Smtp(
+            hostname="smtp.example.org",
+            client_share_percent=30,
+            client_logins_per_minute=11,
+            client_messages_per_minute=12,
+        ),
         size=Size(max_message_bytes=1_000_000, max_recipients=7),
         milter=Milter(socket=Path("/run/m.sock")),
         auth=Auth(socket=Path("/run/a.sock")),
@@ -94,6 +99,7 @@ def test_values_of_the_configuration_arrive_in_main_cf() -> None:
     assert found["myhostname"] == "smtp.example.org"
     assert found["message_size_limit"] == "1000000"
     assert found["smtpd_recipient_limit"] == "7"
+    assert found["smtpd_client_connection_count_limit"] == "30"
     assert found["smtpd_client_auth_rate_limit"] == "11"
     assert found["smtpd_client_message_rate_limit"] == "12"
     assert found["smtpd_milters"] == "unix:/run/m.sock"
@@ -115,11 +121,18 @@ def test_values_of_the_configuration_arrive_in_main_cf() -> None:
         ("mynetworks", ""),
         ("enable_long_queue_ids", "yes"),
         ("smtpd_tls_auth_only", "yes"),
+        ("smtpd_client_connection_count_limit", "50"),
+        ("smtpd_client_event_limit_exceptions", ""),
         ("smtpd_relay_restrictions", "permit_sasl_authenticated, reject"),
     ],
 )
 def test_what_safety_hangs_on_is_said(name: str, value: str) -> None:
     assert main_cf(Config())[name] == value
+
+
+def test_one_address_may_hold_one_connection_where_its_share_is_less() -> None:
+    found = main_cf(Config(smtp=Smtp(client_share_percent=1)), replace(SITE, smtpd_processes=20))
+    assert found["smtpd_client_connection_count_limit"] == "1"
 
 
 def test_the_host_name_of_the_machine_stands_in() -> None:

@@ -13,7 +13,7 @@ from opensend_milter.config import Smtp
 from opensend_milter.core.errors import OpensendError
 from opensend_milter.host import requirements
 
-_CHROOT, _COMMAND = 4, 7
+_CHROOT, _PROCESSES, _COMMAND = 4, 6, 7
 _FIELDS = 8
 _ADDRESS = re.compile(r"(?:(?P<host>.+):)?(?P<port>\d+)")
 POSTCONF_S = 30.0
@@ -30,6 +30,8 @@ class Service:
     name: str
     kind: str
     chroot: bool
+    processes: int
+    """How many there may be; 0: any number."""
     command: str
     own: Mapping[str, str]
 
@@ -85,6 +87,7 @@ def read_instance(directory: Path) -> Instance:
                     name=fields[0],
                     kind=fields[1],
                     chroot=fields[_CHROOT] == "y",
+                    processes=int(fields[_PROCESSES].replace("-", values["default_process_limit"])),
                     command=fields[_COMMAND].split()[0],
                     own=own.get(f"{fields[0]}/{fields[1]}", {}),
                 )

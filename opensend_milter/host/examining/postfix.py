@@ -13,7 +13,7 @@ from opensend_milter.core.findings import Check, Seen, good, problem, skipped, w
 from opensend_milter.host.examining.postconf import Instance, Service
 from opensend_milter.host.examining.postfix_rules import Rule, rules
 from opensend_milter.host.rendering.certificates import find_certificate
-from opensend_milter.host.rendering.postfix import PostfixSite, render_postfix
+from opensend_milter.host.rendering.postfix import PostfixSite, client_connections, render_postfix
 
 READABLE = "postfix.configuration"
 OLDEST = (3, 6)
@@ -43,6 +43,7 @@ def checks(config: Config, directory: Path, read: Read) -> Iterator[Check]:
         ("relay", "whoever may send without a key makes an open relay of this host", _relay, True),
         ("hold", "should a message ever pass the milter, it is to wait for a person, not to be sent on", _hold, True),
         ("milter-timeouts", "Postfix must wait longer for the milter than that for the database", _timeouts, False),
+        ("client-share", "a client address that holds all of a port closes it for the others", _client_share, False),
         ("cleanup-limit", "cleanup measures the queue file, which is larger than the message", _cleanup_limit, False),
         ("rendered", "a change of the configuration holds only when Postfix is rendered again", _rendered, False),
         ("held", "a held message was taken by Postfix, and by nobody else: its client was told 250", _held, True),
@@ -205,7 +206,7 @@ def _relay(config: Config, instance: Instance) -> Seen:
 def _hold(config: Config, instance: Instance) -> Seen:
     for door in instance.doors(config.smtp).values():
         value = instance.value("smtpd_data_restrictions", door) or ""
-        if not re.search(r"static:\s*\{?\s*HOLD", value):
+        if not re.search(r"static:\s*(?:\{\s*)?HOLD", value):
             mend = _mend(instance, "smtpd_data_restrictions", "check_sender_access static:HOLD", door)
             return problem(f"port {door.port}: smtpd_data_restrictions = {value or 'nothing'}", mend)
     return good("what passes the milter by mistake is held")
@@ -228,6 +229,17 @@ def _timeouts(config: Config, instance: Instance) -> Seen:
                 mend = _mend(instance, name, f"{int(least) + 5}s", door)
                 return problem(f"port {door.port}: {name} = {value}, milter.hard_timeout_s is {least:g}", mend)
     return good(f"longer than milter.hard_timeout_s ({least:g})")
+
+
+def _client_share(config: Config, instance: Instance) -> Seen:
+    name = "smtpd_client_connection_count_limit"
+    for door in instance.doors(config.smtp).values():
+        most, value = client_connections(config, door.processes), int(instance.value(name, door) or 0)
+        if door.processes and not 0 < value <= most:
+            held = f"{value or 'all'} of {door.processes} connections"
+            mend = _mend(instance, name, str(most), door)
+            return problem(f"port {door.port}: one client address may hold {held}", mend)
+    return good(f"at most {config.smtp.client_share_percent} % of a port's connections")
 
 
 def _cleanup_limit(config: Config, instance: Instance) -> Seen:
@@ -269,7 +281,7 @@ def _rendered(config: Config, instance: Instance) -> Seen:
 
 def _lines(content: str) -> frozenset[str]:
     """Return the entries of a file; a comment is none, and neither is the number of processes of a service."""
-    joined = re.sub(r"\n[ \t]+", " ", re.sub(r"(?m)^\s*#.*\n?", "", content))
+    joined = re.sub(r"\n[ \t]+", " ", re.sub(r"(?m)^[ \t]*(?:#.*\n?|\n)", "", content))
     entries = (" ".join(line.split()) for line in joined.splitlines())
     return frozenset(re.sub(r"^(\S+ inet n - \w -) \d+ smtpd", r"\1 N smtpd", entry) for entry in entries if entry)
 

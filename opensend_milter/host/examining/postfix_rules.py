@@ -144,6 +144,12 @@ def _rules_of_delay() -> Iterator[Rule]:
         why="nothing drains this queue: after some 200 messages each RCPT would wait a second",
     )
     yield Rule(
+        name="client-exceptions",
+        parameter="smtpd_client_event_limit_exceptions",
+        wanted="",
+        why="clients that are excepted may hold all of a port, and close it for the others",
+    )
+    yield Rule(
         name="delay-reject",
         parameter="smtpd_delay_reject",
         wanted="no",

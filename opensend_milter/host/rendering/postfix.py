@@ -30,6 +30,11 @@ class PostfixSite:
     smtpd_processes: int = SMTPD_PROCESSES
 
 
+def client_connections(config: Config, processes: int = SMTPD_PROCESSES) -> int:
+    """Return how many connections one client address may hold at a port with so many processes."""
+    return max(1, processes * config.smtp.client_share_percent // 100)
+
+
 def render_postfix(config: Config, site: PostfixSite) -> Mapping[str, str]:
     """Return file names and their content; raise ConfigError for what cannot be written."""
     if not site.certificate:
@@ -59,6 +64,7 @@ def _main_values(config: Config, site: PostfixSite) -> Mapping[str, templates.Va
         "RECIPIENT_LIMIT": config.size.max_recipients,
         # It says who the client is: who may connect is for the firewall, or systemd, to say.
         "PROXY_PROTOCOL": "haproxy" if config.smtp.proxies else None,
+        "CLIENT_CONNECTIONS": client_connections(config, site.smtpd_processes),
         "LOGINS_PER_MINUTE": config.smtp.client_logins_per_minute,
         "MESSAGES_PER_MINUTE": config.smtp.client_messages_per_minute,
         "MILTER_SOCKET": config.milter.socket,
