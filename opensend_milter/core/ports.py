@@ -38,11 +38,15 @@ class JobStore(Protocol):
     """The way out, for one thread. Raises StoreUnavailable."""
 
     def due_announcements(self, limit: int) -> list[Announcement]:
-        """Take emails whose job is to be announced; they come again after a minute unless `announced`."""
+        """Take emails whose job is to be announced; they come again after a minute if nobody says more."""
         ...
 
     def announced(self, email_ids: Sequence[EmailId]) -> None:
         """Note that the queue has these."""
+        ...
+
+    def announce_again(self, email_ids: Sequence[EmailId], after_s: float) -> None:
+        """Note that the queue does not have these."""
         ...
 
     def due_lanes(self) -> list[Lane]:

@@ -64,8 +64,7 @@ def test_a_hint_that_is_faster_than_its_announcer_is_not_lost(database: Database
     with database.connect() as connection, connection.transaction():
         connection.execute(SQL["announced"], {"ids": [email_id]})
         claiming.start()
-        claiming.join(0.3)
-        assert claiming.is_alive(), "waits for the announcer"
+        database.await_blocked()
     claiming.join()
     assert found[0]
     assert found[0].email_id == email_id

@@ -85,6 +85,9 @@ class FakeStore:
     def announced(self, email_ids: object) -> None:
         raise NotImplementedError
 
+    def announce_again(self, email_ids: object, after_s: float) -> None:
+        raise NotImplementedError
+
     def claim(self, email_id: EmailId) -> Job | None:
         raise NotImplementedError
 

@@ -33,14 +33,15 @@ EMAIL_SEND = "email.send"
 MOST_AT_ONCE = 10
 LONGEST_WAIT_S = 20
 _CONNECT_S = 5
-_ANSWER_S = LONGEST_WAIT_S + 10
+_ANSWER_S = 5
+_ANSWER_TO_WAITING_S = LONGEST_WAIT_S + 10
 _CONNECTIONS = 300
 """At least one for each thread: urllib3 warns of every one it has to throw away."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 class SqsQueue:
-    """One queue, for any number of threads; the client is made when first needed, so after a fork."""
+    """One queue, for any number of threads; clients are made when first needed, so after a fork."""
 
     def __init__(self, url: str, *, region: str, endpoint_url: str, lease_s: float) -> None:
         self._url = url
@@ -48,7 +49,7 @@ class SqsQueue:
         self._endpoint_url = endpoint_url
         self._lease_s = int(lease_s)
         self._is_fifo = url.endswith(".fifo")
-        self._client: SQSClient | None = None
+        self._clients: dict[int, SQSClient] = {}
         self._lock = threading.Lock()
         self.malformed = 0
         """Jobs received that were none; they stay for the queue's redrive policy."""
@@ -57,7 +58,7 @@ class SqsQueue:
         """Send up to ten; return those that the queue took."""
         entries = [self._entry(place, announcement) for place, announcement in enumerate(announcements)]
         with _queue_errors():
-            answer = self._connected().send_message_batch(QueueUrl=self._url, Entries=entries)
+            answer = self._client(_ANSWER_S).send_message_batch(QueueUrl=self._url, Entries=entries)
         for failed in answer.get("Failed", []):
             email_id = announcements[int(failed["Id"])].email_id
             log.warning("email=%s not taken by the queue: %s %s", email_id, failed["Code"], failed.get("Message", ""))
@@ -66,7 +67,7 @@ class SqsQueue:
     def receive(self, wait_s: float) -> list[Notice]:
         """Wait for notices; each comes again after the lease unless `done`."""
         with _queue_errors():
-            answer = self._connected().receive_message(
+            answer = self._client(_ANSWER_TO_WAITING_S).receive_message(
                 QueueUrl=self._url,
                 MaxNumberOfMessages=MOST_AT_ONCE,
                 WaitTimeSeconds=min(int(wait_s), LONGEST_WAIT_S),
@@ -77,12 +78,12 @@ class SqsQueue:
     def done(self, notice: Notice) -> None:
         """Take it off the queue."""
         with _queue_errors():
-            self._connected().delete_message(QueueUrl=self._url, ReceiptHandle=notice.receipt)
+            self._client(_ANSWER_S).delete_message(QueueUrl=self._url, ReceiptHandle=notice.receipt)
 
     def give_back(self, notice: Notice) -> None:
         """Let it come again at once."""
         with _queue_errors():
-            self._connected().change_message_visibility(
+            self._client(_ANSWER_S).change_message_visibility(
                 QueueUrl=self._url, ReceiptHandle=notice.receipt, VisibilityTimeout=0
             )
 
@@ -94,25 +95,26 @@ class SqsQueue:
                 for place, notice in enumerate(notices[first : first + MOST_AT_ONCE])
             ]
             with _queue_errors():
-                answer = self._connected().change_message_visibility_batch(QueueUrl=self._url, Entries=entries)
+                answer = self._client(_ANSWER_S).change_message_visibility_batch(QueueUrl=self._url, Entries=entries)
             for failed in answer.get("Failed", []):
                 log.debug("notice comes again: %s", failed["Code"])
 
-    def _connected(self) -> SQSClient:
+    def _client(self, answer_s: int) -> SQSClient:
+        """Return one that gives up after so long: only who waits for notices has to be patient with a dead line."""
         with self._lock:
-            if self._client is None:
+            if answer_s not in self._clients:
                 config = Config(
                     connect_timeout=_CONNECT_S,
-                    read_timeout=_ANSWER_S,
+                    read_timeout=answer_s,
                     retries={"mode": "standard", "total_max_attempts": 2},
                     max_pool_connections=_CONNECTIONS,
                     tcp_keepalive=True,
                 )
                 # A session of our own: the default one is shared with whoever else uses boto3 here.
-                self._client = boto3.session.Session().client(
+                self._clients[answer_s] = boto3.session.Session().client(
                     "sqs", region_name=self._region, endpoint_url=self._endpoint_url or None, config=config
                 )
-            return self._client
+            return self._clients[answer_s]
 
     def _entry(self, place: int, announcement: Announcement) -> SendMessageBatchRequestEntryTypeDef:
         email_id = announcement.email_id

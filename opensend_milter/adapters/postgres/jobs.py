@@ -77,7 +77,7 @@ class PostgresJobStore:
         self._link.close()
 
     def due_announcements(self, limit: int) -> list[Announcement]:
-        """Take emails whose job is to be announced; they come again after a minute unless `announced`."""
+        """Take emails whose job is to be announced; they come again after a minute if nobody says more."""
         rows = self._all("due_announcements", {"limit": limit, "hand_over": self._hand_over})
         due = [
             Announcement(email_id=EmailId(email_id), requested_at=requested_at, attempts=attempts)
@@ -89,6 +89,11 @@ class PostgresJobStore:
         """Note that the queue has these."""
         with self._link.lend() as connection:
             connection.execute(SQL["handed_over" if self._hand_over else "announced"], {"ids": list(email_ids)})
+
+    def announce_again(self, email_ids: Sequence[EmailId], after_s: float) -> None:
+        """Note that the queue does not have these."""
+        with self._link.lend() as connection:
+            connection.execute(SQL["announce_again"], {"ids": list(email_ids), "after": timedelta(seconds=after_s)})
 
     def end_moved_on(self) -> int:
         """End jobs whose email was taken up without us; return how many."""

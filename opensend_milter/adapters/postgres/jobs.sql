@@ -14,6 +14,10 @@ RETURNING j.email_id::text AS email_id, j.created_at AS requested_at, j.attempts
 UPDATE opensend_milter.jobs SET announce_at = now() + interval '15 minutes'
 WHERE email_id = ANY (%(ids)s::uuid[]) AND state = 'waiting' AND not_before <= now();
 
+-- announce_again -- the queue does not have these
+UPDATE opensend_milter.jobs SET announce_at = now() + %(after)s
+WHERE email_id = ANY (%(ids)s::uuid[]) AND state = 'waiting' AND announce_at IS NOT NULL;
+
 -- handed_over -- the queue has these, and whoever reads it owns them now
 DELETE FROM opensend_milter.jobs WHERE email_id = ANY (%(ids)s::uuid[]) AND state = 'waiting';
 

@@ -26,6 +26,10 @@ _DUE_AT_ONCE = 100
 """Each look into the database costs as much as a request to the queue."""
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
+_LONGEST_SILENCE_S = 4.0
+"""Of the announcer, whose queue may answer again any time: one request says so."""
+_REFUSED_S = 10.0
+"""Until one is announced again that the queue refused while it took others."""
 _SAID_EVERY_S = 60.0
 _PRUNE_EVERY_S = 600.0
 _ABORT_S = 5.0
@@ -96,7 +100,7 @@ class Worker:
             self._add("opensend-receiver", lambda: inbox.fill(self._stop))
         if parts.queue:
             announcing = Announcing(parts.store("opensend-announcer"), parts.queue, settings)
-            self._add("opensend-announcer", announcing.step, announcing.store.close)
+            self._add("opensend-announcer", announcing.step, announcing.store.close, longest_pause_s=_LONGEST_SILENCE_S)
         housekeeping = Housekeeping(parts.store("opensend-housekeeper"), settings)
         self._add("opensend-housekeeper", housekeeping.step, housekeeping.store.close)
         for name, step in parts.steps.items():
@@ -129,14 +133,21 @@ class Worker:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _add(self, name: str, step: Callable[[], float], close: Callable[[], None] | None = None) -> None:
+    def _add(
+        self,
+        name: str,
+        step: Callable[[], float],
+        close: Callable[[], None] | None = None,
+        *,
+        longest_pause_s: float = _LONGEST_PAUSE_S,
+    ) -> None:
         # Daemons, because the process must end even where a call never returns.
-        thread = threading.Thread(target=self._repeat, args=(step, close), name=name, daemon=True)
+        trouble = Trouble(longest_pause_s)
+        thread = threading.Thread(target=self._repeat, args=(step, close, trouble), name=name, daemon=True)
         self._threads.append(thread)
 
-    def _repeat(self, step: Callable[[], float], close: Callable[[], None] | None) -> None:
+    def _repeat(self, step: Callable[[], float], close: Callable[[], None] | None, trouble: Trouble) -> None:
         """Repeat a step, which returns how long to pause; trouble makes the pause longer and never ends it."""
-        trouble = Trouble()
         while not self._stop.is_set():
             with trouble.noted():
                 pause_s = step()
@@ -149,6 +160,7 @@ class Worker:
 class Trouble:
     """What keeps one thread from its work."""
 
+    longest_pause_s: float = _LONGEST_PAUSE_S
     pause_s: float = 0.0
     """How long to keep off, 0 when all is well."""
     _said_at: float = 0.0
@@ -172,7 +184,7 @@ class Trouble:
             self.pause_s = self._said_at = 0.0
 
     def _keep_off(self) -> None:
-        self.pause_s = min(max(self.pause_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+        self.pause_s = min(max(self.pause_s * 2, _FIRST_PAUSE_S), self.longest_pause_s)
 
 
 @dataclass(slots=True)
@@ -185,16 +197,24 @@ class Announcing:
 
     def step(self) -> float:
         """Announce a batch, in as many requests as the queue needs."""
-        due = self.store.due_announcements(_DUE_AT_ONCE)
+        batch = self.store.due_announcements(_DUE_AT_ONCE)
+        due = [one.email_id for one in batch]
         taken: list[EmailId] = []
+        asked = 0
         try:
-            for first in range(0, len(due), _ANNOUNCED_AT_ONCE):
-                taken += self.queue.announce(due[first : first + _ANNOUNCED_AT_ONCE])
+            for first in range(0, len(batch), _ANNOUNCED_AT_ONCE):
+                taken += self.queue.announce(batch[first : first + _ANNOUNCED_AT_ONCE])
+                asked = first + _ANNOUNCED_AT_ONCE
         finally:
             if taken:
                 counting.announced(len(taken))
                 self.store.announced(taken)
-        return 0.0 if len(due) == _DUE_AT_ONCE else self.settings.poll_interval_s
+            if refused := [one for one in due[:asked] if one not in set(taken)]:
+                self.store.announce_again(refused, _REFUSED_S)
+            # A queue that is out is asked again soon, and then has all that waits at once.
+            if untried := due[asked:]:
+                self.store.announce_again(untried, 0)
+        return 0.0 if len(batch) == _DUE_AT_ONCE else self.settings.poll_interval_s
 
 
 @dataclass(slots=True)
