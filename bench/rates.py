@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from opensend_milter.adapters.postgres.rates import PostgresLeases
 from opensend_milter.adapters.schema import migrations
-from opensend_milter.app.serving import open_lanes
+from opensend_milter.app.lanes import open_lanes
 from opensend_milter.config import load
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.model import Address, KeyId, Message

@@ -1,4 +1,7 @@
-"""What the sandbox fills its database with, and how it finds a message there."""
+"""What the sandbox fills its database with, and how it finds a message there.
+
+Its two statements that stand for OpenSend are in no file: what is in one counts as what we need of OpenSend's tables.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from opensend_milter.adapters.admin.switching import (
 from opensend_milter.adapters.schema import facts
 from opensend_milter.adapters.schema.migrations import OLDEST_SERVER
 from opensend_milter.app.judging_rows import Some, Tally, domain_to_ask, refusal_of_key, tally
-from opensend_milter.app.serving import policy_of
+from opensend_milter.app.lanes import policy_of
 from opensend_milter.config import Config
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped, warning

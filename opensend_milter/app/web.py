@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -21,8 +20,9 @@ from opensend_milter.adapters.postgres.feedback import PostgresFeedbackBox
 from opensend_milter.adapters.postgres.link import conninfo_for
 from opensend_milter.adapters.postgres.submissions import PostgresSubmissions
 from opensend_milter.app.fitting import needs_of, watched
+from opensend_milter.app.lanes import open_lanes
 from opensend_milter.app.limiting import limits_of, open_throttle
-from opensend_milter.app.serving import Lanes, open_lanes
+from opensend_milter.app.succession import Accept, Deciding, Succession
 from opensend_milter.config import Config, load
 from opensend_milter.config.changes import Reads
 from opensend_milter.core import counting
@@ -43,8 +43,10 @@ from opensend_milter.servers.web import (
     openapi as http_openapi,
     server as http_server,
 )
-from opensend_milter.servers.web.api import AT_ONCE, Api
+from opensend_milter.servers.web.api import Api
+from opensend_milter.servers.web.bodies import Bodies
 from opensend_milter.servers.web.records import Records
+from opensend_milter.servers.web.room import MOST_REQUESTS
 from opensend_milter.servers.web.server import Site, show_certificate, tls_context
 
 log = logging.getLogger(__name__)
@@ -101,8 +103,8 @@ class Answering:
         self._tables = watched(config)
         self._desk = PostgresSubmissions(info, connections=CONNECTIONS, timeout_s=TIMEOUT_S, tables=self._tables)
         self._throttle = open_throttle(config, "opensend_http")
-        self._lanes = open_lanes(config, "opensend_http", self._tables)
-        self._threads = CapacityLimiter(AT_ONCE)
+        self._succession = Succession(self._deciding(config))
+        self._threads = CapacityLimiter(MOST_REQUESTS)
         self._page = prometheus.alone(counting.OVER_HTTP)
         self._reports = _report_routes(config, self._box, self._desk.check)
         self.site = self._site(config)
@@ -114,30 +116,35 @@ class Answering:
         if config == self._config:
             return
         self._tables.expect(needs_of(config))
-        before, self._lanes = self._lanes, open_lanes(config, "opensend_http", self._tables)
+        self._succession.replace(self._deciding(config))
         self._throttle.set_limits(limits_of(config))
         self.site = self._site(config)
-        # A request that has begun may still hand in a message.
-        closing = threading.Timer(self._config.milter.hard_timeout_s * 2, before.close)
-        closing.daemon = True
-        closing.start()
         self._config = config
 
     def close(self) -> None:
         """Finish what was handed in, then let go."""
-        self._lanes.close()
+        self._succession.close()
         self._throttle.stop()
         self._desk.close()
         self._box.close()
 
+    def _deciding(self, config: Config) -> Deciding:
+        lanes = open_lanes(config, "opensend_http", self._tables)
+        return Deciding(lanes.accept, lanes.close)
+
     def _site(self, config: Config) -> Site:
         routes = [
             *self._reports,
-            *_api(config, self._lanes, self._desk, self._throttle, self._threads).routes(),
+            *_api(config, self._succession.accept, self._desk, self._throttle, self._threads).routes(),
             *metrics_page.routes(self._page, config.http.monitoring.split()),
             *http_openapi.routes(max_bulk_messages=config.http.max_bulk_messages, limits=_limits(config)),
         ]
-        return Site(routes=routes, max_body_bytes=_most_body_bytes(config))
+        return Site(
+            routes=routes,
+            max_body_bytes=_most_body_bytes(config),
+            proxies=tuple(config.http.trusted_proxies.split()),
+            client_header=config.http.client_header,
+        )
 
 
 def _pair(config: Config) -> tuple[Path, Path]:
@@ -173,17 +180,19 @@ def _report_routes(config: Config, box: PostgresFeedbackBox, check: Callable[[],
     ]
 
 
-def _api(config: Config, lanes: Lanes, desk: PostgresSubmissions, throttle: Throttle, threads: CapacityLimiter) -> Api:
+def _api(
+    config: Config, accept: Accept, desk: PostgresSubmissions, throttle: Throttle, threads: CapacityLimiter
+) -> Api:
     return Api(
-        accept=lanes.accept,
+        accept=accept,
         desk=desk,
         records=Records(store=desk, threads=threads),
         throttle=throttle,
-        limits=_limits(config),
-        default_from=config.http.default_from,
-        proxies=tuple(config.http.trusted_proxies.split()),
-        client_header=config.http.client_header,
-        max_bulk_messages=config.http.max_bulk_messages,
+        bodies=Bodies(
+            limits=_limits(config),
+            default_from=config.http.default_from,
+            max_bulk_messages=config.http.max_bulk_messages,
+        ),
         threads=threads,
     )
 

@@ -168,8 +168,8 @@ def _content(fields: Fields, name: str, room: int) -> bytes | None:
         size = len(content) if content is not None else len(value) // 4 * 3
     else:
         octets = value.get("data") if isinstance(value, dict) and value.keys() == {"type", "data"} else value
-        size = len(octets) if isinstance(octets, list) else 0
-        if name == "content" and isinstance(octets, list) and _letters(size) <= room:
+        size = len(octets) if isinstance(octets, list | bytes) else 0
+        if name == "content" and _letters(size) <= room:
             content = _from_numbers(octets)
     if _letters(size) > room:
         fields.fault(name, "the attachments together are over the limit, as base64", "too_large")
@@ -189,9 +189,11 @@ def _from_base64(value: str) -> bytes | None:
     return content if _letters(len(content)) == len(letters) else None
 
 
-def _from_numbers(octets: list[float]) -> bytes | None:
+def _from_numbers(octets: object) -> bytes | None:
     """Read what clients of Resend send for a file: Python's a list of octets, Node's such a list in an object."""
-    if not set(map(type, octets)) <= {int, float}:
+    if isinstance(octets, bytes):
+        return octets
+    if not isinstance(octets, list) or not set(map(type, octets)) <= {int, float}:
         return None
     try:
         content = bytes(map(int, octets))

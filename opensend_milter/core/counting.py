@@ -97,6 +97,11 @@ READING_GIVEN_UP = Measure(
     text="Messages that took too much work to read, by what was read, answered 554; time: too long, answered 451.",
     labels={"where": (*PLACES, "time")},
 )
+NOT_SPOOLED = Measure(
+    name="opensend_not_spooled_total",
+    kind="counter",
+    text="Large messages put off with 451 because the spool could not hold them: its disk is full, or gone.",
+)
 STORE_UNAVAILABLE = Measure(
     name="opensend_store_unavailable_total", kind="counter", text="Calls that the database did not answer."
 )
@@ -185,7 +190,8 @@ AUTH_CONNECTIONS = Measure(
 )
 
 AT_THE_DOOR = (
-    ACCEPTED, REFUSED, REPEATED, MESSAGE_BYTES, ACCEPT_SECONDS, BATCH_SIZE, READING_GIVEN_UP, STORE_UNAVAILABLE,
+    ACCEPTED, REFUSED, REPEATED, MESSAGE_BYTES, ACCEPT_SECONDS, BATCH_SIZE, READING_GIVEN_UP, NOT_SPOOLED,
+    STORE_UNAVAILABLE,
 )  # fmt: skip
 OVER_HTTP = (*AT_THE_DOOR, HTTP_REQUESTS, HTTP_SECONDS, HTTP_CUT)
 IN_DELIVERY = (
@@ -231,6 +237,10 @@ def batch(size: int) -> None:
 
 def reading_given_up(where: str) -> None:
     _book.note(READING_GIVEN_UP, 1, where)
+
+
+def not_spooled() -> None:
+    _book.note(NOT_SPOOLED, 1)
 
 
 def store_unavailable() -> None:

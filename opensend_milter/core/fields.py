@@ -1,10 +1,8 @@
-"""Strict JSON, and the fields of one of its objects: taken one by one, with all faults gathered."""
+"""The fields of one JSON object: taken one by one, with all faults gathered."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +20,6 @@ _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 _ADDRESS_CHARACTERS = 1_024
 _SHOWN_OCTETS = 50_000
 """All of one To, Cc or Reply-To: a longer header field is refused over SMTP as well."""
-_DEPTH = 32
 _CONTROLS = "holds a control character, a line separator or half of a surrogate pair"
 
 
@@ -34,57 +31,6 @@ class FieldError:
     """As `to[1]` or `attachments[0].data`; empty for the whole."""
     message: str
     code: Code
-
-
-class _NotJsonError(ValueError):
-    pass
-
-
-def parse_json(body: bytes) -> object:
-    """Read JSON strictly; return a FieldError where it is none, or where readers would differ about it."""
-    try:
-        found: object = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-        _refuse_depth(found)
-    except UnicodeDecodeError:
-        return FieldError(field="", message="the body is not UTF-8", code="invalid")
-    except json.JSONDecodeError as error:
-        message = f"the body is not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-        return FieldError(field="", message=message, code="invalid")
-    except RecursionError:
-        return FieldError(field="", message=f"the body is nested more than {_DEPTH} deep", code="invalid")
-    except ValueError as error:  # of ours, or a number of thousands of digits
-        message = str(error) if isinstance(error, _NotJsonError) else "the body holds a number that is too long"
-        return FieldError(field="", message=message, code="invalid")
-    return found
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise _NotJsonError(f"the body has the key {shown(twice)} twice in one object")
-    return found
-
-
-def _refuse_constant(name: str) -> object:
-    raise _NotJsonError(f"the body is not JSON: {name} is no number there")
-
-
-def _refuse_depth(found: object) -> None:
-    level: list[object] = [found]
-    for _ in range(_DEPTH + 1):
-        level = [inner for outer in level for inner in _containers(outer)]
-        if not level:
-            return
-    raise _NotJsonError(f"the body is nested more than {_DEPTH} deep")
-
-
-def _containers(found: object) -> list[object]:
-    inner = list(found.values()) if isinstance(found, dict) else found if isinstance(found, list) else []
-    # The kinds first: a file given as a list of octets has millions of members.
-    if not {dict, list} & set(map(type, inner)):
-        return []
-    return [one for one in inner if isinstance(one, (dict, list))]
 
 
 def shown(name: str) -> str:

@@ -211,13 +211,18 @@ class Gatherer:
         return waiting.outcome or OURS
 
     def _run(self) -> None:
-        busy = False
-        while (first := self._queue.get()) is not None:
-            batch, ended = self._gather(first, busy=busy)
-            self._decide(batch)
-            if ended:
-                return
-            busy = len(batch) > 1
+        size = 1
+        while size:
+            size = self._decide_next(busy=size > 1)
+
+    def _decide_next(self, *, busy: bool) -> int:
+        """Decide on the next batch and return its size, 0 at the end; nothing of it stays in memory, or on disk."""
+        first = self._queue.get()
+        if first is None:
+            return 0
+        batch, ended = self._gather(first, busy=busy)
+        self._decide(batch)
+        return 0 if ended else len(batch)
 
     def _gather(self, first: _Waiting, *, busy: bool) -> tuple[list[_Waiting], bool]:
         """Fill a batch; wait for more only when there lately was more than one, so that a lone session never waits."""

@@ -78,6 +78,12 @@ def reading_given_up(message: Message, where: Where | Literal["time"]) -> None:
     counting.reading_given_up(where)
 
 
+def not_spooled(queue_id: str, size: int, reason: str) -> None:
+    """Note that a large message was put off because it could not be put on disk."""
+    _note(logging.ERROR, queue_id, size=size, status="not-spooled", reason=_said(reason))
+    counting.not_spooled()
+
+
 def sent(job: Job, outcome: Sent) -> None:
     """Note that the next hop has the message."""
     _note(

@@ -24,8 +24,9 @@ from opensend_milter.core.control import (
     ControlFieldError,
     wishes,
 )
-from opensend_milter.core.fields import MOST_ERRORS, NAME_CHARACTERS, UNSAFE, FieldError, Fields, parse_json, shown
+from opensend_milter.core.fields import MOST_ERRORS, NAME_CHARACTERS, UNSAFE, FieldError, Fields, shown
 from opensend_milter.core.model import Limits, Mailbox
+from opensend_milter.core.strict_json import parse_json
 
 __all__ = ["Dialect", "FieldError", "File", "RequestLimits", "SendRequest", "parse_json", "read_send"]
 

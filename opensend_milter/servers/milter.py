@@ -26,6 +26,7 @@ from typing import IO, Protocol
 
 import milter
 
+from opensend_milter.core import maillog
 from opensend_milter.core.address import envelope_address, same_recipient
 from opensend_milter.core.errors import OpensendError
 from opensend_milter.core.ids import key_id, new_email_id
@@ -80,15 +81,6 @@ class Door:
     spool_dir: Path
     spool_above_bytes: int
     max_message_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenDoor:
-    """A door with what must be closed after it."""
-
-    door: Door
-    longest_wait_s: float
-    close: Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -156,8 +148,16 @@ class Transaction:
         """Let go of what was collected."""
         self.body = []
         if self.spool is not None:
-            self.spool.close()
+            # It would write what it still holds.
+            with contextlib.suppress(OSError):
+                self.spool.close()
             self.spool = None
+
+    def give_up(self, error: OSError) -> None:
+        """Put the message off that the spool does not hold; nothing is kept of it."""
+        self.broken = True
+        self.discard()
+        maillog.not_spooled(self.queue_id, self.size, error.strerror or str(error))
 
 
 class Connection:
@@ -262,8 +262,12 @@ class Callbacks:
 
     def body(self, context: Context, chunk: bytes) -> int:
         connection = self._connection(context)
-        if transaction := connection.transaction:
-            transaction.add_body(chunk)
+        if (transaction := connection.transaction) and not transaction.broken:
+            try:
+                transaction.add_body(chunk)
+            except OSError as error:
+                transaction.queue_id = context.getsymval("i") or ""
+                transaction.give_up(error)
         return connection.collected
 
     def end_of_message(self, context: Context) -> int:
@@ -296,7 +300,11 @@ def _decide(transaction: Transaction) -> Outcome:
     fault = _fault(transaction)
     if not transaction.body_size:
         transaction.end_header()
-    raw = b"" if fault or transaction.size > transaction.door.max_message_bytes else transaction.raw()
+    try:
+        raw = b"" if fault or transaction.size > transaction.door.max_message_bytes else transaction.raw()
+    except OSError as error:
+        transaction.give_up(error)
+        return OURS
     return transaction.door.accept(_message(transaction, raw, fault))
 
 
@@ -412,16 +420,19 @@ class MilterProcess:
         self,
         callbacks: Callbacks,
         descriptor: int,
-        opened: OpenDoor,
-        reopen: Callable[[], OpenDoor],
+        *,
+        door: Door,
+        reopen: Callable[[], Door],
+        close: Callable[[], None],
         drain_s: float,
     ) -> None:
+        """`reopen` returns the door that the configuration asks for by now, `close` finishes what was handed in."""
         self._callbacks = callbacks
         self._descriptor = descriptor
-        self._opened = opened
         self._reopen = reopen
+        self._close = close
         self._drain_s = drain_s
-        callbacks.door = opened.door
+        callbacks.door = door
 
     def run(self, line: Line) -> None:
         """Answer until told to drain."""
@@ -436,15 +447,11 @@ class MilterProcess:
         self._drain()
 
     def _reload(self) -> None:
-        before = self._opened
         try:
-            self._opened = self._reopen()
+            self._callbacks.door = self._reopen()
         except OpensendError as error:
             log.error("not reloaded, the old configuration stays: %s", error)  # noqa: TRY400  # no traceback: ours
             return
-        self._callbacks.door = self._opened.door
-        # A callback may hold the old door for as long as a message may wait.
-        threading.Timer(before.longest_wait_s, before.close).start()
         log.info("reloaded")
 
     def _drain(self) -> None:
@@ -454,7 +461,7 @@ class MilterProcess:
         while self._callbacks.in_hand and time.monotonic() < deadline:
             time.sleep(0.02)
         # It may still commit what was handed in, and that is to be answered too.
-        self._opened.close()
+        self._close()
         # libmilter writes the last replies after our callbacks have returned.
         time.sleep(_LAST_REPLIES_S)
         os._exit(0)

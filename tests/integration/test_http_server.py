@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -26,14 +26,17 @@ from typing import Any
 
 import pytest
 import uvicorn
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
 from uvicorn.server import ServerState
 
 from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.config import Http
 from opensend_milter.core.errors import ConfigError
 from opensend_milter.host.rendering.certificates import make_certificate
-from opensend_milter.servers.web import server
-from opensend_milter.servers.web.server import MOST_REQUESTS
+from opensend_milter.servers.web import connections, server
+from opensend_milter.servers.web.room import MOST_REQUESTS
 from tests.integration.private_postgres import Database
 from tests.waiting import await_true, patience_s
 
@@ -288,8 +291,9 @@ def certificates(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def encrypted(database: Database, folder: Path, **more: str) -> Iterator[Front]:
-    with front(database, http={"tls": True}, tls={"folder": str(folder), **more}) as plain:
+def encrypted(database: Database, folder: Path, share: int = 50, **more: str) -> Iterator[Front]:
+    settings: dict[str, object] = {"tls": True, "client_share_percent": share}
+    with front(database, http=settings, tls={"folder": str(folder), **more}) as plain:
         connect = plain.connect
 
         def secured() -> socket.socket:
@@ -389,7 +393,7 @@ def begun(served: Front, key: str, query: str = "") -> socket.socket:
 def test_over_the_limit_is_503_in_the_one_shape(database: Database) -> None:
     """A monitor is still answered, idle connections take no room, and what is in hand goes on."""
     key = add_key(database)
-    with front(database) as served, ExitStack() as held:
+    with front(database, http={"client_share_percent": 100}) as served, ExitStack() as held:
         for _ in range(300):
             held.enter_context(served.connect())
         clients = [held.enter_context(begun(served, key)) for _ in range(MOST_REQUESTS)]
@@ -433,32 +437,88 @@ def refuses(served: Front) -> bool:
     return False
 
 
+@asynccontextmanager
+async def in_this_process(routes: Sequence[BaseRoute] = ()) -> AsyncIterator[tuple[ServerState, tuple[str, int]]]:
+    """Answer without a process; yield what is open, and where to connect."""
+    app = server.application(routes)
+    config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None, timeout_keep_alive=1)
+    config.load()
+    loop, state = asyncio.get_running_loop(), ServerState()
+    made = partial(connections.Connection, connections.Connections(), config, state, {})
+    listening = await loop.create_server(made, "127.0.0.1", 0)
+    async with asyncio.timeout(patience_s()):
+        yield state, listening.sockets[0].getsockname()
+        while state.connections:  # noqa: ASYNC110  # uvicorn has no event for it
+            await asyncio.sleep(0.01)
+    listening.close()
+    await listening.wait_closed()
+
+
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nX: ", b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\nGET / HT"])
 def test_who_never_says_a_whole_request_is_hung_up_on(monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
     """However steadily it drips in."""
-    monkeypatch.setattr(server, "BODY_S", 0.5)
-    config = uvicorn.Config(server.application([]), lifespan="off", ws="none", log_config=None, timeout_keep_alive=1)
-    config.load()
+    monkeypatch.setattr(connections, "BODY_S", 0.5)
 
     async def drip() -> None:
-        loop, state = asyncio.get_running_loop(), ServerState()
-        made = partial(server._Connection, config, state, {})
-        listening = await loop.create_server(made, "127.0.0.1", 0)
-        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
-        writer.write(said)
-        async with asyncio.timeout(patience_s()):
+        async with in_this_process() as (_, place):
+            reader, writer = await asyncio.open_connection(*place)
+            writer.write(said)
             with suppress(ConnectionError):  # it drips into one that is closed already
                 while not reader.at_eof():
                     writer.write(b"x" if said else b"")
                     with suppress(TimeoutError):
                         await asyncio.wait_for(reader.read(1_000), 0.05)
             writer.close()
-            while state.connections:  # noqa: ASYNC110  # uvicorn has no event for it
-                await asyncio.sleep(0.01)
-        listening.close()
-        await listening.wait_closed()
 
     asyncio.run(drip())
+
+
+def test_who_does_not_read_the_answers_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """His connection, and all that it holds, would stay for ever."""
+    monkeypatch.setattr(connections, "BODY_S", 0.1)
+    large = Route("/", lambda _: PlainTextResponse(b"x" * 40_000_000))
+
+    async def ask() -> None:
+        async with in_this_process([large]) as (state, place):
+            _, writer = await asyncio.open_connection(*place, limit=1)
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            while state.connections or not state.total_requests:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            writer.close()
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("chunks", [4_000, 5_000])
+def test_a_body_does_not_come_in_crumbs(chunks: int) -> None:
+    """Each would take as much work as one that is thousands of times as long."""
+
+    async def read(request: Request) -> Response:
+        return PlainTextResponse(str(len(await request.body())))
+
+    async def ask() -> bytes:
+        async with in_this_process([Route("/", read, methods=["POST"])]) as (_, place):
+            reader, writer = await asyncio.open_connection(*place)
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+            writer.write(b"1\r\nx\r\n" * chunks + b"0\r\n\r\n")
+            answer = b""
+            with suppress(ConnectionError):  # what it did not read
+                answer = await reader.read()
+            writer.close()
+            return answer
+
+    answer = asyncio.run(ask())
+    assert answer.endswith(b"4000") if chunks == 4_000 else not answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_who_was_answered_and_goes_on_with_nonsense_is_no_fault_of_ours(database: Database) -> None:
+    """It would be a traceback in the log, for anybody to write there."""
+    with front(database) as running, running.connect() as client:
+        client.sendall(b"POST /v1/send HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert client.recv(4_096).startswith(b"HTTP/1.1 401 ")
+        client.sendall(b"nonsense\r\n")
+        while client.recv(4_096):
+            pass
 
 
 def test_what_announces_too_much_is_told_so_before_it_is_sent(database: Database) -> None:

@@ -28,7 +28,7 @@ from tests.integration.test_http_server import (
     front,
     stored,
 )
-from tests.waiting import await_true
+from tests.waiting import await_true, patience_s
 
 DAEMONS = ("serve", "worker", "http", "auth-gate")
 NO_SENDER: dict[str, Any] = {"from": None}
@@ -101,7 +101,7 @@ def test_a_reload_that_comes_too_early_waits(database: Database, place: Path, co
         await_true(lambda: "read again, nothing has changed" in (place / "log").read_text(), "it reads again")
     finally:
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(patience_s()) == 0
 
 
 def holds_hangup(pid: int) -> bool:
@@ -281,6 +281,45 @@ def test_serve_goes_on_with_other_limits(database: Database) -> None:
             answers = [client.message(served.key, RAW, "to@example.net") for _ in range(3)]
         assert [answer.command for answer in answers[:2]] == ["d", "d"]
         assert answers[2].code == 451
+
+
+@pytest.mark.case(82)
+def test_however_often_serve_reloads_under_load_nobody_is_put_off(database: Database) -> None:
+    """What was open before is let go at once: the role may have 32 connections."""
+    reloads = 25
+    stop = threading.Event()
+    answers: list[str] = []
+    with serving(database.url, database.password_dir, milter={"processes": 1}) as served:
+        config = json.loads((served.directory / "config.yaml").read_text())
+
+        def send() -> None:
+            with served.client() as client:
+                while not stop.is_set():
+                    answers.append(client.message(served.key, RAW, "to@example.net").command)
+
+        sessions = [threading.Thread(target=send) for _ in range(3)]
+        for session in sessions:
+            session.start()
+        try:
+            for number in range(reloads):
+                config["limits"] = {"key_per_minute": 100_000 + number}
+                (served.directory / "config.yaml").write_text(json.dumps(config))
+                sent = len(answers)
+                served.process.send_signal(signal.SIGHUP)
+                await_true(lambda number=number: children_reloaded(served) > number, "it reloads")  # type: ignore[misc]
+                await_true(lambda sent=sent: len(answers) > sent + 3, "more are answered")  # type: ignore[misc]
+        finally:
+            stop.set()
+            for session in sessions:
+                session.join()
+        assert set(answers) == {"d"}
+        await_true(lambda: connections(served) <= len(("small", "large", "rates")), "the old ones are closed")
+
+
+def connections(served: Serving) -> int:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'opensend_milter' AND datname = current_database()"
+    ((count,),) = served.rows(query)
+    return int(str(count))
 
 
 def test_a_child_that_takes_a_dead_ones_place_reads_no_file(database: Database) -> None:

@@ -102,6 +102,7 @@ def test_the_backlog_names_every_state(notes: Notes) -> None:
 def test_other_events(notes: Notes) -> None:
     counting.batch(3)
     counting.reading_given_up("parts")
+    counting.not_spooled()
     counting.store_unavailable()
     counting.announced(10)
     with suppress(ValueError), counting.timed_attempt("smtp"):
@@ -111,6 +112,7 @@ def test_other_events(notes: Notes) -> None:
     counting.feedback("bounced")
     counting.queue_malformed()
     counting.http_request("/v1/send", "POST", 202, 0.1)
+    counting.http_connection_cut()
     assert {name for name, *_ in notes.notes} == {
         one.name for one in ALL
     } - {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from opensend_milter.core.model import Address, Mailbox
 from opensend_milter.core.request import Dialect, FieldError, File, RequestLimits, SendRequest, parse_json, read_send
+from tests.linear import assert_linear
 
 LIMITS = RequestLimits(max_recipients=5, max_attachment_bytes=1_000, max_attachments=3)
 RELE: Mapping[str, object] = {"to": "b@example.net", "subject": "s", "body": "b"}
@@ -80,15 +80,23 @@ def test_json(value: object) -> None:
     assert parse_json(json.dumps(value, ensure_ascii=False).encode()) == value
 
 
-def test_many_keys_twice_are_found_at_once() -> None:
-    names = [*range(100_000), 99_999]
-    body = "{" + ",".join(f'"{name}":1' for name in names) + "}"
-    began = time.process_time()
-    assert isinstance(parse_json(body.encode()), FieldError)
-    assert time.process_time() - began < 2
+def test_one_key_twice_among_many_is_found_in_one_pass() -> None:
+    def find(keys: int) -> None:
+        names = [*range(keys), keys - 1]
+        body = "{" + ",".join(f'"{name}":1' for name in names) + "}"
+        found = parse_json(body.encode())
+        assert isinstance(found, FieldError)
+        assert f"the key {keys - 1} twice" in found.message
+
+    assert_linear(find, 2_000)
+    find(300_000)  # a look at all for each would not end
 
 
 # ---------------------------------------------------------------------- taken
+
+
+def test_half_a_surrogate_in_an_encoded_word_can_be_written() -> None:
+    assert accepted("rele", {"to": "=?utf-7?q?+2AA-?= <b@example.net>"}).to == (Mailbox("\ufffd", B.address),)
 
 
 def test_every_field_of_rele() -> None:
@@ -307,7 +315,6 @@ def test_what_must_be_there() -> None:
         ("rele", {"to": "x" * 2_000}, [("to", "too_long")]),
         ("rele", {"to": "x" * 300 + "@example.net <b@example.net>"}, [("to", "invalid")]),
         ("rele", {"to": "y" * 257 + " <b@example.net>"}, [("to", "invalid")]),
-        ("rele", {"to": "=?utf-7?q?+2AA-?= <b@example.net>"}, [("to", "invalid")]),
         ("rele", {"to": "group: b@example.net;"}, [("to", "invalid")]),
         ("rele", {"to": "<@a.example:b@example.net>"}, [("to", "invalid")]),
         ("rele", {"to": "a@ok.example)b@evil.example"}, [("to", "invalid")]),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol, TypeVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
@@ -19,36 +18,28 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from opensend_milter.core.address import normal_domain
 from opensend_milter.core.control import IDEMPOTENCY_KEY
 from opensend_milter.core.errors import StoreUnavailable
-from opensend_milter.core.fields import FieldError, parse_json
-from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.model import (
-    Address,
     EmailId,
-    Envelope,
     KeyId,
-    Mailbox,
     Message,
     Outcome,
     Refuse,
     Repeat,
-    Session,
 )
 from opensend_milter.core.policy import is_within
 from opensend_milter.core.rates import Decision, client_of
-from opensend_milter.core.request import Dialect, RequestLimits, SendRequest, read_send
+from opensend_milter.core.request import Dialect
 from opensend_milter.core.submission import FINAL, Caller, Submission, request_id
-from opensend_milter.core.writing import envelope, write
 from opensend_milter.servers.throttle import Throttle, fields
-from opensend_milter.servers.web.caller import client_address, secret_of
+from opensend_milter.servers.web.bodies import NOT_YET, Asked, Bodies
+from opensend_milter.servers.web.caller import secret_of
 from opensend_milter.servers.web.records import Records, record, refused
-from opensend_milter.servers.web.server import RETRYABLE, Refused
+from opensend_milter.servers.web.refusals import RETRYABLE, Refused
+from opensend_milter.servers.web.room import LARGE_BYTES, MOST_MESSAGES, Visit
 
 log = logging.getLogger(__name__)
-AT_ONCE = 200
-"""Threads that wait for the gatherer; more requests wait for one of them."""
 LOGINS_AT_ONCE = 4
 """Of one client."""
 LONGEST_WAIT_S = 30
@@ -57,7 +48,6 @@ LONGEST_KEY, LONGEST_BULK_KEY = 256, 252
 """Of an Idempotency-Key; in a bulk with room for `#499`."""
 _JSON = ("application/json", "text/json")
 T = TypeVar("T")
-_NOT_YET = Refused(503, "unavailable", "not now, try again later")
 _TOO_MANY = Refused(429, "rate_limited", "too many messages, try again later")
 
 
@@ -80,12 +70,10 @@ class Api:
     desk: Desk
     records: Records
     throttle: Throttle
-    limits: RequestLimits
-    default_from: str
-    proxies: tuple[str, ...]
-    client_header: str
-    max_bulk_messages: int
+    bodies: Bodies
     threads: CapacityLimiter
+    """Of those that wait for the database or read a body: as many as there can be requests."""
+    deciders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MOST_MESSAGES))
     turns: WeakValueDictionary[str, CapacityLimiter] = field(default_factory=WeakValueDictionary)
     """Who looks for a key, by client: gone with the last of them."""
 
@@ -104,35 +92,28 @@ class Api:
 
     async def _send(self, request: Request) -> Response:
         wait_s = _wait_s(request)
-        asked = await self._asked(request)
-        email_id = await self._take(asked, parse_json(await request.body()), "rele", request.state.email_id)
+        asked = await self._asked(request, "rele")
+        email_id = await self._take_one(request, asked)
         found: dict[str, object] = {"status": "accepted", "request_id": request_id(email_id), "id": email_id}
         if wait_s:
             found["submission"] = await self._await_final(asked.key_id, email_id, wait_s)
         return JSONResponse(found, 202, fields(asked.limit))
 
     async def _send_resend(self, request: Request) -> Response:
-        asked = await self._asked(request)
-        email_id = await self._take(asked, parse_json(await request.body()), "resend", request.state.email_id)
+        asked = await self._asked(request, "resend")
+        email_id = await self._take_one(request, asked)
         return JSONResponse({"id": email_id}, 200, fields(asked.limit))
 
     async def _send_bulk(self, request: Request) -> Response:
-        asked = await self._asked(request, several=True)
-        payload = parse_json(await request.body())
-        if isinstance(payload, FieldError):
-            raise Refused(400, "bad_request", payload.message, errors=[_told(payload)])
-        if not isinstance(payload, dict) or payload.keys() != {"messages"}:
-            raise Refused(400, "bad_request", "expected an object with the one field messages")
         bulk_id = str(uuid4())
-        items, limit = await self._take_all(asked, payload["messages"], "rele", bulk_id)
+        items, limit = await self._take_all(request, await self._asked(request, "rele", bulk_id))
         results = [{"index": index, **_result(email_id, taken)} for index, (email_id, taken) in enumerate(items)]
         accepted = sum(result["status"] == "accepted" for result in results)
         found = {"bulk_request_id": f"bulk_{bulk_id}", "total": len(results), "accepted": accepted}
         return JSONResponse({**found, "rejected": len(results) - accepted, "results": results}, 202, fields(limit))
 
     async def _batch_resend(self, request: Request) -> Response:
-        asked = await self._asked(request, several=True)
-        items, limit = await self._take_all(asked, parse_json(await request.body()), "resend", str(uuid4()))
+        items, limit = await self._take_all(request, await self._asked(request, "resend", str(uuid4())))
         good = [{"id": taken} for _, taken in items if not isinstance(taken, Refused)]
         bad = [
             {"index": index, "message": taken.detail}
@@ -165,7 +146,8 @@ class Api:
                 "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        address = self._client(request)
+        visit: Visit = request.state.visit
+        address = visit.client_address
         async with self._turn(address):
             if refusal := self.throttle.failing(address):
                 raise Refused(429, "rate_limited", "too many failed authentications", headers=fields(refusal))
@@ -175,6 +157,7 @@ class Api:
                 raise _forbidden()
         if caller.networks is not None and not is_within(address, caller.networks):
             raise _forbidden()
+        visit.belongs_to(caller.key_id)
         return caller
 
     @asynccontextmanager
@@ -191,9 +174,6 @@ class Api:
         finally:
             turns.release()
 
-    def _client(self, request: Request) -> str:
-        return client_address(request, self.proxies, self.client_header)
-
     async def _within_limits(self, address: str, key_id: KeyId) -> Decision:
         decision = self.throttle.check_at_once(address, key_id)
         if decision is None:
@@ -202,87 +182,92 @@ class Api:
             raise Refused(429, _TOO_MANY.code, _TOO_MANY.detail, headers=fields(decision))
         return decision
 
-    async def _asked(self, request: Request, *, several: bool = False) -> _Asked:
+    async def _asked(self, request: Request, dialect: Dialect, bulk_id: str | None = None) -> Asked:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         caller = await self._caller(request)
-        key_id = caller.key_id
-        if several and not caller.may_bulk:
+        if bulk_id and not caller.may_bulk:
             raise Refused(403, "forbidden", "this API key may not send several messages in one request")
         if kind not in _JSON:
             raise Refused(415, "unsupported_media_type", "expected Content-Type: application/json")
-        address = self._client(request)
-        return _Asked(
-            limit=await self._within_limits(address, key_id),
+        address = request.state.visit.client_address
+        return Asked(
+            limit=await self._within_limits(address, caller.key_id),
             endpoint=request.url.path,
-            key_id=key_id,
+            dialect=dialect,
+            key_id=caller.key_id,
             client_address=address,
             is_tls=request.url.scheme == "https",
-            idempotency_key=_idempotency_key(request.headers, LONGEST_BULK_KEY if several else LONGEST_KEY),
+            idempotency_key=_idempotency_key(request.headers, LONGEST_BULK_KEY if bulk_id else LONGEST_KEY),
+            bulk_id=bulk_id,
         )
 
     # ------------------------------------------------------------------ what is asked
 
+    async def _take_one(self, request: Request, asked: Asked) -> EmailId:
+        visit: Visit = request.state.visit
+        email_id = request.state.email_id
+        message = await self._read(request, lambda body: self.bodies.one(body, asked, email_id), most=LARGE_BYTES)
+        taken = await self._take(visit, message, asked.dialect)
+        # Whoever waits for the outcome of a message holds nothing of it.
+        visit.empty()
+        return taken
+
     async def _take_all(
-        self, asked: _Asked, items: object, dialect: Dialect, bulk_id: str
+        self, request: Request, asked: Asked
     ) -> tuple[list[tuple[EmailId, EmailId | Refused]], Decision]:
         """Take them in order, as many as the limits allow; each has an id, whatever becomes of it."""
-        if not isinstance(items, list) or not items:
-            raise Refused(400, "bad_request", "expected a list of one message or more")
-        if len(items) > self.max_bulk_messages:
-            raise Refused(
-                413, "payload_too_large", f"{len(items)} messages are over the limit of {self.max_bulk_messages}"
-            )
-        asked_of = [asked.item(index, bulk_id) for index in range(len(items))]
+        visit: Visit = request.state.visit
+        asked_for = await self._read(request, lambda body: self.bodies.several(body, asked), most=0)
         # The first was counted with the request.
         places, limit = 1, asked.limit
-        if more := len(items) - 1:
+        if more := len(asked_for) - 1:
             some, limit = await self._in_thread(
                 lambda: self.throttle.check_some(asked.client_address, asked.key_id, more)
             )
             places += some
-        found: list[tuple[EmailId, EmailId | Refused]] = [(new_email_id(), _TOO_MANY) for _ in items]
+        found: list[tuple[EmailId, EmailId | Refused]] = [(email_id, _TOO_MANY) for email_id, _ in asked_for]
 
         async def take(index: int) -> None:
-            email_id = found[index][0]
-            found[index] = email_id, await self._tried(asked_of[index], items[index], dialect, email_id)
+            email_id, message = asked_for[index]
+            found[index] = email_id, await self._tried(visit, message, asked.dialect)
 
         done = 0
-        while places and done < len(items):
-            begun, done = done, min(done + places, len(items))
+        while places and done < len(found):
+            begun, done = done, min(done + places, len(found))
             async with create_task_group() as group:
                 for index in range(begun, done):
                     group.start_soon(take, index)
             # What was ours already gives its place to the next: a bulk that is repeated as a whole gets to its end.
             places = sum(isinstance(taken, str) and taken != email_id for email_id, taken in found[begun:done])
-        return found, limit.with_refused(len(items) - done)
+        return found, limit.with_refused(len(found) - done)
 
-    async def _tried(self, asked: _Asked, payload: object, dialect: Dialect, email_id: EmailId) -> EmailId | Refused:
+    async def _read(self, request: Request, read: Callable[[bytearray], T], *, most: int) -> T:
+        """Read the body at once, where it has no more octets; otherwise in a thread, one after the other."""
+        body = bytearray()
+        # Not `request.body()`, which keeps it for as long as the request lasts.
+        async for piece in request.stream():
+            body += piece
+        if len(body) <= most:
+            return read(body)
+        async with request.state.visit.reading():
+            return await self._in_thread(lambda: read(body))
+
+    async def _tried(self, visit: Visit, message: Message | Refused, dialect: Dialect) -> EmailId | Refused:
+        if isinstance(message, Refused):
+            return message
         try:
-            return await self._take(asked, payload, dialect, email_id)
+            return await self._take(visit, message, dialect)
         except Refused as refusal:
             return refusal
         except Exception:
             # Others of the same request may be stored by now: their ids must be told.
-            log.exception("%s: not taken", request_id(email_id))
-            return _NOT_YET
+            log.exception("%s: not taken", message.queue_id)
+            return NOT_YET
 
-    async def _take(self, asked: _Asked, payload: object, dialect: Dialect, email_id: EmailId) -> EmailId:
-        if isinstance(payload, FieldError):
-            raise Refused(400, "bad_request", payload.message, errors=[_told(payload)])
-        read = read_send(payload, dialect, self.limits)
-        if not isinstance(read, SendRequest):
-            errors = [_told(error) for error in read]
-            raise Refused(
-                400, "validation_failed", f"{len(errors)} fields are wrong: {errors[0]['message']}", errors=errors
-            )
-        sender = read.sender or (Mailbox(read.from_name, Address(self.default_from)) if self.default_from else None)
-        if sender and read.from_name:
-            sender = Mailbox(read.from_name, sender.address)
-        if sender is None:
-            missing = {"field": "from", "code": "required", "message": "from is missing, and there is no default"}
-            raise Refused(400, "validation_failed", missing["message"], errors=[missing])
-        # Neither the client that goes away nor another request that fails must end what is under way.
-        outcome = await self._in_thread(lambda: self.accept(_message(asked, read, sender, email_id)))
+    async def _take(self, visit: Visit, message: Message, dialect: Dialect) -> EmailId:
+        async with visit.deciding():
+            # Neither the client that goes away nor another request that fails must end what is under way.
+            outcome = await to_thread.run_sync(lambda: self.accept(message), limiter=self.deciders)
         if isinstance(outcome, Refuse):
             raise refused(outcome, dialect)
         return outcome.email_id if isinstance(outcome, Repeat) else outcome
@@ -307,48 +292,6 @@ class Api:
         return await to_thread.run_sync(call, limiter=self.threads)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """What a request says besides its body."""
-
-    limit: Decision
-    endpoint: str
-    key_id: KeyId
-    client_address: str
-    is_tls: bool
-    idempotency_key: str | None
-    bulk_id: str | None = None
-
-    def item(self, index: int, bulk_id: str) -> _Asked:
-        """Return it for one message of a bulk: each has a name of its own under the request's."""
-        key = f"{self.idempotency_key}#{index}" if self.idempotency_key else None
-        return replace(self, idempotency_key=key, bulk_id=bulk_id)
-
-
-def _message(asked: _Asked, read: SendRequest, sender: Mailbox, email_id: EmailId) -> Message:
-    received_at = datetime.now(UTC)
-    domain = sender.address.rpartition("@")[2]
-    named = replace(read, idempotency_key=asked.idempotency_key) if asked.idempotency_key else read
-    raw = write(named, sender=sender, message_id=f"<{email_id}@{normal_domain(domain) or domain}>", date=received_at)
-    return Message(
-        id=email_id,
-        session=Session(
-            key_id=asked.key_id,
-            front_door="http",
-            client_address=asked.client_address,
-            tls="HTTPS" if asked.is_tls else "",
-            endpoint=asked.endpoint,
-        ),
-        envelope=Envelope(sender=sender.address, recipients=envelope(read)),
-        queue_id=request_id(email_id),
-        bulk_id=asked.bulk_id,
-        received_at=received_at,
-        raw=raw,
-        size=len(raw),
-        sha256=hashlib.sha256(raw).digest(),
-    )
-
-
 def _result(email_id: EmailId, taken: EmailId | Refused) -> dict[str, object]:
     """Show one message of a bulk; one that was sent again is called as it was the first time."""
     if isinstance(taken, Refused):
@@ -361,10 +304,6 @@ def _result(email_id: EmailId, taken: EmailId | Refused) -> dict[str, object]:
             "errors": list(taken.errors),
         }
     return {"request_id": request_id(taken), "status": "accepted", "id": taken}
-
-
-def _told(error: FieldError) -> dict[str, str]:
-    return {"field": error.field, "code": error.code, "message": error.message}
 
 
 def _forbidden() -> Refused:

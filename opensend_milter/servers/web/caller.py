@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -13,6 +14,8 @@ from starlette.requests import Request
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _LONGEST_SECRET = 1_000
+_MOST_PROXIES = 32
+"""One behind the other."""
 _FOR = re.compile(r'(?:^|;)\s*for\s*=\s*(?:"([^"]*)"|([^;\s"]+))', re.IGNORECASE)
 
 
@@ -37,7 +40,7 @@ def client_address(request: Request, proxies: Sequence[str], header: str) -> str
     if not _is_in(peer, trusted):
         return str(peer)
     # From right to left: what stands further left was written by the client, if it liked.
-    for text in reversed(list(_named(request.headers.getlist(header), header))):
+    for text in islice(reversed(list(_named(request.headers.getlist(header), header))), _MOST_PROXIES):
         found = _parsed(text)
         if found is None:
             break

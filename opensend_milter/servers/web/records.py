@@ -24,7 +24,7 @@ from opensend_milter.core.submission import (
     reply_codes,
     request_id,
 )
-from opensend_milter.servers.web.server import Refused
+from opensend_milter.servers.web.refusals import Refused
 
 T = TypeVar("T")
 Authenticated = Callable[[Request], Awaitable[KeyId]]

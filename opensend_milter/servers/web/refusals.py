@@ -1,0 +1,60 @@
+"""How the HTTP process says no: one shape for every error, in http-smtp-rele's words and in Resend's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
+_CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+    422: "unprocessable",
+    429: "rate_limited",
+    503: "unavailable",
+}
+
+
+class Refused(HTTPException):
+    """An answer that says no: with a code of its own, and every field that is wrong."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        errors: Sequence[Mapping[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.code = code
+        self.errors = errors
+
+
+def error(request: Request, refused: HTTPException) -> Response:
+    """Answer with an error."""
+    status = refused.status_code
+    code = refused.code if isinstance(refused, Refused) else _CODES.get(status, "error")
+    content: dict[str, object] = {
+        "status": "error",
+        "code": code,
+        "message": refused.detail,
+        "request_id": request.state.request_id,
+        "retryable": status in RETRYABLE,
+        "name": code,
+        "statusCode": status,
+    }
+    if isinstance(refused, Refused) and refused.errors:
+        content["errors"] = list(refused.errors)
+    headers = {**(refused.headers or {}), "X-Request-Id": request.state.request_id}
+    return JSONResponse(content, status_code=status, headers=headers)
