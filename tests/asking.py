@@ -9,6 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from tests.waiting import patience_s
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -26,7 +28,7 @@ def ask(port: int, method: str, path: str, payload: object = None, **headers: st
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     if body is not None:
         sent.setdefault("Content-Type", "application/json")
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=patience_s())) as connection:
         connection.request(method, path, body, sent)
         response = connection.getresponse()
         content = response.read()

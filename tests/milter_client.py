@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
+from tests.waiting import patience_s
+
 HDR_LEADSPC = 0x100000
 NO_EOH = 0x40
 EVERY_STEP = 0x1FFFFF
@@ -32,9 +34,9 @@ class Answer:
 class MilterClient:
     """One SMTP connection as the milter sees it."""
 
-    def __init__(self, path: Path | str, timeout_s: float = 30) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(timeout_s)
+        self.socket.settimeout(patience_s())
         self.flags = 0
         try:
             self.socket.connect(str(path))

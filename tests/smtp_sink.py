@@ -80,7 +80,7 @@ class Sink:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         # Before its descriptor is somebody else's: the thread would accept for the next sink.
-        self._listening.join(5)
+        self._listening.join()
         self._listener.close()
         for connection in self._open:
             with contextlib.suppress(OSError):
@@ -94,6 +94,10 @@ class Sink:
         """Wait for so many messages."""
         await_true(lambda: len(self.delivered) >= count, lambda: f"{count} messages, not {len(self.delivered)}")
         return list(self.delivered)
+
+    def await_held(self) -> None:
+        """Wait until somebody waits for `release`."""
+        await_true(self.held.is_set, lambda: f"somebody is held, after {self.commands}")
 
     def _listen(self) -> None:
         while not self._stopped.is_set():

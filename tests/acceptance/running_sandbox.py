@@ -12,20 +12,23 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
+from psycopg.rows import TupleRow
 from typer.testing import CliRunner
 
 from opensend_milter import cli
 from opensend_milter.host.sandbox import lifecycle as host, state as sandbox_state
 from tests.log_scan import Finding, Forbidden, body_starts, look_through
-from tests.waiting import await_true
+from tests.waiting import await_true, patience_s
 
 OF_OTHERS = {"postfix.log", "postgres.log", "dovecot.log"}
 """They show addresses as they always do; ours mask them."""
 HEAD_BYTES = 65_536
-CLEAR = (
+CLEAR: tuple[LiteralString, ...] = (
     "DROP FUNCTION IF EXISTS public.take_time CASCADE",
     "ALTER DATABASE opensend RESET synchronous_commit",
     (
@@ -37,13 +40,13 @@ CLEAR = (
 MakeSandbox = Callable[..., "Sandbox"]
 
 
-def program(*arguments: str, timeout_s: float = 170.0, check: bool = True) -> subprocess.CompletedProcess[str]:
+def program(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run opensend-milter to its end, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "opensend_milter", *arguments],
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=patience_s(),
         check=False,
         stdin=subprocess.DEVNULL,
     )
@@ -122,8 +125,8 @@ class Sandbox:
         context = ssl.create_default_context(cafile=self["SANDBOX_TLS_CA"])
         host, number = self["SANDBOX_SMTP_HOST"], int(self[port])
         if port == "SANDBOX_SMTPS_PORT":
-            return smtplib.SMTP_SSL(host, number, timeout=30, context=context)
-        client = smtplib.SMTP(host, number, timeout=30)
+            return smtplib.SMTP_SSL(host, number, timeout=patience_s(), context=context)
+        client = smtplib.SMTP(host, number, timeout=patience_s())
         with closed_on_failure(client):
             client.starttls(context=context)
             client.ehlo()
@@ -149,7 +152,7 @@ class Sandbox:
         self.cleared |= self._body_starts()
         with psycopg.connect(self["SANDBOX_DATABASE_URL"], autocommit=True) as connection:
             for statement in CLEAR:
-                connection.execute(statement)
+                await_true(partial(_has_run, connection, statement), statement)
         for path in self.inbox():
             path.unlink()
 
@@ -193,6 +196,15 @@ class Sandbox:
             ):
                 found |= body_starts(text.encode(), is_body=True) | body_starts(html.encode(), is_body=True)
         return frozenset(found)
+
+
+def _has_run(connection: psycopg.Connection[TupleRow], statement: LiteralString) -> bool:
+    """Run it, unless somebody who is at work locks the same tables the other way round."""
+    try:
+        connection.execute(statement)
+    except psycopg.errors.DeadlockDetected:
+        return False
+    return True
 
 
 def new_directory() -> Path:

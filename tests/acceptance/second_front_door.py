@@ -15,7 +15,7 @@ import yaml
 
 from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.submitting import unique
-from tests.waiting import await_of
+from tests.waiting import await_of, patience_s
 
 
 @contextmanager
@@ -38,12 +38,12 @@ def front_door(sandbox: Sandbox, **settings: object) -> Iterator[str]:
             yield url
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(patience_s())
 
 
 def _answers(url: str) -> bool:
     try:
-        with urlopen(f"{url}/readyz", timeout=5):  # noqa: S310  # http, to ourselves
+        with urlopen(f"{url}/readyz", timeout=patience_s()):  # noqa: S310  # http, to ourselves
             return True
     except (URLError, ConnectionError):
         return False

@@ -15,7 +15,7 @@ import pytest
 
 from tests.acceptance.running_sandbox import Sandbox, new_directory
 from tests.acceptance.submitting import unique
-from tests.waiting import await_found, await_true
+from tests.waiting import await_found, await_true, patience_s
 
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 HOST = "localhost"
@@ -40,7 +40,7 @@ def run(*command: str, at: Path, sandbox: Sandbox, text: str | None = None, **mo
         input=text,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience_s(),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -182,7 +182,7 @@ def printed(sandbox: Sandbox) -> Mapping[str, str]:
     command = ["key", "create", "--user", "sandbox", "--domain", sandbox["SANDBOX_FROM_DOMAIN"], "--snippet", "all"]
     done = subprocess.run(
         [sys.executable, "-m", "opensend_milter", *command, "--ca-file", sandbox["SANDBOX_TLS_CA"], "--json"],
-        env=variables, stdout=subprocess.PIPE, check=True, timeout=60,
+        env=variables, stdout=subprocess.PIPE, check=True, timeout=patience_s(),
     )  # fmt: skip
     made = json.loads(done.stdout)
     assert (made["port"], made["tls"]) == (int(sandbox["SANDBOX_SMTPS_PORT"]), "tls")

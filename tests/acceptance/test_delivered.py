@@ -25,7 +25,7 @@ from opensend_milter.core.model import EmailId
 from opensend_milter.core.signing import derived
 from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.submitting import Account, delivered, in_inbox, rows, submit, unique
-from tests.waiting import await_found, await_true
+from tests.waiting import await_found, await_true, patience_s
 
 HTML = (
     '<html><body><p>Hello, <a href="https://shop.example/a?b=1&amp;c=2">look</a>'
@@ -45,7 +45,7 @@ def command(sandbox: Sandbox, *words: str, stdin: bytes | None = None) -> subpro
         input=stdin,
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=patience_s(),
         env=os.environ | {"DATABASE_URL": sandbox["SANDBOX_DATABASE_URL"]},
     )
 
@@ -174,9 +174,9 @@ def test_opens_and_clicks_are_counted_where_the_domain_asks(account: Account) ->
     assert click.startswith(base + b"/api/track/click/")
     assert pixel.startswith(base + b"/api/track/open/")
     email_id = email_id_of(account, queue_id)
-    assert urllib.request.urlopen(pixel.decode(), timeout=10).headers["Content-Type"] == "image/gif"  # noqa: S310
+    assert urllib.request.urlopen(pixel.decode(), timeout=patience_s()).headers["Content-Type"] == "image/gif"  # noqa: S310
     with pytest.raises(urllib.error.HTTPError) as redirected:
-        urllib.request.build_opener(_NoRedirect).open(click.decode(), timeout=10)
+        urllib.request.build_opener(_NoRedirect).open(click.decode(), timeout=patience_s())
     assert redirected.value.code == 302
     assert redirected.value.headers["Location"] == "https://shop.example/a?b=1&c=2"
     redirected.value.close()

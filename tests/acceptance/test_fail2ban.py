@@ -16,6 +16,7 @@ from opensend_milter.core import maillog
 from opensend_milter.core.counting import LoginOutcome
 from opensend_milter.core.logline import formatter
 from tests.acceptance.running_sandbox import Sandbox
+from tests.waiting import patience_s
 
 ROOT = Path(__file__).resolve().parents[2]
 REGEX = shutil.which("fail2ban-regex")
@@ -35,7 +36,7 @@ def found(lines: str, mode: Mode, place: Path) -> list[str]:
     log.write_text(lines)
     done = subprocess.run(
         [str(REGEX), "-c", str(place), "-o", "ip", str(log), f"opensend-milter[mode={mode}]"],
-        check=False, capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C.UTF-8"},
+        check=False, capture_output=True, text=True, timeout=patience_s(), env={**os.environ, "LC_ALL": "C.UTF-8"},
     )  # fmt: skip
     assert not done.stderr, done.stderr
     return done.stdout.split()

@@ -16,12 +16,12 @@ import yaml
 
 from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.submitting import rows
-from tests.waiting import await_found, await_true
+from tests.waiting import await_found, await_true, patience_s
 
 
 @pytest.mark.case(17)
 def test_no_auth_without_tls(sandbox: Sandbox) -> None:
-    with smtplib.SMTP(sandbox["SANDBOX_SMTP_HOST"], int(sandbox["SANDBOX_SMTP_PORT"]), timeout=30) as client:
+    with smtplib.SMTP(sandbox["SANDBOX_SMTP_HOST"], int(sandbox["SANDBOX_SMTP_PORT"]), timeout=patience_s()) as client:
         client.ehlo()
         assert not client.has_extn("auth")
         assert client.docmd("AUTH", "PLAIN AGEAYg==")[0] in {503, 530}
@@ -136,7 +136,7 @@ def test_behind_a_balancer_the_client_is_who_it_says(other_rules: Sandbox) -> No
         client.login("apikey", sandbox["SANDBOX_API_KEY"])
         client.sendmail("a@sandbox.test", ["b@example.net"], b"From: a@sandbox.test\r\n\r\nx\r\n")
     assert rows(sandbox, "SELECT client_address FROM opensend_milter.submissions") == [("203.0.113.9",)]
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as plain:
+    with socket.create_connection(("127.0.0.1", port), timeout=patience_s()) as plain:
         plain.sendall(b"EHLO me\r\n")
         assert b"220 " not in plain.recv(4096)
 
@@ -153,7 +153,7 @@ class _Proxied(smtplib.SMTP):
 
 
 def _connected_as(address: str, port: int) -> smtplib.SMTP | None:
-    client = _Proxied(timeout=30)
+    client = _Proxied(timeout=patience_s())
     client.address, client._host = address, "127.0.0.1"  # type: ignore[attr-defined]  # what STARTTLS checks the name of
     try:
         client.connect("127.0.0.1", port)

@@ -32,6 +32,7 @@ from tests.acceptance.submitting import (
     submit,
     unique,
 )
+from tests.waiting import patience_s
 
 BEYOND = (554, "5.6.0")
 BYE = (221, "2.0.0")
@@ -48,7 +49,7 @@ def client(sandbox: Sandbox) -> Iterator[smtplib.SMTP]:
 
 def plaintext(sandbox: Sandbox, port: str = "SANDBOX_SMTP_PORT") -> smtplib.SMTP:
     """Open a connection without TLS."""
-    client = smtplib.SMTP(sandbox["SANDBOX_SMTP_HOST"], int(sandbox[port]), timeout=30)
+    client = smtplib.SMTP(sandbox["SANDBOX_SMTP_HOST"], int(sandbox[port]), timeout=patience_s())
     client.ehlo()
     return client
 
@@ -149,7 +150,7 @@ def test_a_good_key_without_tls_is_refused_and_forgotten(sandbox: Sandbox, port:
 
 def test_the_port_with_tls_says_no_smtp_without_it(sandbox: Sandbox) -> None:
     address = (sandbox["SANDBOX_SMTP_HOST"], int(sandbox["SANDBOX_SMTPS_PORT"]))
-    with socket.create_connection(address, timeout=30) as connection, connection.makefile("rb") as replies:
+    with socket.create_connection(address, timeout=patience_s()) as connection, connection.makefile("rb") as replies:
         connection.sendall(b"EHLO test\r\n")
         with suppress(ConnectionResetError):
             assert b"SMTP" not in replies.read()

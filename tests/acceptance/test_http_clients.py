@@ -20,7 +20,7 @@ from resend.exceptions import ResendError
 from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.second_front_door import front_door
 from tests.acceptance.submitting import Account, Delivered, delivered, rows, unique
-from tests.waiting import await_found
+from tests.waiting import await_found, patience_s
 
 DEFAULT_FROM = "default@sandbox.test"
 REQUEST_ID = re.compile(r"req_[0-9A-HJKMNP-TV-Z]{26}")
@@ -70,7 +70,7 @@ class Rele:
 
     def curl(self, path: str, payload: object = None, *options: str, key: str | None = None) -> Answer:
         """Run curl; a payload that is no text is sent as JSON; `key` empty: without one."""
-        command = ["curl", "-sS", "-m", "60", "-D", "-", f"{self.url}{path}", *options]
+        command = ["curl", "-sS", "-D", "-", f"{self.url}{path}", *options]
         if key != "":
             command += ["-H", f"Authorization: Bearer {key or self.key}"]
         if payload is not None:
@@ -78,7 +78,7 @@ class Rele:
                 command += ["-H", "Content-Type: application/json"]
             command += ["--data-binary", "@-"]
         body = payload if isinstance(payload, str) else json.dumps(payload)
-        done = subprocess.run(command, input=body.encode(), capture_output=True, timeout=90, check=True)
+        done = subprocess.run(command, input=body.encode(), capture_output=True, timeout=patience_s(), check=True)
         # An answer 100 stands in front, where curl asked for it.
         *_, head, content = done.stdout.rsplit(b"\r\n\r\n", 1)
         first, *fields = head.decode().rpartition("\r\n\r\n")[2].split("\r\n")

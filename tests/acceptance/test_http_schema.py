@@ -12,6 +12,7 @@ import pytest
 
 from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.second_front_door import front_door
+from tests.waiting import scaled_s
 
 EXAMPLES = 4
 SETTINGS = """
@@ -51,7 +52,7 @@ def test_the_server_does_what_its_document_says(sandbox: Sandbox, url: str, tmp_
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=380,
+        timeout=scaled_s(380),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

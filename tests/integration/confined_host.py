@@ -27,7 +27,7 @@ from opensend_milter.host.rendering.dovecot import DovecotSite, render_dovecot
 from opensend_milter.host.rendering.postfix import PostfixSite, render_postfix
 from tests.integration.overlaid_system import OverlaidSystem, bound
 from tests.integration.private_postgres import Database
-from tests.waiting import await_of, await_true, patience_s
+from tests.waiting import PAUSE_S, await_of, await_true, patience_s
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME, PROGRAM = Path("/usr/lib/opensend-milter"), Path("/usr/bin/opensend-milter")
@@ -135,7 +135,7 @@ def name_of_socket(unit: str) -> str:
 
 
 def _await_ready(endpoint: socket.socket, running: Running) -> None:
-    endpoint.settimeout(0.2)
+    endpoint.settimeout(PAUSE_S)
     said: list[str] = []
 
     def is_ready() -> bool:
@@ -290,7 +290,7 @@ def _post(port: int, key: str, subject: str) -> None:
 
 def _answers(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port), timeout=patience_s()).close()
     except OSError:
         return False
     return True

@@ -22,10 +22,9 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from opensend_milter.adapters.postgres.link import Connection, Role
-from tests.waiting import patience_s
+from tests.waiting import PAUSE_S, await_true, patience_s
 
 SUPERUSER, PASSWORD = "postgres", "only-of-the-tests"
-STOP_S = 20.0
 SETTINGS = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -106,9 +105,9 @@ class Cluster:
         server = self._server
         while server and server.poll() is None and time.monotonic() < deadline:
             with suppress(psycopg.OperationalError):
-                psycopg.connect(self._url("postgres", port), connect_timeout=2).close()
+                psycopg.connect(self._url("postgres", port)).close()
                 return True
-            time.sleep(0.02)
+            time.sleep(PAUSE_S)
         return False
 
     def stop(self) -> None:
@@ -123,7 +122,7 @@ class Cluster:
         self.resume()
         if self._server:
             self._server.send_signal(how)
-            self._server.wait(STOP_S)
+            self._server.wait(patience_s())
             self._server = None
 
     def pause(self) -> None:
@@ -135,6 +134,14 @@ class Cluster:
             for pid in self._paused[1:]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP)
+
+    def is_asked(self) -> bool:
+        """Tell whether somebody has asked a paused server something: it lies there unread."""
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, _, _, queues, *_ = line.split()
+            if int(local.partition(":")[2], 16) == self.port and int(queues.partition(":")[2], 16):
+                return True
+        return False
 
     def resume(self) -> None:
         """Undo `pause`."""
@@ -205,6 +212,12 @@ class Database:
         info = self.url_for(role) if role else self.cluster.here(self.name)
         with psycopg.connect(info, autocommit=True) as connection:
             yield connection
+
+    def await_blocked(self, sessions: int = 1) -> None:
+        """Wait until so many wait for a lock."""
+        query = b"SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        with self.connect() as connection:
+            await_true(lambda: connection.execute(query).rowcount == sessions, f"{sessions} wait for a lock")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import psycopg
 
 from tests.log_scan import Forbidden, assert_clean, look_through
 from tests.milter_client import Answer, MilterClient
-from tests.waiting import patience_s
+from tests.waiting import patience_s, scaled_s
 
 
 @dataclass
@@ -40,9 +40,9 @@ class Serving:
     def log(self) -> str:
         return (self.directory / "serve.log").read_text()
 
-    def client(self, timeout_s: float = 30) -> MilterClient:
+    def client(self) -> MilterClient:
         """Connect and negotiate as Postfix does."""
-        client = MilterClient(self.socket, timeout_s)
+        client = MilterClient(self.socket)
         try:
             client.negotiate()
         except BaseException:
@@ -76,7 +76,7 @@ class Serving:
     def stop(self) -> int:
         """Stop it as a service manager does; return its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(40)
+        return self.process.wait(patience_s())
 
     def account(self) -> Account:
         """Make a user, so that a test has rows of its own."""
@@ -152,7 +152,7 @@ def serving(
             "socket": str(directory / "milter.sock"),
             "spool_dir": str(directory / "spool"),
             "processes": 2,
-            "drain_s": 5,
+            "drain_s": scaled_s(5),
         },
     }
     for section, values in settings.items():
@@ -169,7 +169,7 @@ def serving(
         finally:
             if process.poll() is None:
                 process.kill()
-                process.wait(10)
+                process.wait()
             shutil.rmtree(directory)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import boto3
 
-from tests.waiting import await_of
+from tests.waiting import await_of, patience_s
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 
@@ -39,7 +39,7 @@ def running_sqs() -> Iterator[str]:
 
 
 def _answers(endpoint: str) -> bool:
-    with suppress(OSError), urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=5):  # noqa: S310
+    with suppress(OSError), urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=patience_s()):  # noqa: S310
         return True
     return False
 

@@ -14,6 +14,7 @@ import pytest
 
 from opensend_milter.core.errors import ConfigError
 from opensend_milter.servers.activation import passed_or
+from tests.waiting import patience_s
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN = str(os.getpid())
@@ -44,9 +45,9 @@ def test_a_program_answers_on_the_socket_it_was_given(listener: socket.socket) -
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, str(listener.fileno())], pass_fds=[listener.fileno()], cwd=ROOT
     )
-    with socket.create_connection(listener.getsockname(), timeout=20) as client:
+    with socket.create_connection(listener.getsockname(), timeout=patience_s()) as client:
         assert client.recv(10) == b"here"
-    assert process.wait(10) == 0
+    assert process.wait(patience_s()) == 0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from opensend_milter.adapters.admin.store import AdminStore
-from tests.integration.gate_sides import HANG_UP, TIMEOUT_S, Client, Gate, Real, Upstream, connects, encoded
+from tests.integration.gate_sides import HANG_UP, Client, Gate, Real, Upstream, connects, encoded
 from tests.integration.private_postgres import Database
 from tests.waiting import await_found
 
@@ -110,9 +109,8 @@ def test_a_temporary_failure_that_passes_is_seen_by_nobody(upstream: Upstream, c
 
 def test_silence_is_a_hang_up(upstream: Upstream, client: Client) -> None:
     upstream.answer = None
-    begun = time.monotonic()
     assert client.plain("os_key") == HANG_UP
-    assert TIMEOUT_S * 0.9 < time.monotonic() - begun < TIMEOUT_S + 2
+    assert any(line.startswith("AUTH") for line in upstream.heard), "it was asked, and did not answer"
 
 
 def test_dovecot_is_asked_for_a_constant_user_and_a_trimmed_key(upstream: Upstream, client: Client) -> None:

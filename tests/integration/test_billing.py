@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import LiteralString
 
 import psycopg
 import pytest
@@ -18,7 +17,7 @@ from tests.integration.billing_tables import END, START, subscribe, without_fore
 from tests.integration.private_postgres import Cluster, Database
 from tests.integration.serving import Account, Serving, serving
 from tests.milter_client import Answer
-from tests.waiting import await_true
+from tests.waiting import patience_s
 
 TAKEN = Answer("d")
 CLIENTS = 30
@@ -214,7 +213,7 @@ def test_thirty_clients_make_one_row(billed: Serving) -> None:
     accounts = [billed.account() for _ in range(3)]
     for account in accounts:
         subscribe(account, quota=20)
-    start = threading.Barrier(CLIENTS, timeout=30)
+    start = threading.Barrier(CLIENTS, timeout=patience_s())
 
     def send(number: int) -> list[Answer]:
         account = accounts[number % len(accounts)]
@@ -259,22 +258,13 @@ def test_batches_that_hold_the_same_users_in_another_order(beside: Database) -> 
             reserve(holder, ["u3"])
             for thread in threads:
                 thread.start()
-            await_waiting(beside, 2)
+            beside.await_blocked(2)
         for thread in threads:
-            thread.join(20)
+            thread.join()
         assert errors == []
         assert holder.execute("SELECT DISTINCT emails_sent FROM usage_periods WHERE user_id <> 'u3'").fetchall() == [
             (3,)
         ]
-
-
-def await_waiting(database: Database, count: int) -> None:
-    """Wait until so many wait for a lock."""
-    with database.connect() as connection:
-        query: LiteralString = (
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        await_true(lambda: connection.execute(query).fetchone() == (count,), f"{count} wait for a lock")
 
 
 @pytest.fixture

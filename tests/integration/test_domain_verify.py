@@ -33,9 +33,10 @@ from opensend_milter.core.errors import UsageError
 from opensend_milter.core.findings import Result as Ended, chosen, examine
 from opensend_milter.host.examining.host_checks import Site
 from tests.integration.private_postgres import SUPERUSER, Database
+from tests.waiting import scaled_s
 
 DOMAIN = "example.org"
-PATIENCE_S = 0.4
+ANSWER_S = 0.4
 HOST, USER = "mail.example.org", "shop"
 TOKENS = ["hirjd4exampled5477y22yd23ettobi", "v3rnz522czcl46quexamplek3efo5o6x"]
 KEY = "v=DKIM1; k=rsa; p=" + "A" * 392
@@ -143,7 +144,7 @@ def server(zone: Zone) -> Iterator[str]:
 
 def hasty(server: str) -> DnsResolver:
     """One that is to hear nothing."""
-    return DnsResolver(server, timeout_s=PATIENCE_S, lifetime_s=2 * PATIENCE_S)
+    return DnsResolver(server, timeout_s=scaled_s(ANSWER_S), lifetime_s=scaled_s(2 * ANSWER_S))
 
 
 def test_split_strings_are_one_text(zone: Zone, server: str) -> None:

@@ -27,6 +27,7 @@ from opensend_milter.servers.worker.feedback import Applying, Listening
 from tests.integration.outbox import add_email, end_leases, events, job_store, rows, state
 from tests.integration.private_postgres import Database
 from tests.integration.sqs_server import client, new_queue, running_sqs, set_credentials
+from tests.waiting import patience_s
 
 ROOT = Path(__file__).parents[2]
 STRANGER = EmailId("0198c5a2-7f00-7abc-8def-0123456789ab")
@@ -36,14 +37,14 @@ STRANGER = EmailId("0198c5a2-7f00-7abc-8def-0123456789ab")
 def box(database: Database) -> Iterator[PostgresFeedbackBox]:
     """As the HTTP process opens it: it may put down, and nothing else."""
     info = conninfo_for(database.url, database.password_dir, "opensend_http")
-    opened = PostgresFeedbackBox(info, name="opensend-http", timeout_s=10)
+    opened = PostgresFeedbackBox(info, name="opensend-http", timeout_s=patience_s())
     yield opened
     opened.close()
 
 
 def opened_book(database: Database, soft_bounces: int = 3) -> PostgresFeedbackBook:
     info = conninfo_for(database.url, database.password_dir, "opensend_worker")
-    return PostgresFeedbackBook(info, name="opensend-feedback", timeout_s=10, soft_bounces=soft_bounces)
+    return PostgresFeedbackBook(info, name="opensend-feedback", timeout_s=patience_s(), soft_bounces=soft_bounces)
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_the_next_message_to_it_finds_it_suppressed(
     rows(database, "INSERT INTO api_keys (id, name, token_hash, user_id) VALUES (%s, 'k', 'h', 'u1')", STRANGER)
     info = conninfo_for(database.url, database.password_dir, "opensend_milter")
     habits = Habits(duplicate_window=timedelta(0), logs=False, billing=False)
-    store = PostgresIntakeStore(info, habits, name="t", timeout_s=10)
+    store = PostgresIntakeStore(info, habits, name="t", timeout_s=patience_s())
     to = (Address("JO@xn--bcher-kva.example"), Address("jo@bücher.example"), Address("other@x.net"))
     question = Question(
         key_id=KeyId(STRANGER),
@@ -390,8 +391,7 @@ def test_who_is_just_recording_is_waited_for(
     with database.connect() as connection, connection.transaction():
         connection.execute("DELETE FROM opensend_milter.jobs")
         applying.start()
-        applying.join(0.3)
-        assert applying.is_alive()
+        database.await_blocked()
         connection.execute("UPDATE emails SET status = 'sent'")
     applying.join()
     assert state(database, email_id) == ("delivered", None)
@@ -629,7 +629,7 @@ def test_events_of_a_queue(database: Database, book: PostgresFeedbackBook, sqs: 
         sender.send_message(QueueUrl=url, MessageBody=body)
     queue = SesEventQueue(url, region="us-east-1", endpoint_url=sqs)
     info = conninfo_for(database.url, database.password_dir, "opensend_worker")
-    worker_box = PostgresFeedbackBox(info, name="opensend-listener", timeout_s=10)
+    worker_box = PostgresFeedbackBox(info, name="opensend-listener", timeout_s=patience_s())
     listening = Listening(queue, worker_box)
     while left(sender, url)[0]:
         listening.step()
@@ -655,7 +655,7 @@ def test_events_stay_on_the_queue_while_the_database_is_away(database: Database,
     sender = client(sqs)
     sender.send_message(QueueUrl=url, MessageBody=json.dumps({"eventType": "Open", "mail": {"messageId": "m"}}))
     info = conninfo_for(database.url, database.password_dir, "opensend_worker")
-    box = PostgresFeedbackBox(info, name="opensend-listener", timeout_s=10)
+    box = PostgresFeedbackBox(info, name="opensend-listener", timeout_s=patience_s())
     listening = Listening(SesEventQueue(url, region="us-east-1", endpoint_url=sqs), box)
     database.cluster.stop()
     with pytest.raises(StoreUnavailable):
@@ -676,7 +676,7 @@ def piped(database: Database, directory: Path, recipient: str, raw: bytes) -> tu
     program = [sys.executable, "-c", "from opensend_milter.cli.feedback import app; app()"]
     ran = subprocess.run(
         [*program, "bounce", f"--recipient={recipient}", "--config", str(config)],
-        input=raw, capture_output=True, timeout=60, check=False, cwd=ROOT,
+        input=raw, capture_output=True, timeout=patience_s(), check=False, cwd=ROOT,
         env=os.environ | {"DATABASE_URL": database.url, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert b"Traceback" not in ran.stderr

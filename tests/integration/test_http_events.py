@@ -38,7 +38,7 @@ from tests.integration.test_sns import (
     ses_event,
 )
 from tests.log_scan import Forbidden, assert_clean, look_through
-from tests.waiting import await_of, await_true
+from tests.waiting import await_of, await_true, patience_s
 
 ROOT = Path(__file__).parents[2]
 JSON = dict[str, Any]
@@ -57,7 +57,7 @@ class Serving:
         return self.log_path.read_text()
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, JSON]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=patience_s())
         try:
             connection.request(method, path, body, {"Content-Type": "text/plain; charset=UTF-8"})
             answer = connection.getresponse()
@@ -70,7 +70,7 @@ class Serving:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(patience_s())
 
 
 @contextmanager
@@ -97,15 +97,15 @@ def serving(database: Database, directory: Path) -> Iterator[Serving]:
         assert_clean(look_through([log_path], Forbidden(addresses=True)))
     finally:
         process.kill()
-        process.wait(10)
+        process.wait()
 
 
 def _main(given: JSON) -> None:
     import logging  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    box = PostgresFeedbackBox(given["info"], name="opensend-http", timeout_s=2)
-    desk = PostgresSubmissions(given["info"], connections=1, timeout_s=2)
+    box = PostgresFeedbackBox(given["info"], name="opensend-http", timeout_s=patience_s())
+    desk = PostgresSubmissions(given["info"], connections=1, timeout_s=patience_s())
 
     def fetch(url: str) -> bytes:
         if url != CERTIFICATE_URL:
@@ -199,21 +199,21 @@ def test_with_the_database_away_sns_is_asked_to_come_again(database: Database, s
 def test_a_request_in_hand_is_answered_before_the_end(database: Database, server: Serving) -> None:
     """SIGTERM in the middle of a request: nothing new is let in, what has begun is finished, and the code is 0."""
     body = notification(at=now())
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as begun:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=patience_s()) as begun:
         begun.sendall(b"POST /events/ses HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:100])
         assert server.ask("GET", health.HEALTH_PATH)[0] == 200
         server.process.send_signal(signal.SIGTERM)
         _await_closed(server.port)
         begun.sendall(body[100:])
         assert begun.recv(1_000).startswith(b"HTTP/1.1 200 ")
-    assert server.process.wait(20) == 0
+    assert server.process.wait(patience_s()) == 0
     assert rows(database, "SELECT count(*) FROM opensend_milter.feedback") == [(1,)]
 
 
 def _await_closed(port: int) -> None:
     def is_closed() -> bool:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            socket.create_connection(("127.0.0.1", port), timeout=patience_s()).close()
         except OSError:
             return True
         return False

@@ -31,12 +31,13 @@ from opensend_milter.core.request import RequestLimits
 from opensend_milter.core.submission import Caller, Submission
 from opensend_milter.servers.throttle import Throttle
 from opensend_milter.servers.web.api import LOGINS_AT_ONCE, Api
+from opensend_milter.servers.web.bodies import Bodies
 from opensend_milter.servers.web.records import Records
 from opensend_milter.servers.web.server import application
 from tests.asking import Answer, ask
 from tests.integration.private_postgres import Database
 from tests.integration.serving import await_ready
-from tests.waiting import await_found, await_true, patience_s
+from tests.waiting import await_found, await_true, patience_s, scaled_s
 
 Found = TypeVar("Found")
 Settings = Mapping[str, dict[str, object]]
@@ -45,7 +46,7 @@ HALT = "halt"
 LOCK = 7
 LARGE = "x" * 5_000
 """Above `spool_above_bytes`: such messages are stored one after the other."""
-QUICK: Settings = {"milter": {"soft_timeout_s": 2, "hard_timeout_s": 3, "spool_above_bytes": 4_096}}
+QUICK: Settings = {"milter": {"soft_timeout_s": scaled_s(2), "hard_timeout_s": scaled_s(3), "spool_above_bytes": 4_096}}
 
 
 @dataclass(frozen=True)
@@ -296,11 +297,7 @@ def faulty() -> Iterator[ASGIApp]:
         desk=desk,
         records=Records(store=desk, threads=threads),
         throttle=throttle,
-        limits=RequestLimits(),
-        default_from="",
-        proxies=(),
-        client_header="x-forwarded-for",
-        max_bulk_messages=10,
+        bodies=Bodies(limits=RequestLimits(), default_from="", max_bulk_messages=10),
         threads=threads,
     )
     throttle.start()

@@ -57,8 +57,8 @@ SUBMIT = """
 import smtplib, ssl, sys
 port, key, recipient = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 context = ssl.create_default_context(cafile="/etc/ssl/mail/ca.pem")
-make = (lambda: smtplib.SMTP_SSL("127.0.0.1", port, timeout=30, context=context)) if port == 465 else (
-    lambda: smtplib.SMTP("127.0.0.1", port, timeout=30))
+make = (lambda: smtplib.SMTP_SSL("127.0.0.1", port, context=context)) if port == 465 else (
+    lambda: smtplib.SMTP("127.0.0.1", port))
 context.check_hostname = False
 with make() as client:
     if port != 465:

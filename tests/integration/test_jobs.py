@@ -695,10 +695,12 @@ def test_bytes_of_old_messages_are_dropped_when_they_are_finished(database: Data
 
 def test_a_lease_is_put_off_for_what_is_in_hand(database: Database) -> None:
     """Nobody else's, and not what is finished."""
-    store = job_store(database, lease_s=60)
+    store = job_store(database, lease_s=3_600)
     mine, theirs = claimed(store, add_email(database)), claimed(store, add_email(database), begun=False)
     rows(database, "UPDATE opensend_milter.jobs SET lease_until = now() + interval '1 second'")
     store.extend([mine, dataclasses.replace(theirs, lease_id=mine.lease_id)])
-    left = rows(database, "SELECT email_id::text FROM opensend_milter.jobs WHERE lease_until > now() + interval '50 s'")
+    left = rows(
+        database, "SELECT email_id::text FROM opensend_milter.jobs WHERE lease_until > now() + interval '50 min'"
+    )
     assert left == [(mine.email_id,)]
     store.close()

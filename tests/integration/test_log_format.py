@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from tests.integration.private_postgres import Database
 from tests.integration.serving import serving
 from tests.jobs import job
 from tests.unit.messages import KEY, message
+from tests.waiting import patience_s
 
 RAW = b"From: app@example.org\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
 REFUSAL = Refuse(code=550, enhanced="5.7.1", text="no", rule=Rule.FROM_UNVERIFIED)
@@ -168,10 +168,8 @@ def test_no_key_in_any_line(form: logging.Formatter, key: str) -> None:
     "piece", ["x", "@", '"', "x@", '"a ', "[x@[", '"@', "x@[", "x@[1]", "\n@", 'a"b@', "= @"], ids=ascii
 )
 def test_masking_takes_no_longer_than_reading(piece: str) -> None:
-    """A stranger's text must not hold up the log, and with it the mail."""
-    began = time.monotonic()
-    masked(piece * (200_000 // len(piece)) + "@")
-    assert time.monotonic() - began < 2
+    """A stranger's text must not hold up the log, and with it the mail: one look at all for each word would not end."""
+    masked(piece * (2_000_000 // len(piece)) + "@")
 
 
 PROGRAM = """
@@ -248,7 +246,7 @@ def test_the_other_daemons_too(command: str, database: Database, tmp_path: Path)
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices, (tmp_path / "log").open("wb") as log:
         notices.bind(str(tmp_path / "notify"))
-        notices.settimeout(30)
+        notices.settimeout(patience_s())
         process = subprocess.Popen(
             [sys.executable, "-m", "opensend_milter", command, "--config", str(tmp_path / "config.yaml")],
             env={**os.environ, "DATABASE_URL": database.url, "NOTIFY_SOCKET": str(tmp_path / "notify")},
@@ -258,8 +256,8 @@ def test_the_other_daemons_too(command: str, database: Database, tmp_path: Path)
             while b"READY=1" not in notices.recv(4096):
                 pass
             process.terminate()
-            assert process.wait(40) == 0
+            assert process.wait(patience_s()) == 0
         finally:
             process.kill()
-            process.wait(10)
+            process.wait()
     assert lines_of((tmp_path / "log").read_text())

@@ -41,6 +41,7 @@ from tests.integration.outbox import add_emails, rows
 from tests.integration.private_postgres import Database
 from tests.integration.serving import Serving, serving
 from tests.log_scan import Forbidden, assert_clean, look_through
+from tests.waiting import await_true, patience_s
 
 RAW = b"From: app@example.org\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
 GOOD, WRONG = "os_" + "0" * 32, "os_" + "f" * 32
@@ -71,7 +72,7 @@ def samples(text: str) -> Samples:
 
 
 def scrape(port: int) -> Samples:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=patience_s()) as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         return samples(answer.read().decode())
 
@@ -156,17 +157,21 @@ def test_children_count_together_exactly_what_they_answered(database: Database) 
             scrape(port)
 
 
+def is_gone(port: int) -> bool:
+    try:
+        scrape(port)
+    except OSError:
+        return True
+    return False
+
+
 def test_page_ends_with_a_parent_that_is_killed(database: Database) -> None:
     """Whoever starts it again finds the port free."""
     with metered(database) as (served, port):
         scrape(port)
         served.process.kill()
-        served.process.wait(10)
-        while True:
-            try:
-                scrape(port)
-            except OSError:
-                break
+        served.process.wait()
+        await_true(lambda: is_gone(port), "the page has ended")
 
 
 def test_a_full_directory_costs_the_counts_and_no_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -204,12 +209,12 @@ def test_the_worker_shows_what_waits(database: Database) -> None:
     rows(database, "UPDATE opensend_milter.jobs SET not_before = now() + interval '1 day' WHERE email_id = %s", second)
     rows(database, "UPDATE opensend_milter.jobs SET state = 'uncertain' WHERE email_id = %s", third)
     port = free_port()
-    backlog = PostgresBacklog(database.url_for("opensend_worker"), name="opensend-backlog", timeout_s=5)
+    backlog = PostgresBacklog(database.url_for("opensend_worker"), name="opensend-backlog", timeout_s=patience_s())
     with metrics_page.shown(port, prometheus.alone(counting.IN_DELIVERY), key="metrics.worker_port"):
         assert backlog.step() >= 15
         shown = scrape(port)
         assert [shown["opensend_jobs", state] for state in ("waiting", "uncertain", "claimed")] == [3, 1, 0]
-        assert 3600 <= shown["opensend_oldest_due_seconds",] < 3700
+        assert 3600 <= shown["opensend_oldest_due_seconds",] < 7200
         rows(database, "DELETE FROM opensend_milter.jobs")
         backlog.step()
         emptied = scrape(port)
@@ -228,7 +233,7 @@ def test_the_worker_shows_what_waits(database: Database) -> None:
 def test_who_says_something_else_is_no_trouble(said: bytes) -> None:
     port = free_port()
     with metrics_page.shown(port, lambda: b"fine 1\n", key="metrics.worker_port"):
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as stranger:
+        with socket.create_connection(("127.0.0.1", port), timeout=patience_s()) as stranger:
             stranger.sendall(said)
             stranger.shutdown(socket.SHUT_WR)
             assert b"fine" not in stranger.recv(10_000)

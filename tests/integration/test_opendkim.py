@@ -118,7 +118,7 @@ class Relaying:
         )
 
     def courier(self) -> SmtpCourier:
-        return SmtpCourier(Relay(host="127.0.0.1", port=self.port, timeout_s=30), hostname="mx.example.com")
+        return SmtpCourier(Relay(host="127.0.0.1", port=self.port, timeout_s=patience_s()), hostname="mx.example.com")
 
     def deliver(self, raw: bytes) -> Arrived:
         """Hand a stored message to the courier; return what the next hop got."""
@@ -283,7 +283,7 @@ def _listens(path: Path) -> bool:
 
 
 def _greets(port: int) -> bool:
-    with suppress(OSError, smtplib.SMTPException), smtplib.SMTP("127.0.0.1", port, timeout=5) as probe:
+    with suppress(OSError, smtplib.SMTPException), smtplib.SMTP("127.0.0.1", port, timeout=patience_s()) as probe:
         return bool(probe.noop()[0] == 250)
     return False
 
@@ -501,7 +501,9 @@ def test_make_key_overwrites_nothing(relaying: Relaying) -> None:
 
 
 def _run(*command: str) -> tuple[int, str]:
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+    done = subprocess.run(
+        command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=patience_s()
+    )
     return done.returncode, done.stdout
 
 

@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from opensend_milter.adapters.aws.sns import MOST_CERTIFICATES, SnsTopics, fetch
 from opensend_milter.core.errors import TemporaryError
 from opensend_milter.core.feedback import ReportMalformed, ReportRefused
+from tests.waiting import patience_s
 
 TOPIC = "arn:aws:sns:us-east-1:123456789012:ses-events"
 HOST = "https://sns.us-east-1.amazonaws.com"
@@ -296,7 +297,7 @@ def answering(
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
-        yield lambda _: http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=2)
+        yield lambda _: http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=patience_s())
     finally:
         server.shutdown()
         thread.join()

@@ -25,6 +25,7 @@ from opensend_milter.config import Config, Database, Policy, Queue, Size
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.findings import Finding, Result, chosen, examine
 from tests.integration.private_postgres import Cluster, program
+from tests.waiting import scaled_s
 
 TEMPLATE = "template_before_opensend"
 QUEUE = "https://sqs.us-east-1.amazonaws.com/1/jobs.fifo"
@@ -74,11 +75,12 @@ class Opensend:
 
 
 @pytest.fixture(scope="module")
-def _opensend_template(_shared_cluster: Cluster) -> str:
+def _opensend_template(_shared_cluster: Cluster) -> Iterator[str]:
     with psycopg.connect(_shared_cluster.new_database(TEMPLATE), autocommit=True) as connection:
         facts.make(connection)
         connection.execute(HEALTHY)
-    return TEMPLATE
+    yield TEMPLATE
+    _shared_cluster.drop_database(TEMPLATE)
 
 
 @pytest.fixture
@@ -590,13 +592,14 @@ def test_without_a_queue_the_ingester_must_poll(opensend: Opensend) -> None:
 
 def test_what_takes_too_long_is_a_finding_and_the_rest_is_asked(opensend: Opensend) -> None:
     names = [f"opensend.{name}" for name in ("reachable", "domains", "rows", "keys", "billing")]
-    with logged(opensend) as said, before_switching(opensend.config, timeout_s=2.0) as checks:
+    timeout_s = scaled_s(2)
+    with logged(opensend) as said, before_switching(opensend.config, timeout_s=timeout_s) as checks:
         reachable = list(examine(checks, chosen(checks, names[:1])))
         with psycopg.connect(opensend.cluster.here(opensend.name)) as other:
             other.execute("LOCK TABLE emails IN ACCESS EXCLUSIVE MODE")
             late = {one.name: one for one in [*reachable, *examine(checks, chosen(checks, names[1:]))]}
     assert results(late) == {"opensend.domains": "warning", "opensend.rows": "warning"}
-    assert late["opensend.rows"].seen == "no answer within 2 s"
+    assert late["opensend.rows"].seen == f"no answer within {timeout_s:g} s"
     assert sum(one.startswith("SELECT e.id::text") for one in said) == 1
 
 

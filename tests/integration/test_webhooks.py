@@ -34,9 +34,10 @@ from opensend_milter.host.rendering.certificates import MadeCertificate, make_ce
 from opensend_milter.servers.worker.webhook_dispatch import AT_ONCE, AT_ONCE_EACH, Dispatching, Habits
 from tests.integration.outbox import add_email, rows
 from tests.integration.private_postgres import Database
-from tests.waiting import await_true
+from tests.waiting import NEVER_S, PAUSE_S, await_true, scaled_s
 
-WAIT_S = 20.0
+CALL_S = 60.0
+"""The longest that may be configured: only what is slow on purpose takes that long."""
 Behaviour = Callable[[BaseHTTPRequestHandler], None]
 
 
@@ -93,7 +94,7 @@ def drips(before: bytes) -> Behaviour:
         handler.wfile.write(before)
         while True:
             handler.wfile.write(b"x")
-            time.sleep(0.05)
+            time.sleep(PAUSE_S)
 
     return behave
 
@@ -189,22 +190,22 @@ def secret(database: Database, webhook_id: WebhookId, generation: int = 1) -> st
     return secret_of(signing, webhook_id, generation)
 
 
-def store_of(database: Database, name: str = "w", timeout_s: float = 20) -> PostgresWebhooks:
+def store_of(database: Database, name: str = "w") -> PostgresWebhooks:
     info = conninfo_for(database.url, database.password_dir, "opensend_worker")
-    return PostgresWebhooks(info, name=name, timeout_s=timeout_s, lease=lease_of(5))
+    return PostgresWebhooks(info, name=name, timeout_s=CALL_S, lease=lease_of(CALL_S))
 
 
 @contextmanager
 def dispatching(
-    database: Database, *, messenger: HttpMessenger | None = None, max_attempts: int = 8, drain_s: float = 10
+    database: Database, *, messenger: HttpMessenger | None = None, max_attempts: int = 8
 ) -> Iterator[Dispatching]:
     running = Dispatching(
         store_of(database),
-        messenger or HttpMessenger(timeout_s=5, allow_private=True),
+        messenger or HttpMessenger(timeout_s=CALL_S, allow_private=True),
         Habits(
             max_attempts=max_attempts,
             poll_interval_s=0.02,
-            drain_s=drain_s,
+            drain_s=CALL_S,
             now=lambda: dt.datetime.now(dt.UTC),
             jitter=random.random,
         ),
@@ -243,7 +244,7 @@ def test_an_event_reaches_its_receiver_signed(
         webhook_id = add_webhook(database, f"{scheme}://localhost:{receiver.port}/hook?x=1")
         email_id = add_email(database)
         event_id = add_delivery(database, webhook_id, email_id=email_id)
-        messenger = HttpMessenger(timeout_s=5, allow_private=True, context=context)
+        messenger = HttpMessenger(timeout_s=CALL_S, allow_private=True, context=context)
         with dispatching(database, messenger=messenger) as running:
             run_once(running)
     (call,) = receiver.calls
@@ -299,26 +300,27 @@ def test_retry_after_is_heeded(database: Database, receiver: Receiver) -> None:
     with dispatching(database) as running:
         run_once(running)
     ((wait_s,),) = rows(database, "SELECT extract(epoch FROM next_retry_at - attempted_at) FROM webhook_deliveries")
-    assert 600 <= wait_s < 602
+    assert wait_s >= 600
 
 
 @pytest.mark.parametrize(
-    ("before", "code", "text"),
+    ("before", "code"),
     [
-        (b"", None, "no answer within 0.5 s"),
-        (b"HTTP/1.1 200 OK\r\nX: ", None, "no answer within 0.5 s"),
-        (b"HTTP/1.1 100 Continue\r\n\r\n", None, "no answer within 0.5 s"),
-        (b"HTTP/1.1 200 OK\r\n\r\n", 200, "xxxx"),
-        (b"HTTP/1.1 500 No\r\nContent-Length: 9999\r\n\r\n", 500, "xxxx"),
+        (b"", None),
+        (b"HTTP/1.1 200 OK\r\nX: ", None),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", None),
+        (b"HTTP/1.1 200 OK\r\n\r\n", 200),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 9999\r\n\r\n", 500),
     ],
 )
-def test_one_that_drips_is_cut(receiver: Receiver, before: bytes, code: int | None, text: str) -> None:
-    """Where the status came in time it counts."""
+def test_one_that_drips_is_cut(receiver: Receiver, before: bytes, code: int | None) -> None:
+    """It would go on for as long as anybody listens. Where the status came in time it counts."""
+    timeout_s = scaled_s(0.5)
     receiver.script.append(drips(before))
-    began_at = time.monotonic()
-    answer = HttpMessenger(timeout_s=0.5, allow_private=True).post(f"http://127.0.0.1:{receiver.port}/", {}, b"{}")
-    assert time.monotonic() - began_at < 2
-    assert (answer.code, answer.text[: len(text)]) == (code, text)
+    messenger = HttpMessenger(timeout_s=timeout_s, allow_private=True)
+    answer = messenger.post(f"http://127.0.0.1:{receiver.port}/", {}, b"{}")
+    assert answer.code == code
+    assert answer.text.strip("x") == ("" if code else f"no answer within {timeout_s:g} s")
 
 
 @pytest.mark.parametrize(
@@ -336,7 +338,7 @@ def test_one_that_drips_is_cut(receiver: Receiver, before: bytes, code: int | No
 )
 def test_answers_that_are_none(receiver: Receiver, octets: bytes, code: int | None) -> None:
     receiver.script.append(writes(octets))
-    answer = HttpMessenger(timeout_s=5, allow_private=True).post(f"http://127.0.0.1:{receiver.port}/", {}, b"{}")
+    answer = HttpMessenger(timeout_s=CALL_S, allow_private=True).post(f"http://127.0.0.1:{receiver.port}/", {}, b"{}")
     assert answer.code == code, answer
 
 
@@ -350,7 +352,7 @@ def test_of_a_huge_answer_little_is_read(receiver: Receiver) -> None:
             written += handler.connection.send(b"y" * 65_536)
 
     receiver.script.append(gush)
-    answer = HttpMessenger(timeout_s=5, allow_private=True).post(f"http://127.0.0.1:{receiver.port}/", {}, b"{}")
+    answer = HttpMessenger(timeout_s=CALL_S, allow_private=True).post(f"http://127.0.0.1:{receiver.port}/", {}, b"{}")
     assert answer == Answer(code=200, text="y" * 1_000)
     assert written < 16_000_000 + MAX_ANSWER_BYTES  # what the kernel holds on both sides
 
@@ -369,7 +371,7 @@ def test_a_redirect_is_not_followed(database: Database, receiver: Receiver) -> N
 def test_nothing_of_this_host_is_called(database: Database, receiver: Receiver, host: str) -> None:
     """Not by name, not by any spelling of its address."""
     add_delivery(database, add_webhook(database, f"https://{host}:{receiver.port}/"))
-    with dispatching(database, messenger=HttpMessenger(timeout_s=5, allow_private=False)) as running:
+    with dispatching(database, messenger=HttpMessenger(timeout_s=CALL_S, allow_private=False)) as running:
         run_once(running)
     assert receiver.calls == []
     ((status, attempt, code, text),) = deliveries(database)
@@ -392,18 +394,18 @@ def test_the_address_that_was_looked_at_is_the_one_called(receiver: Receiver) ->
     """A name that changes its mind between the look and the call changes nothing."""
     with receiving(host="127.0.0.2") as other:
         resolver, asked = answering(["169.254.169.254", "127.0.0.1"], ["127.0.0.2"])
-        messenger = HttpMessenger(timeout_s=5, allow_private=True, resolve=resolver)
+        messenger = HttpMessenger(timeout_s=CALL_S, allow_private=True, resolve=resolver)
         assert messenger.post(f"http://rebind.test:{receiver.port}/", {}, b"{}").code == 200
         assert (asked, len(receiver.calls), other.calls) == (["rebind.test"], 1, [])
     resolver, asked = answering(["10.0.0.1", "::ffff:127.0.0.1"])
-    messenger = HttpMessenger(timeout_s=5, allow_private=False, resolve=resolver)
+    messenger = HttpMessenger(timeout_s=CALL_S, allow_private=False, resolve=resolver)
     answer = messenger.post(f"https://rebind.test:{receiver.port}/", {}, b"{}")
     assert answer.text == "rebind.test is at no public address: 10.0.0.1, ::ffff:127.0.0.1"
 
 
 def test_where_one_address_is_dead_the_next_is_tried(receiver: Receiver) -> None:
     resolver, _ = answering(["127.0.0.2", "127.0.0.1"])
-    messenger = HttpMessenger(timeout_s=5, allow_private=True, resolve=resolver)
+    messenger = HttpMessenger(timeout_s=CALL_S, allow_private=True, resolve=resolver)
     assert messenger.post(f"http://two.test:{receiver.port}/", {}, b"{}").code == 200
 
 
@@ -412,7 +414,7 @@ def test_a_certificate_must_be_trusted_and_for_that_name(tmp_path: Path) -> None
     context = ssl.create_default_context(cafile=str(made.ca))
     with receiving(made) as receiver:
         for host, trust in (("localhost", None), ("127.0.0.1", context)):
-            messenger = HttpMessenger(timeout_s=5, allow_private=True, context=trust)
+            messenger = HttpMessenger(timeout_s=CALL_S, allow_private=True, context=trust)
             answer = messenger.post(f"https://{host}:{receiver.port}/", {}, b"{}")
             assert answer.code is None
             assert "CERTIFICATE_VERIFY_FAILED" in answer.text
@@ -427,7 +429,7 @@ def test_a_handshake_that_stalls_is_cut() -> None:
 
 
 def test_a_name_that_nobody_knows() -> None:
-    messenger = HttpMessenger(timeout_s=5, allow_private=False)
+    messenger = HttpMessenger(timeout_s=CALL_S, allow_private=False)
     for url in ("https://no-such-name.invalid/", "https://" + "a" * 64 + "/"):
         with pytest.raises(TemporaryError, match="cannot be looked up"):
             messenger.vet(url)
@@ -478,14 +480,14 @@ def test_a_dispatcher_lost_in_a_call_is_made_good(database: Database, receiver: 
 def test_a_slow_receiver_holds_up_nobody_else(database: Database, receiver: Receiver) -> None:
     go_on = threading.Event()
     with receiving() as slow:
-        slow.always = lambda handler: says(200)(handler) if go_on.wait(WAIT_S) else None
+        slow.always = lambda handler: says(200)(handler) if go_on.wait(NEVER_S) else None
         slow_id = add_webhook(database, f"http://127.0.0.1:{slow.port}/")
         for _ in range(10):
             add_delivery(database, slow_id)
         quick_id = add_webhook(database, f"http://127.0.0.1:{receiver.port}/")
         for _ in range(10):
             add_delivery(database, quick_id)
-        with dispatching(database, messenger=HttpMessenger(timeout_s=WAIT_S, allow_private=True)) as running:
+        with dispatching(database, messenger=HttpMessenger(timeout_s=NEVER_S, allow_private=True)) as running:
             run_until(running, lambda: len(receiver.calls) == 10)
             assert 1 <= len(slow.calls) <= AT_ONCE_EACH < AT_ONCE
             go_on.set()
@@ -496,7 +498,7 @@ def test_a_slow_receiver_holds_up_nobody_else(database: Database, receiver: Rece
 def test_a_stop_waits_for_calls_and_records_them(database: Database, receiver: Receiver) -> None:
     add_delivery(database, add_webhook(database, f"http://127.0.0.1:{receiver.port}/"))
     go_on = threading.Event()
-    receiver.script.append(lambda handler: says(200)(handler) if go_on.wait(WAIT_S) else None)
+    receiver.script.append(lambda handler: says(200)(handler) if go_on.wait(NEVER_S) else None)
     with dispatching(database) as running:
         run_until(running, lambda: bool(receiver.calls))
         go_on.set()
@@ -517,7 +519,7 @@ def test_an_inactive_webhook_is_left_alone(database: Database, receiver: Receive
 def test_an_outcome_waits_for_a_database_that_is_away(database: Database, receiver: Receiver) -> None:
     add_delivery(database, add_webhook(database, f"http://127.0.0.1:{receiver.port}/"))
     go_on = threading.Event()
-    receiver.script.append(lambda handler: says(200)(handler) if go_on.wait(WAIT_S) else None)
+    receiver.script.append(lambda handler: says(200)(handler) if go_on.wait(NEVER_S) else None)
     with dispatching(database) as running:
         run_until(running, lambda: bool(receiver.calls))
         database.cluster.stop()
@@ -565,7 +567,7 @@ def test_of_a_long_list_only_the_head_is_read(database: Database) -> None:
     rows(database, "VACUUM ANALYZE webhook_deliveries")
     with database.connect() as connection:
         connection.execute("SET plan_cache_mode = force_generic_plan")
-        values = {"limit": 4, "full": [webhook_id], "lease": lease_of(5)}
+        values = {"limit": 4, "full": [webhook_id], "lease": lease_of(CALL_S)}
         plan = str(connection.execute(b"EXPLAIN ANALYZE " + SQL["claim"].encode(), values).fetchall())
         touched = [int(found) for found in re.findall(r"webhook_deliveries \w+ .*?actual time=\S+ rows=(\d+)", plan)]
     assert len(touched) >= 3, plan
@@ -583,7 +585,7 @@ def runner(database: Database, directory: Path, profile: str) -> Run:
         path = directory / f"{profile}.yaml"
         path.write_text(
             f"profile: {profile}\ndatabase:\n  password_dir: {database.password_dir}\n"
-            f"webhooks:\n  allow_private: {str(allow_private).lower()}\n  timeout_s: 5\n"
+            f"webhooks:\n  allow_private: {str(allow_private).lower()}\n  timeout_s: {CALL_S}\n"
         )
         environment = {"DATABASE_URL": database.url, "OPENSEND_MILTER_CONFIG": str(path)}
         return CliRunner().invoke(command.app, words, env=environment)
@@ -688,7 +690,7 @@ def test_deliveries_are_made_again(database: Database, receiver: Receiver, run: 
     assert Counter(call.id for call in receiver.calls) == {told: 1, failed: 2, fresh: 2}
     rows(database, "UPDATE webhook_deliveries SET status = 'pending', attempt = 3, attempted_at = now()")
     assert count("--since", "1h") == 0, "somebody has them in hand"
-    rows(database, "UPDATE webhook_deliveries SET attempted_at = now() - %s", lease_of(5))
+    rows(database, "UPDATE webhook_deliveries SET attempted_at = now() - %s", lease_of(CALL_S))
     assert count("--since", "1h") == 3
     rows(database, "UPDATE webhooks SET status = 'disabled'")
     rows(database, "UPDATE webhook_deliveries SET status = 'success'")

@@ -29,7 +29,7 @@ from opensend_milter.servers.worker.threads import Parts, run
 from tests.integration.private_postgres import Database
 from tests.integration.sqs_server import CREDENTIALS
 from tests.profiles import watch
-from tests.waiting import await_of, patience_s
+from tests.waiting import NEVER_S, await_of, patience_s
 
 ROOT = Path(__file__).parents[2]
 READY = "READY"
@@ -90,7 +90,7 @@ class _HeldStore(PostgresJobStore):
     def begin(self, job: Job) -> bool:
         """Wait to be killed."""
         print(f"CLAIMED {job.email_id}", file=sys.stderr, flush=True)  # noqa: T201
-        time.sleep(1_000)
+        time.sleep(NEVER_S)
         return False
 
 
@@ -98,7 +98,7 @@ def _main(given: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(threadName)s %(levelname)s %(message)s")
     info, lease_s = given.pop("info"), given.pop("lease_s", 60)
     relay_port, queue_url = given.pop("relay_port", None), given.pop("queue_url", None)
-    relay = Relay(port=relay_port or 25, timeout_s=given.pop("relay_timeout_s", 20.0))
+    relay = Relay(port=relay_port or 25, timeout_s=NEVER_S)
     endpoint_url = given.pop("endpoint_url", "")
     kind = _HeldStore if given.pop("hold_begin", False) else PostgresJobStore
 
@@ -107,7 +107,7 @@ def _main(given: dict[str, Any]) -> None:
             info,
             worker=name,
             lease_s=lease_s,
-            timeout_s=5,
+            timeout_s=patience_s(),
             hand_over=relay_port is None,
             keeping=Keeping(),
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket
-import threading
 
 import pytest
 
 from opensend_milter.host import requirements
+from tests.waiting import patience_s
 
 LOOPBACK = "127.0.0.1"
 
@@ -21,17 +21,17 @@ def test_a_held_port_is_no_free_one_and_still_serves() -> None:
             seeker.bind((LOOPBACK, ports["smtp"]))
         assert raised.value.errno == errno.EADDRINUSE
         with requirements.held(ports), socket.create_server((LOOPBACK, ports["smtp"])) as server:
-            socket.create_connection(server.getsockname(), timeout=5).close()
+            socket.create_connection(server.getsockname(), timeout=patience_s()).close()
 
 
-def test_a_port_that_somebody_just_looks_at_is_waited_for() -> None:
+def test_a_port_that_somebody_just_looks_at_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sandboxes that start at once look for free ports among each other's."""
     ports = requirements.free_ports(("smtp",))
     with socket.socket() as seeker:
         seeker.bind((LOOPBACK, ports["smtp"]))
-        threading.Timer(0.2, seeker.close).start()
+        monkeypatch.setattr("time.sleep", lambda _: seeker.close())
         with requirements.held(ports):
-            pass
+            assert seeker.fileno() < 0, "it is gone now"
 
 
 def test_a_port_that_somebody_else_serves_is_named() -> None:

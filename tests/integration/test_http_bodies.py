@@ -1,0 +1,89 @@
+"""The largest bodies that there may be, hostile and honest, many at once: what they take up is bounded."""
+
+from __future__ import annotations
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.integration.private_postgres import Database
+from tests.integration.test_http_server import Front, add_key, front
+
+LARGEST = 52_428_800
+MOST_MB = 1_000
+"""docs/units.md says so."""
+_START = b'{"from":"app@example.org","to":"to@example.net","subject":"hi","text":"t",'
+_EMOJI = "😀".encode()
+"""Beyond the first plane: each letter beside it takes up four octets."""
+_KEYS = b",".join(b'"%x":0' % number for number in range(490_000))
+_OCTETS = b"".join(b"%d, " % octet for octet in range(256))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A body: what is repeated in it, how many octets of it, and what stands around."""
+
+    inner: bytes
+    around: bytes = b'"headers":[%s0]}'
+    octets: int = LARGEST - 200
+
+    def body(self) -> bytes:
+        return _START + self.around % (self.inner * (self.octets // len(self.inner)))
+
+
+_HTML, _FILE = b'"html":"%s"}', b'"attachments":[{"filename":"a","content":"%s"}]}'
+_LIST = b'"attachments":[{"filename":"a","content":[%s0]}]}'
+HOSTILE = {
+    "objects": Shape(b"{},"),
+    "lists": Shape(b"[],"),
+    "lists of one": Shape(b"[0],"),
+    "objects of one": Shape(b'{"":0},'),
+    "strings": Shape(b'"ab",'),
+    "fractions": Shape(b"1.5,"),
+    "no octets": Shape(b"999,", _LIST),
+}
+LARGE = {
+    "text": Shape(b"abc\\n", b'"html":"%%s%s"}' % _EMOJI),
+    "as many values as there may be": Shape(b"a", b'"html":"%%s%s",%s}' % (_EMOJI, _KEYS), LARGEST - 8_000_000),
+    "octets": Shape(b"0,", _LIST),
+}
+HONEST = {
+    "commas": Shape(b"<p>a,b,c;[1,2]{}</p>", _HTML, 10_000_000),
+    "a file": Shape(b"QUJD", _FILE, 20_000_000),
+    "a file as a list": Shape(_OCTETS, _LIST, 20_000_000),
+}
+
+
+def peak_mb(served: Front) -> int:
+    """Return what the process held at the most, by the system's own count."""
+    lines = Path(f"/proc/{served.daemon.process.pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", lines)[0]) // 1_024
+
+
+@pytest.mark.timeout(500)
+def test_the_largest_bodies_take_up_no_more_than_there_is(database: Database) -> None:
+    """As many at once as two keys may send: each is answered, and whoever asks for little meanwhile is, too."""
+    keys = [add_key(database), add_key(database, "example.com")]
+    with front(database) as served, ThreadPoolExecutor(len(keys) * 2) as pool:
+
+        def send(number: int, shape: Shape) -> tuple[int, str]:
+            key = keys[number % len(keys)]
+            status, answer, _ = served.ask("POST", "/emails", shape.body(), Authorization=f"Bearer {key}")
+            return status, answer["errors"][0]["code"] if "errors" in answer else ""
+
+        asked = {**HOSTILE, **LARGE, **HONEST}
+        answers = dict(zip(asked, pool.map(send, range(len(asked)), asked.values()), strict=True))
+        assert {name: answers[name] for name in HOSTILE} == dict.fromkeys(HOSTILE, (400, "too_many"))
+        assert {name: answers[name] for name in HONEST} == dict.fromkeys(HONEST, (200, ""))
+        assert {answers[name][0] for name in LARGE} <= {200, 400, 413}
+        assert served.ask("POST", "/emails/batch", bulk(), Authorization=f"Bearer {keys[0]}")[0] == 200
+        assert peak_mb(served) < MOST_MB
+
+
+def bulk() -> bytes:
+    """Spell as many messages as there may be, of half a megabyte each."""
+    return json.dumps([json.loads(Shape(b"<p>x</p>", _HTML, 500_000).body())] * 100).encode()
