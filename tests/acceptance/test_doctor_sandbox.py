@@ -24,6 +24,7 @@ from opensend_milter.core.findings import Finding, Result, chosen, examine
 from opensend_milter.host.examining.host_checks import Site
 from opensend_milter.host.rendering.certificates import make_certificate
 from tests.acceptance.running_sandbox import Sandbox
+from tests.waiting import patience_s
 
 ON_PURPOSE = {"database.durable"}
 """`sandbox up --fast` writes nothing to disk, and doctor says so."""
@@ -54,7 +55,7 @@ def doctor(sandbox: Sandbox, *options: str, as_user: int | None = None) -> subpr
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=patience_s(),
         user=as_user,
         group=as_user,
         extra_groups=[] if as_user else None,

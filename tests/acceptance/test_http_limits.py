@@ -21,7 +21,7 @@ import yaml
 from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, closed_on_failure
 from tests.acceptance.submitting import Account, authenticate, rows
 from tests.asking import Answer, ask
-from tests.waiting import await_true
+from tests.waiting import await_true, patience_s
 
 FAILED_PER_MINUTE = 3
 PUT_OFF, WRONG, TAKEN = 454, 535, 235
@@ -208,7 +208,7 @@ def key_of(sandbox: Sandbox) -> str:
 def log_in_from(sandbox: Sandbox, address: str, key: str) -> int:
     """Log in on a connection of its own; return the code."""
     host, port = sandbox["SANDBOX_SMTP_HOST"], int(sandbox["SANDBOX_SMTP_PORT"])
-    connection = smtplib.SMTP(host, port, timeout=60, source_address=(address, 0))
+    connection = smtplib.SMTP(host, port, timeout=patience_s(), source_address=(address, 0))
     with closed_on_failure(connection):
         connection.starttls(context=ssl.create_default_context(cafile=sandbox["SANDBOX_TLS_CA"]))
         connection.ehlo()

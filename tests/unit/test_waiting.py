@@ -16,6 +16,7 @@ DEADLINE = "monotonic() " + "+"
 THEIR_OWN = {
     "integration/private_postgres.py": "one for all starts and their answers together, and it scales",
     "integration/debian13.py": "how long a fetch from a network may take is its caller's, and no wait for a condition",
+    "fuzz/__main__.py": "it is told for how many minutes to go on, and is no test",
 }
 """Which files may make a deadline, each with the reason."""
 
