@@ -1,6 +1,6 @@
 # `make` lists the targets. All but `docs` run what tools/setup put into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-http bench-delivery bench-flame docs lock deb clean
+.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-http bench-delivery bench-flame bench-hostile fuzz docs lock deb clean
 BIN := .venv/bin
 # Compiled once, not by each of the many processes that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
@@ -18,6 +18,9 @@ sandbox: setup ## Start the whole product privately and send a first message (ro
 test: ## Run all tests; pass pytest's arguments as ARGS="..."
 	@tools/setup tests
 	@$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
+
+fuzz: setup ## Give each reader what strangers might send, a minute each; ARGS="--minutes 10 --target mime" (root)
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: setup ## Check format, lint, types and layers
 	@$(BIN)/ruff format --check
@@ -42,6 +45,9 @@ bench-http: setup ## POST /v1/send beside SMTP, with rate limits and without
 
 bench-delivery: setup ## What announcing and delivering cost the worker
 	@$(BIN)/python -m bench.delivery $(ARGS)
+
+bench-hostile: setup ## How long a client waits while others send hostile shapes; ARGS="--only NAME" for some of them
+	@$(BIN)/python -m bench.hostile $(ARGS)
 
 bench-flame: setup ## Draw where serve's time goes under load; needs py-spy
 	@$(BIN)/python -m bench.flame $(ARGS)

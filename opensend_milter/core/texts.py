@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from sys import getsizeof
 
-_MOST_WIDE_LETTERS = 20_000_000
+_MOST_WIDE_LETTERS = 10_000_000
 _SHORT = 1_000
 _BASIC_PLANE_ENDS = "\uffff"
 
