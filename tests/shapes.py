@@ -267,6 +267,7 @@ LARGE = (
     Shape(0, "lines that begin like 45 boundaries", lambda: mail(nested(45), much(b"\r\n--b" + b"b" * 45, SOME))),
     Shape(0, "hyphens", lambda: mail(b"Content-Type: multipart/mixed; boundary=-\r\n", much(b"-", SOME))),
     Shape(0, "empty lines", lambda: mail(b"", much(b"\r\n", MOST))),
+    Shape(0, "empty lines that just fit", lambda: mail(b"", much(b"\r\n", 24_900_000))),
     Shape(0, "carriage returns", lambda: mail(b"", lines(b"\ra", MOST))),
     Shape(0, "text with one smile", lambda: text(b"utf-8", SMILE + much(b"abc\r\n", MOST))),
     Shape(0, "two texts with one smile each", lambda: alike(PLAIN, 2, SMILE + much(b"abc\r\n", MOST // 2))),

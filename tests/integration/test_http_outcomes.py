@@ -457,7 +457,8 @@ def asked_of(database: Database, since: int) -> list[str]:
     """Return what the server was asked since then, with what stands for a key's hash and its process left out."""
     log = (database.cluster.directory / "log").read_text()[since:]
     found = re.findall(r"LOG:  (?:statement|execute \S+): (.*?)(?=\n\d{4}-|\Z)", log, re.DOTALL)
-    return [re.sub(r"[0-9a-f]{64}", "HASH", statement) for statement in found]
+    # Now and then somebody looks whether the tables are as they were.
+    return [re.sub(r"[0-9a-f]{64}", "HASH", statement) for statement in found if "pg_class" not in statement]
 
 
 @pytest.mark.case(50)

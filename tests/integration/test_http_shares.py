@@ -8,7 +8,7 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +30,10 @@ from opensend_milter.host.rendering.certificates import make_certificate
 from opensend_milter.servers.throttle import Throttle
 from opensend_milter.servers.web import connections, room
 from opensend_milter.servers.web.api import Api
-from opensend_milter.servers.web.bodies import Bodies
+from opensend_milter.servers.web.bodies import Asked, Bodies
 from opensend_milter.servers.web.connections import MOST_CONNECTIONS, Connections, Door
 from opensend_milter.servers.web.records import Records
+from opensend_milter.servers.web.refusals import Refused
 from opensend_milter.servers.web.room import LARGEST_AT_ONCE, MOST_MESSAGES, MOST_REQUESTS, Room
 from opensend_milter.servers.web.server import application
 from opensend_milter.servers.web.visits import MOST_KEYLESS_BYTES
@@ -40,6 +41,7 @@ from tests.integration.private_postgres import Database
 from tests.integration.test_http_outcomes import FaultyDesk, NoLimit, mail
 from tests.integration.test_http_server import (
     MAIL,
+    REQUEST,
     Front,
     add_key,
     begun,
@@ -86,6 +88,18 @@ def raw(served: Front, source: str) -> Iterator[socket.socket]:
     """Connect from an address of this host, and begin no TLS."""
     place = ("127.0.0.1", port_of(served))
     with socket.create_connection(place, patience_s(), source_address=(source, 0)) as client:
+        yield client
+
+
+@contextmanager
+def in_hand(served: Front, key: str) -> Iterator[socket.socket]:
+    """Begin a request from where the flood comes, whose body comes later."""
+    with ExitStack() as held:
+        client = held.enter_context(raw(served, FLOOD))
+        if served.daemon.config["http"].get("tls"):
+            context = ssl.create_default_context(cafile=f"{served.daemon.config['tls']['folder']}/ca.pem")
+            client = held.enter_context(context.wrap_socket(client, server_hostname="localhost"))
+        client.sendall(REQUEST.format(query="", key=key, length=len(MAIL)).encode() + MAIL[:10])
         yield client
 
 
@@ -266,6 +280,29 @@ class TwoKeys(FaultyDesk):
         return Caller(key_id=KeyId(secret), networks=None, may_bulk=True)
 
 
+@contextmanager
+def taking(accept: Callable[[Message], EmailId], bodies: type[Bodies] = Bodies) -> Iterator[ASGIApp]:
+    """Make an application that takes messages of any key."""
+    throttle, desk, threads = Throttle(NoLimit(), NO_LIMITS, timeout_s=patience_s()), TwoKeys(), CapacityLimiter(8)
+    api = Api(
+        accept=accept,
+        desk=desk,
+        records=Records(store=desk, threads=threads),
+        throttle=throttle,
+        bodies=bodies(limits=RequestLimits(), default_from="", max_bulk_messages=500),
+        threads=threads,
+    )
+    throttle.start()
+    try:
+        yield application(api.routes(), max_body_bytes=LARGEST, room=Room(LARGEST, 50))
+    finally:
+        throttle.stop()
+
+
+def bulk(count: int) -> bytes:
+    return json.dumps({"messages": [mail()] * count}).encode()
+
+
 def test_bulks_of_one_key_leave_room_for_another() -> None:
     """However many messages of theirs wait to be decided."""
     stuck, let_go = threading.Semaphore(0), threading.Event()
@@ -276,30 +313,50 @@ def test_bulks_of_one_key_leave_room_for_another() -> None:
             let_go.wait(patience_s())
         return message.id
 
-    throttle, desk, threads = Throttle(NoLimit(), NO_LIMITS, timeout_s=patience_s()), TwoKeys(), CapacityLimiter(8)
-    bodies = Bodies(limits=RequestLimits(), default_from="", max_bulk_messages=500)
-    records = Records(store=desk, threads=threads)
-    api = Api(accept=accept, desk=desk, records=records, throttle=throttle, bodies=bodies, threads=threads)
-    bulk = json.dumps({"messages": [mail()] * MOST_MESSAGES}).encode()
-
-    async def main() -> None:
-        app = application(api.routes(), max_body_bytes=LARGEST, room=Room(LARGEST, 50))
-        bulks = [asyncio.ensure_future(post(app, "/v1/send-bulk", "a", bulk)) for _ in range(3)]
+    async def main(app: ASGIApp) -> None:
+        bulks = [asyncio.ensure_future(post(app, "/v1/send-bulk", "a", bulk(MOST_MESSAGES))) for _ in range(3)]
         async with asyncio.timeout(patience_s()):
             for _ in range(MOST_MESSAGES // 2):
                 await asyncio.to_thread(stuck.acquire)
             assert await post(app, "/v1/send", "b", MAIL) == 202
-            assert await post(app, "/v1/send-bulk", "b", json.dumps({"messages": [mail()] * 5}).encode()) == 202
+            assert await post(app, "/v1/send-bulk", "b", bulk(5)) == 202
             assert not stuck.acquire(blocking=False)
             let_go.set()
             assert await asyncio.gather(*bulks) == [202, 202, 202]
 
-    throttle.start()
-    try:
-        asyncio.run(main())
-    finally:
-        let_go.set()
-        throttle.stop()
+    with taking(accept) as app:
+        try:
+            asyncio.run(main(app))
+        finally:
+            let_go.set()
+
+
+def test_one_body_is_read_at_a_time_and_each_key_has_its_turn() -> None:
+    """What JSON becomes is many times its size, and nobody else runs while it is made."""
+    begun, let_go, read = threading.Semaphore(0), threading.Semaphore(0), list[str]()
+
+    class Noted(Bodies):
+        def several(self, body: bytearray, asked: Asked) -> list[tuple[EmailId, Message | Refused]]:
+            read.append(asked.key_id)
+            begun.release()
+            let_go.acquire(timeout=patience_s())
+            return super().several(body, asked)
+
+    async def main(app: ASGIApp) -> None:
+        of_one = [asyncio.ensure_future(post(app, "/v1/send-bulk", "a", bulk(1))) for _ in range(5)]
+        await asyncio.to_thread(begun.acquire)
+        of_another = asyncio.ensure_future(post(app, "/v1/send-bulk", "b", bulk(1)))
+        assert await post(app, "/v1/send", "b", MAIL) == 202
+        for _ in range(5):
+            assert not begun.acquire(blocking=False)
+            let_go.release()
+            await asyncio.to_thread(begun.acquire)
+        let_go.release()
+        assert await asyncio.gather(*of_one, of_another) == [202] * 6
+        assert read.index("b") < 3
+
+    with taking(lambda message: message.id, Noted) as app:
+        asyncio.run(main(app))
 
 
 async def post(app: ASGIApp, path: str, key: str, body: bytes) -> int:
@@ -332,18 +389,17 @@ def test_half_open_connections_of_one_client_leave_room_for_others(served: Front
     """And for itself: those that were silent longest go, none whose request is in hand, and TLS takes little memory."""
     key = add_key(database)
     before = resident_mb(served)
-    with ExitStack() as held, begun(served, key) as in_hand, served.connect() as kept:
-        kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert kept.recv(1_000).startswith(b"HTTP/1.1 200 ")
+    with ExitStack() as held, in_hand(served, key) as begun_before:
         silent = [held.enter_context(raw(served, FLOOD)) for _ in range(HALF_OPEN)]
         assert served.ask("GET", "/healthz")[0] == 200
         assert served.send(key) == 202
         with raw(served, INNOCENT) as other:
             assert not hung_up(other)
-        await_true(lambda: sum(map(hung_up, silent)) == HALF_OPEN - MOST_CONNECTIONS // 2, "the client has its part")
-        assert not any(map(hung_up, silent[-MOST_CONNECTIONS // 2 :]))
-        in_hand.sendall(MAIL[10:])
-        assert in_hand.recv(1_000).startswith(b"HTTP/1.1 202 ")
+        part = MOST_CONNECTIONS // 2 - 1
+        await_true(lambda: sum(map(hung_up, silent)) == HALF_OPEN - part, "the client has its part")
+        assert not any(map(hung_up, silent[-part:]))
+        begun_before.sendall(MAIL[10:])
+        assert begun_before.recv(1_000).startswith(b"HTTP/1.1 202 ")
         assert resident_mb(served) - before < MOST_MORE_MB
 
 

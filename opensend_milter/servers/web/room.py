@@ -135,7 +135,7 @@ class Room:
         self.octets = Stock(0, 0)
         """Of large bodies, from when they begin to come until their messages are decided."""
         self.reading = Stock(1, 1)
-        """What JSON becomes is many times its size, and nobody else runs meanwhile: one large body at a time."""
+        """What JSON becomes is many times its size, and keeps the interpreter busy: one body at a time."""
         self.fit(max_body_bytes)
 
     def fit(self, max_body_bytes: int) -> None:
