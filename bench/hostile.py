@@ -23,6 +23,8 @@ from tests.shapes import SHAPES, Shape
 
 GOAL_MORE_S = 2.0
 ATTACKERS = 3
+LEAST = 10
+"""Messages of the innocent."""
 PATIENCE_S = 120.0
 """For each of them to have had its answer at least once."""
 TO = ("to@example.net",)
@@ -46,15 +48,17 @@ class Waits:
 
 
 def innocent(system: System, key: str, seconds: float, answers: Sequence[Synchronized[int]] = ()) -> Waits:
-    """Send small messages one after another, for some time and until each of the others has had an answer."""
+    """Send small messages one after another, for some time, and until each of the others has had an answer."""
     load = Load(port=system.port, sender=system.sender, sessions=1)
     client = SmtpClient(Server(port=system.port, tls=_tls(system), key=key))
     waited: list[float] = []
     refused = number = 0
     began = time.monotonic()
     client.open()
-    while time.monotonic() - began < seconds or (
-        not all(one.value for one in answers) and time.monotonic() - began < PATIENCE_S
+    while (
+        number < LEAST
+        or time.monotonic() - began < seconds
+        or (not all(one.value for one in answers) and time.monotonic() - began < PATIENCE_S)
     ):
         number += 1
         head = header(load, list(TO), f"{began}-{number}")

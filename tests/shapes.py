@@ -273,7 +273,7 @@ LARGE = (
     Shape(0, "two texts with one smile each", lambda: alike(PLAIN, 2, SMILE + much(b"abc\r\n", MOST // 2))),
     Shape(0, "text with one smile that just fits", lambda: text(b"utf-8", SMILE + much(b'"bc\r\n', 9_900_000))),
     Shape(0, "text of quotation marks", lambda: text(b"utf-8", lines(b'"', MOST))),
-    Shape(0, "text of quotation marks that just fits", lambda: text(b"utf-8", lines(b'"', 24_000_000))),
+    Shape(0, "text of quotation marks that just fits", lambda: text(b"utf-8", lines(b'"', 21_000_000))),
     Shape(0, "HTML of umlauts", lambda: mail(b"Content-Type: text/html\r\n", lines("\u00e4".encode(), MOST))),
     Shape(0, "HTML of smiles", lambda: mail(b"Content-Type: text/html\r\n", lines(SMILE, SOME))),
     Shape(0, "text that is not UTF-8", lambda: text(b"utf-8", lines(b"\xe4", MOST))),

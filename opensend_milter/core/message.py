@@ -46,8 +46,6 @@ _FIELD_BYTES = 54_000
 """Longest header field, folding included: Postfix cuts one at 60,000 without a word, at a line's end before that."""
 MOST_HEADER_BYTES = 1_048_576
 """Of one header section, unless it is said otherwise."""
-_MOST_TEXT_OCTETS = 25_000_000
-"""Of all texts, as they are stored: on its way into a row a text is in memory four times and more."""
 _STEPS_A_PART = 40
 """With a small header section."""
 _SMALL_HEADER = 2_048
@@ -117,7 +115,7 @@ def _read(raw: Buffer, limits: Limits, budget: Budget) -> Reading:
     text: list[str] = []
     html: list[str] = []
     attachments: list[Attachment] = []
-    texts = Texts(min(limits.max_message_bytes, _MOST_TEXT_OCTETS))
+    texts = Texts(limits.max_message_bytes)
     for part in _leaves(raw, fields, body, limits, budget):
         if not part.is_body:
             attachments.append(part.attachment(len(attachments) + 1))

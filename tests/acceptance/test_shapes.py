@@ -13,7 +13,7 @@ from tests.waiting import NEVER_S
 FOR_GOOD = {250, 550, 552, 554}
 """Whoever hears 451 sends it again."""
 BY_POSTFIX = [*SMALL, *(shape for shape in LARGE if shape.name == "a part: 38 MB of fields")]
-"""The others need no Postfix, which is long over them: tests/integration/test_shapes.py."""
+"""The others need no Postfix, which is long over them: tests/integration/test_large_shapes.py."""
 
 
 def sent(sandbox: Sandbox, octets: bytes) -> Answer:

@@ -37,13 +37,13 @@ from tests.fuzz import conversation, grammar
 from tests.linear import lines_run
 from tests.unit.messages import message
 
-LINES_AN_OCTET = 60
+LINES_AN_OCTET = 120
 LINES_A_STEP = 30
-LINES_OF_ANY = 6_000
+LINES_OF_ANY = 2_000
 MEMORY_AN_OCTET = 400
 """A token, or a value of JSON, is an object of Python."""
 MEMORY_OF_ANY = 2_000_000
-MOST_COUNTED = 4_000
+MOST_COUNTED = 8_000
 """Octets: in longer ones it would take longest where there is least to be seen."""
 _LIMITS = Limits(max_parts=200, max_depth=20)
 _ID = EmailId("0198c5a2-7f00-7abc-8def-0123456789ab")
