@@ -130,7 +130,14 @@ _FROM = words("From: app@sandbox.test\r\n") | words("From: App <app@sandbox.test
 
 # ---------------------------------------------------------------------- messages
 
-_CONTENTS = TEXT | words("aGVsbG8=\r\n", "=41=\r\n", "=\r\n", "====") | RUNS
+_HTML = several(
+    words(
+        '<a href="', "https://a.example/", '">', "<", ">", "</", "<!--", "-->", "<script>", "<body", "&amp;", "&#1", "'"
+    )
+    | RUNS,
+    12,
+)
+_CONTENTS = TEXT | _HTML | ROWS | words("aGVsbG8=\r\n", "=41=\r\n", "=\r\n", "====") | RUNS
 _LEAVES = joined(FIELDS, words("\r\n"), _CONTENTS)
 
 

@@ -27,13 +27,17 @@ from opensend_milter.core.dsn import reports
 from opensend_milter.core.feedback import MOST_CHARACTERS, MOST_RECIPIENTS, payload
 from opensend_milter.core.fields import MOST_ERRORS, FieldError
 from opensend_milter.core.identity import identify, row_digest
+from opensend_milter.core.links import Links
 from opensend_milter.core.message import read
-from opensend_milter.core.model import Address, EmailId, Limits, Mailbox, Reading, Refuse
+from opensend_milter.core.model import Address, EmailId, Limits, Mailbox, Reading, Refuse, Route
 from opensend_milter.core.request import RequestLimits, SendRequest, parse_json, read_send
 from opensend_milter.core.rules import Rule
+from opensend_milter.core.signing import derived
+from opensend_milter.core.tracking import dress
 from opensend_milter.core.words import decode_words
 from opensend_milter.core.writing import envelope, write
 from tests.fuzz import conversation, grammar
+from tests.jobs import job
 from tests.linear import lines_run
 from tests.unit.messages import message
 
@@ -48,6 +52,8 @@ MOST_COUNTED = 8_000
 _LIMITS = Limits(max_parts=200, max_depth=20)
 _ID = EmailId("0198c5a2-7f00-7abc-8def-0123456789ab")
 _SENDER = Mailbox("", Address("app@sandbox.test"))
+_JOB = job(route=Route(track_opens=True, track_clicks=True, one_click=True))
+_LINKS = Links(key=derived(bytes(32), "link"), public_url="https://mail.example.com")
 _DATE = datetime(2026, 1, 2, tzinfo=UTC)
 
 
@@ -130,6 +136,7 @@ def _mime(octets: bytes) -> float:
         found = read(octets, _LIMITS, budget)
         if isinstance(found, Reading):
             _look_at(octets, found)
+            dress(octets, _JOB, _LINKS)
     if isinstance(found, Refuse):
         assert 500 <= found.code < 600, found
         _sound([found.text])
@@ -140,6 +147,9 @@ def _mime(octets: bytes) -> float:
         assert again.used == budget.used, "the same message costs the same"
         if lines > LINES_A_STEP * budget.used + LINES_OF_ANY:
             raise TooMuchError(f"{lines} lines for {budget.used} steps")
+        lines = lines_run(lambda: dress(octets, _JOB, _LINKS))
+        if lines > LINES_AN_OCTET * len(octets) + LINES_OF_ANY:
+            raise TooMuchError(f"{lines} lines for {len(octets)} octets with links")
     return budget.used / budget.steps
 
 

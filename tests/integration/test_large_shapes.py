@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.integration.private_postgres import Cluster
@@ -20,6 +21,9 @@ FOR_GOOD = {550, 552, 554}
 @pytest.fixture(scope="module")
 def _served(_shared_cluster: Cluster, _template: Path) -> Iterator[Serving]:
     _shared_cluster.new_database("shapes", template="template_opensend")
+    with psycopg.connect(_shared_cluster.url("shapes"), autocommit=True) as connection:
+        # Each value would be in the server's log, which is looked through after each test.
+        connection.execute("ALTER DATABASE shapes SET log_statement = 'none'")
     # As patient as may be: a machine that is busy with other tests must not look like a message that is.
     patient: dict[str, object] = {"soft_timeout_s": 25, "hard_timeout_s": 100}
     with serving(_shared_cluster.url("shapes"), _template, milter=patient) as running:
