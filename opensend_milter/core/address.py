@@ -38,7 +38,7 @@ _MAILBOX = re.compile(
     (\[[^\[\]\\\s]++\]|{_ATEXT}(?>(?:{_ATEXT}|\.)*)(?<!\.))""",
     re.VERBOSE,
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 MAX_DOMAIN_OCTETS = 253
 _MAX_LABEL = 63
@@ -300,7 +300,7 @@ def envelope_address(argument: str) -> Address | None:
     """
     bare = argument[1:-1] if argument.startswith("<") and argument.endswith(">") else argument
     match = _MAILBOX.fullmatch(bare) if len(bare) <= MAX_ADDRESS_OCTETS else None
-    if not match or _CONTROL.search(bare) or len(bare.encode()) > MAX_ADDRESS_OCTETS:
+    if not match or _UNWRITABLE.search(bare) or len(bare.encode()) > MAX_ADDRESS_OCTETS:
         return None
     local, quoted, domain = match.groups()
     if local is None:

@@ -33,6 +33,7 @@ _STATUS = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?!\d)", re.ASCII)
 _REPLY_CODE = re.compile(r"([45])\d\d(?!\d)", re.ASCII)
 _ESCAPED = re.compile(r"\\x\{([0-9A-Fa-f]{1,6})\}")
 _MAX_CODE_POINT = 0x10FFFF
+_SURROGATES = range(0xD800, 0xE000)
 _KINDS: Mapping[str, ReportKind] = {
     "failed": "bounced",
     "delayed": "delivery_delayed",
@@ -156,7 +157,7 @@ def _typed(group: Mapping[str, str], name: str) -> str:
 
 def _unescaped(match: re.Match[str]) -> str:
     code = int(match[1], 16)
-    return chr(code) if code <= _MAX_CODE_POINT else match[0]
+    return chr(code) if code <= _MAX_CODE_POINT and code not in _SURROGATES else match[0]
 
 
 def _status(group: Mapping[str, str]) -> str:

@@ -179,3 +179,8 @@ def test_only_the_domain_is_without_case() -> None:
 )
 def test_reads_an_envelope_recipient(argument: str, expected: str | None) -> None:
     assert envelope_address(argument) == expected
+
+
+@pytest.mark.case(77)
+def test_half_of_a_surrogate_pair_is_in_no_address() -> None:
+    assert envelope_address("a\ud800@example.org") is None
