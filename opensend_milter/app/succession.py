@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from opensend_milter.core.model import Message, Outcome
 
@@ -19,6 +19,8 @@ class Deciding:
     close: Callable[[], None]
     inside: int = 0
     """Messages that wait for their outcome."""
+    left: threading.Event = field(default_factory=threading.Event)
+    """Set once it has a successor and the last of them is gone."""
 
 
 class Succession:
@@ -26,36 +28,41 @@ class Succession:
 
     def __init__(self, first: Deciding) -> None:
         self._in_charge = first
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._closing: list[threading.Thread] = []
 
     def accept(self, message: Message) -> Outcome:
         """Wait for the outcome of one message."""
-        with self._changed:
+        with self._lock:
             deciding = self._in_charge
             deciding.inside += 1
         try:
             return deciding.accept(message)
         finally:
-            with self._changed:
+            with self._lock:
                 deciding.inside -= 1
-                self._changed.notify_all()
+                self._note_if_left(deciding)
 
     def replace(self, successor: Deciding) -> None:
         """Hand what comes from now on to another one."""
-        with self._changed:
+        with self._lock:
             before, self._in_charge = self._in_charge, successor
-        closing = threading.Thread(target=self._close, args=(before,), name="opensend-closing", daemon=True)
+            self._note_if_left(before)
+        closing = threading.Thread(target=_close, args=(before,), name="opensend-closing", daemon=True)
         closing.start()
         self._closing = [*(one for one in self._closing if one.is_alive()), closing]
 
-    def _close(self, deciding: Deciding) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: not deciding.inside)
-        deciding.close()
+    def _note_if_left(self, deciding: Deciding) -> None:
+        if not deciding.inside and deciding is not self._in_charge:
+            deciding.left.set()
 
     def close(self) -> None:
         """Finish what was handed in, then let go."""
         self._in_charge.close()
         for closing in self._closing:
             closing.join()
+
+
+def _close(deciding: Deciding) -> None:
+    deciding.left.wait()
+    deciding.close()

@@ -32,6 +32,8 @@ from opensend_milter.core.ports import IntakeStore
 
 log = logging.getLogger(__name__)
 
+_READ_TOGETHER_BYTES = 16_384
+"""What a batch may wait for: up to here the most hostile message is read in milliseconds."""
 _OVERDUE_S = 60
 _MOST_OVERDUE = 1_000
 
@@ -154,8 +156,7 @@ class _Waiting:
 class Gatherer:
     """One thread that makes batches of what many sessions hand in, so that they share round trips and a COMMIT.
 
-    Each session reads its own message before: one that takes long to read is its own session's business. Only where
-    messages are decided one at a time is that thread the one that reads, so that one of them is in memory.
+    It reads them, too; but one that might take long to read is read by its own session before it joins a batch.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class Gatherer:
         waited for until `hard_s`; beyond that the answer is 451 though it may be stored.
         """
         waiting = _Waiting(message, time.monotonic())
-        if self._at_most > 1:
+        if self._at_most > 1 and message.size > _READ_TOGETHER_BYTES:
             waiting.known = self._read(message)
         with self._lock:
             if self._stopped:

@@ -366,9 +366,13 @@ def slow_to_read(first: Message, until: threading.Event) -> Callable[..., object
     return read
 
 
+LONG = b"a\r\n" * 10_000
+"""What might take long to read."""
+
+
 @pytest.mark.case(73)
 def test_one_that_takes_long_to_read_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow, until = message(b"From: slow@example.org\r\n\r\n"), threading.Event()
+    slow, until = message(b"From: slow@example.org\r\n\r\n" + LONG), threading.Event()
     monkeypatch.setattr("opensend_milter.core.intake.read", slow_to_read(slow, until))
     with begun(made(Store())) as opened, ThreadPoolExecutor(1) as other:
         waits = other.submit(opened.accept, slow)
