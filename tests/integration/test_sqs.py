@@ -214,7 +214,7 @@ def test_an_error_of_the_whole_queue(status: int, code: str) -> None:
 def test_a_queue_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused, or silent: an error of ours once it was asked twice."""
     set_credentials()
-    monkeypatch.setattr(sqs, "_ANSWER_S", 1)
+    monkeypatch.setattr(sqs, "_ANSWER_TO_WAITING_S", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(QueueUnavailable):
