@@ -21,6 +21,7 @@ from opensend_milter.core import counting
 from opensend_milter.core.errors import ConfigError, StoreUnavailable, TablesDiffer
 from opensend_milter.servers import metrics_page
 from opensend_milter.servers.milter import Callbacks, Door, MilterProcess, open_socket
+from opensend_milter.servers.orphans import Orphanage
 from opensend_milter.servers.reloading import Reloading, write_log_as
 from opensend_milter.servers.supervisor import Line, Supervisor
 from opensend_milter.servers.unix_socket import group_of
@@ -57,9 +58,13 @@ def _serve(path: Path | None, config: Config, group: int | None, join: Callable[
     descriptor = open_socket(settings.socket, group)
     inode = settings.socket.stat().st_ino
     reloading = Reloading(path, config, READS)
+    orphanage = Orphanage(settings.socket)
 
     def child(line: Line) -> None:
         join()
+        announcing = orphanage.announcing()
+        announcing.start()
+        callbacks.connected = announcing.connected
         # One that takes a dead one's place must not stumble over a file that nobody has asked to be read.
         current = reloading.config
         succession = Succession(_deciding(current))
@@ -79,16 +84,24 @@ def _serve(path: Path | None, config: Config, group: int | None, join: Callable[
             callbacks, descriptor, door=door, reopen=reopen, close=succession.close, drain_s=settings.drain_s
         ).run(line)
 
+    def in_place() -> bool:
+        return settings.socket.exists() and settings.socket.stat().st_ino == inode
+
+    def healthy() -> bool:
+        orphanage.see_to_it()
+        return in_place()
+
     supervisor = Supervisor(
         child,
         count=settings.children(),
         drain_s=settings.drain_s,
         reload=lambda: reloading.reload(_make_spool),
-        healthy=lambda: settings.socket.exists() and settings.socket.stat().st_ino == inode,
+        healthy=healthy,
     )
     log.info("listening on %s", settings.socket)
     supervisor.run()
-    if settings.socket.exists() and settings.socket.stat().st_ino == inode:
+    orphanage.close()
+    if in_place():
         settings.socket.unlink()
 
 

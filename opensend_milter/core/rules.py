@@ -47,6 +47,8 @@ class Field:
 _BY_POLICY = Reply(550, "5.7.1")
 _CONTENT = Reply(554, "5.6.0")
 _SIZE = Reply(552, "5.3.4")
+COME_AGAIN = Reply(421, "4.3.0")
+"""Postfix closes the connection after it: who answers on it is going, or gone."""
 NOT_YET_PAID = Reply(452, "4.7.1")
 NOT_ASCII = Reply(554, "5.6.7")
 
@@ -115,5 +117,5 @@ class Rule(Enum):
     SANDBOX_MIXED = "sandbox-mixed", _BY_POLICY, _INVALID, _TO
     BEYOND_LIMITS = "beyond-limits", _CONTENT, _INVALID
     CANNOT_CARRY = "cannot-carry", (_CONTENT, NOT_ASCII), _INVALID
-    OURS = "ours", Reply(451, "4.3.0"), HttpAnswer(503, "unavailable")
+    OURS = "ours", (Reply(451, "4.3.0"), COME_AGAIN), HttpAnswer(503, "unavailable")
     """Not the sender's fault: always a 4xx."""

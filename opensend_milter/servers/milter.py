@@ -32,7 +32,7 @@ from opensend_milter.core.errors import OpensendError
 from opensend_milter.core.ids import key_id, new_email_id
 from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcome, Refuse, Session, refuse
 from opensend_milter.core.policy import NOT_A_KEY, OURS, UNAUTHENTICATED
-from opensend_milter.core.rules import Rule
+from opensend_milter.core.rules import COME_AGAIN, Rule
 from opensend_milter.core.transfer import Buffer
 from opensend_milter.servers.supervisor import DRAIN, RELOAD, Line
 from opensend_milter.servers.unix_socket import usable_by
@@ -43,6 +43,7 @@ REPLY_LINE = 400
 """Characters; a reply line holds 512 octets with code and line end (RFC 5321, 4.5.3.1.5)."""
 REPLY_LINES = 8
 _LAST_REPLIES_S = 0.3
+LATE = refuse(Rule.OURS, "this server is stopping; connect again", COME_AGAIN)
 
 CONTINUE: int = milter.CONTINUE
 NOREPLY: int = milter.NOREPLY
@@ -174,6 +175,8 @@ class Callbacks:
 
     def __init__(self) -> None:
         self.door: Door | None = None
+        self.connected: Callable[[], None] = lambda: None
+        """Called for each connection that begins."""
         self.draining = False
         self._lock = threading.Lock()
         self._in_hand = 0
@@ -201,6 +204,7 @@ class Callbacks:
         wanted = WANTED if offered & nr == nr else WANTED & ~nr
         options[0], options[1], options[2], options[3] = 0, offered & wanted, 0, 0
         context.setpriv(Connection(replies=offered & nr != nr))
+        self.connected()
         return CONTINUE
 
     def _connection(self, context: Context) -> Connection:
@@ -295,7 +299,9 @@ class Callbacks:
 
 
 def _decide(transaction: Transaction) -> Outcome:
-    if transaction.broken or transaction.late:
+    if transaction.late:
+        return LATE
+    if transaction.broken:
         return OURS
     fault = _fault(transaction)
     if not transaction.body_size:

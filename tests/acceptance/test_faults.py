@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from opensend_milter.servers.orphans import NAME as KEEPER
 from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.submitting import MAIL, Answer, count, log_in, rows, submit, unique
 from tests.waiting import await_found, await_true, scaled_s
@@ -32,6 +33,7 @@ BLOWS = 4
 COMMIT_S = 0.01
 """For each message of a batch, where COMMIT is made slow."""
 PUT_OFF = {(451, "4.3.0")}
+TOLD_TO_COME_AGAIN = (421, "4.3.0")
 LOGGED_IN = (235, "2.7.0")
 NO_LOGIN = (454, "4.7.0")
 OURS = ("serve", "auth-gate", "worker", "dovecot", "postfix")
@@ -181,8 +183,8 @@ def children_of(pid: int) -> list[int]:
 
 
 def hit_a_child(sandbox: Sandbox) -> None:
-    parent = serve(sandbox)
-    os.kill(random.choice(await_found(lambda: children_of(parent) or None, "a child")), signal.SIGKILL)
+    child = random.choice(await_found(lambda: children_that_answer(sandbox) or None, "a child"))
+    os.kill(child, signal.SIGKILL)
 
 
 def hit_the_supervisor(sandbox: Sandbox) -> None:
@@ -223,6 +225,41 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(
     assert_only_put_off(running)
     assert (serve(rough) == supervisor) == (hit is hit_a_child)
     assert_delivered_once(rough, assert_one_row_each(rough, running))
+
+
+@pytest.mark.case(81)
+def test_a_kept_connection_of_a_killed_child_is_closed_at_its_next_message(rough: Sandbox) -> None:
+    """Postfix would put off all that comes on it, twenty times, while a new connection is of use at once."""
+    said = len(rough.log("serve"))
+    with rough.smtp() as kept:
+        assert submit(kept, MAIL).code == 250
+        pid = await_found(lambda: keeper_of(rough), "a keeper")
+        await_true(lambda: sockets(pid) > 1, "the keeper has the connection")
+        for child in children_that_answer(rough):
+            os.kill(child, signal.SIGKILL)
+        await_true(lambda: "are told to come again" in rough.log("serve")[said:], lambda: rough.log("serve")[said:])
+        assert submit(kept, MAIL).codes == TOLD_TO_COME_AGAIN
+        with pytest.raises(smtplib.SMTPServerDisconnected):
+            kept.noop()
+    with rough.smtp() as another:
+        assert submit(another, MAIL).code == 250
+    assert count(rough) == 2
+
+
+def keeper_of(sandbox: Sandbox) -> int | None:
+    return next((pid for pid in children_of(serve(sandbox)) if name_of(pid) == KEEPER), None)
+
+
+def children_that_answer(sandbox: Sandbox) -> list[int]:
+    return [pid for pid in children_of(serve(sandbox)) if name_of(pid) != KEEPER]
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def sockets(pid: int) -> int:
+    return sum(str(entry.readlink()).startswith("socket:") for entry in Path(f"/proc/{pid}/fd").iterdir())
 
 
 @pytest.mark.case(60)

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import psycopg
 
+from opensend_milter.servers.orphans import NAME as KEEPER
 from tests.log_scan import Forbidden, assert_clean, look_through
 from tests.milter_client import Answer, MilterClient
 from tests.waiting import patience_s, scaled_s
@@ -70,8 +71,9 @@ class Serving:
 
     def children(self) -> list[int]:
         """Return the pids of the processes that answer."""
-        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in found.stdout.split()]
+        asked = ["pgrep", "--list-name", "--parent", str(self.process.pid)]
+        found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
+        return [int(pid) for pid, name in map(str.split, found) if name != KEEPER]
 
     def stop(self) -> int:
         """Stop it as a service manager does; return its exit code."""

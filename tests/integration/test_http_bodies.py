@@ -71,7 +71,8 @@ def test_the_largest_bodies_take_up_no_more_than_there_is(database: Database) ->
     keys = [add_key(database), add_key(database, "example.com")]
     with database.connect() as connection:
         # Each value would be in the server's log, which is looked through after each test.
-        connection.execute(SQL("ALTER DATABASE {} SET log_statement = 'none'").format(Identifier(connection.info.dbname)))
+        quiet = SQL("ALTER DATABASE {} SET log_statement = 'none'")
+        connection.execute(quiet.format(Identifier(connection.info.dbname)))
     with front(database) as served, ThreadPoolExecutor(len(keys) * 2) as pool:
 
         def send(number: int, shape: Shape) -> tuple[int, str]:

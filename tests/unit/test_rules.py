@@ -45,7 +45,7 @@ SAID = [
     ("sandbox-mixed", "550 5.7.1", "400 validation_failed", 422, "to", "to"),
     ("beyond-limits", "554 5.6.0", "400 validation_failed", 422, "", ""),
     ("cannot-carry", "554 5.6.0, 554 5.6.7", "400 validation_failed", 422, "", ""),
-    ("ours", "451 4.3.0", "503 unavailable", 503, "", ""),
+    ("ours", "421 4.3.0, 451 4.3.0", "503 unavailable", 503, "", ""),
 ]
 """What clients and OpenSend's dashboard rely on; a row changes only on purpose."""
 
