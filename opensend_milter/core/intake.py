@@ -13,6 +13,7 @@ from opensend_milter.core import counting, maillog
 from opensend_milter.core.address import domain_of, normal_domain, unicode_domain
 from opensend_milter.core.budget import Budget, OutOfTimeError
 from opensend_milter.core.errors import AlreadyStored, TemporaryError
+from opensend_milter.core.fair_queue import FairQueue
 from opensend_milter.core.identity import identify
 from opensend_milter.core.message import read
 from opensend_milter.core.model import (
@@ -156,7 +157,8 @@ class _Waiting:
 class Gatherer:
     """One thread that makes batches of what many sessions hand in, so that they share round trips and a COMMIT.
 
-    It reads them, too; but one that might take long to read is read by its own session before it joins a batch.
+    It reads them, too; but one that might take long to read is read by its own session before it joins a batch. Where
+    messages are decided one at a time, keys take turns: who sends many makes the others wait for one of his.
     """
 
     def __init__(
@@ -168,7 +170,9 @@ class Gatherer:
         self._window_s = window_s
         self._at_most = at_most
         self._overdue = _Overdue()
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Waiting | None] | FairQueue[_Waiting] = (
+            queue.SimpleQueue() if at_most > 1 else FairQueue(lambda waiting: waiting.message.session.key_id)
+        )
         self._lock = threading.Lock()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from opensend_milter.core.charsets import _WAYS, decode, decode_pieces
+from opensend_milter.core.charsets import _WAYS, decode, decode_pieces, without_surrogates
 from tests.linear import lines_run
 
 CHARSETS = [codec for way in _WAYS for codec in way.codecs.split()]
@@ -168,3 +169,9 @@ def test_faults_by_the_thousand_are_not_asked_about_one_by_one(charset: str, ask
 def test_what_comes_in_pieces_is_read_as_it_is_whole(codec: str, octets: bytes, size: int) -> None:
     pieces = [octets[at : at + size] for at in range(0, len(octets), size)]
     assert "".join(decode_pieces(pieces, codec)) == decode(octets, codec)
+
+
+def test_halves_of_pairs_in_a_long_text_are_each_replaced() -> None:
+    long = "\ud800" + "a" * 9_998 + "\udc00\ud800" + "é" * 9_999 + "\udfff"
+    assert without_surrogates(long) == re.sub("[\ud800-\udfff]", "\ufffd", long)
+    assert without_surrogates("a" * 25_000) == "a" * 25_000

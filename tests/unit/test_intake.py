@@ -27,6 +27,7 @@ from opensend_milter.core.model import (
     EmailId,
     Facts,
     KeyFacts,
+    KeyId,
     Limits,
     Message,
     Outcome,
@@ -403,6 +404,25 @@ def test_where_messages_are_decided_one_at_a_time_one_is_in_memory(monkeypatch: 
     messages = [message() for _ in range(5)]
     assert taken_together(large, messages) == [one.id for one in messages]
     assert most == 1
+
+
+def test_where_messages_are_decided_one_at_a_time_keys_take_turns() -> None:
+    store = Store()
+    large = Gatherer(Intake(store, POLICY), name="t", window_s=0, at_most=1, soft_s=NEVER_S, hard_s=NEVER_S)
+    of_one, of_another = [message() for _ in range(5)], of_key(message(), "another")
+    with ThreadPoolExecutor(6) as sessions:
+        answers = [sessions.submit(large.accept, one) for one in of_one]
+        await_true(lambda: large.waiting == len(of_one), "those of one key wait")
+        answers.append(sessions.submit(large.accept, of_another))
+        await_true(lambda: large.waiting == len(answers), "the other's waits behind them")
+        with begun(large):
+            assert [answer.result() for answer in answers] == [one.id for one in (*of_one, of_another)]
+    stored = [settlement.message.id for batch in store.batches for settlement in batch]
+    assert stored.index(of_another.id) == 1
+
+
+def of_key(mail: Message, key: str) -> Message:
+    return replace(mail, session=replace(mail.session, key_id=KeyId(key)))
 
 
 def out_of_time(*_: object) -> object:
