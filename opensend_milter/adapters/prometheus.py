@@ -155,6 +155,13 @@ class _Build(Collector):
         return [build]
 
 
+def _name_of(pid: int | str) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:  # it has ended
+        return ""
+
+
 class _Family(Collector):
     """What a process and its children take of the machine."""
 
@@ -163,11 +170,12 @@ class _Family(Collector):
 
     def collect(self) -> Iterable[Metric]:
         children = Path(f"/proc/{self._parent}/task/{self._parent}/children").read_text().split()
-        answering = [pid for pid in children if pid != str(os.getpid())]
         sums = Sums[str]()
-        for pid in (self._parent, *answering):
+        for pid in (self._parent, *children):
             for family in ProcessCollector(pid=partial(str, pid), registry=None).collect():
                 sums.update({sample.name: sample.value for sample in family.samples})
+        # Whoever does something else than answer has a name of its own, or is the one that asks.
+        answering = [pid for pid in children if pid != str(os.getpid()) and _name_of(pid) == _name_of(self._parent)]
         return [
             GaugeMetricFamily("opensend_processes", "Processes that answer Postfix.", value=len(answering)),
             *(GaugeMetricFamily(name, text, value=sums[name]) for name, text in _SUMMED.items()),

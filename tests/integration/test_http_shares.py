@@ -34,7 +34,7 @@ from opensend_milter.servers.web.bodies import Asked, Bodies
 from opensend_milter.servers.web.connections import MOST_CONNECTIONS, Connections, Door
 from opensend_milter.servers.web.records import Records
 from opensend_milter.servers.web.refusals import Refused
-from opensend_milter.servers.web.room import LARGEST_AT_ONCE, MOST_MESSAGES, MOST_REQUESTS, Room
+from opensend_milter.servers.web.room import LARGEST_AT_ONCE, MOST_MESSAGES, MOST_REQUESTS, Room, Stock
 from opensend_milter.servers.web.server import application
 from opensend_milter.servers.web.visits import MOST_KEYLESS_BYTES
 from tests.integration.private_postgres import Database
@@ -281,7 +281,9 @@ class TwoKeys(FaultyDesk):
 
 
 @contextmanager
-def taking(accept: Callable[[Message], EmailId], bodies: type[Bodies] = Bodies) -> Iterator[ASGIApp]:
+def taking(
+    accept: Callable[[Message], EmailId], bodies: type[Bodies] = Bodies, watched: Room | None = None
+) -> Iterator[ASGIApp]:
     """Make an application that takes messages of any key."""
     throttle, desk, threads = Throttle(NoLimit(), NO_LIMITS, timeout_s=patience_s()), TwoKeys(), CapacityLimiter(8)
     api = Api(
@@ -294,7 +296,7 @@ def taking(accept: Callable[[Message], EmailId], bodies: type[Bodies] = Bodies) 
     )
     throttle.start()
     try:
-        yield application(api.routes(), max_body_bytes=LARGEST, room=Room(LARGEST, 50))
+        yield application(api.routes(), max_body_bytes=LARGEST, room=watched or Room(LARGEST, 50))
     finally:
         throttle.stop()
 
@@ -333,7 +335,8 @@ def test_bulks_of_one_key_leave_room_for_another() -> None:
 
 def test_one_body_is_read_at_a_time_and_each_key_has_its_turn() -> None:
     """What JSON becomes is many times its size, and nobody else runs while it is made."""
-    begun, let_go, read = threading.Semaphore(0), threading.Semaphore(0), list[str]()
+    begun, let_go = threading.Semaphore(0), threading.Semaphore(0)
+    asked, read = asyncio.Semaphore(0), list[str]()
 
     class Noted(Bodies):
         def several(self, body: bytearray, asked: Asked) -> list[tuple[EmailId, Message | Refused]]:
@@ -342,10 +345,18 @@ def test_one_body_is_read_at_a_time_and_each_key_has_its_turn() -> None:
             let_go.acquire(timeout=patience_s())
             return super().several(body, asked)
 
+    class Watched(Stock):
+        async def wait_for(self, who: str, amount: int = 1) -> None:
+            asked.release()
+            await super().wait_for(who, amount)
+
     async def main(app: ASGIApp) -> None:
         of_one = [asyncio.ensure_future(post(app, "/v1/send-bulk", "a", bulk(1))) for _ in range(5)]
         await asyncio.to_thread(begun.acquire)
+        for _ in of_one:
+            await asked.acquire()
         of_another = asyncio.ensure_future(post(app, "/v1/send-bulk", "b", bulk(1)))
+        await asked.acquire()
         assert await post(app, "/v1/send", "b", MAIL) == 202
         for _ in range(5):
             assert not begun.acquire(blocking=False)
@@ -355,7 +366,9 @@ def test_one_body_is_read_at_a_time_and_each_key_has_its_turn() -> None:
         assert await asyncio.gather(*of_one, of_another) == [202] * 6
         assert read.index("b") < 3
 
-    with taking(lambda message: message.id, Noted) as app:
+    watched = Room(LARGEST, 50)
+    watched.reading = Watched(1, 1)
+    with taking(lambda message: message.id, Noted, watched) as app:
         asyncio.run(main(app))
 
 

@@ -406,8 +406,11 @@ def send_until(stop: threading.Event, served: Serving, taken: list[str], worker:
                 while not stop.is_set():
                     number += 1
                     name = f"{worker}-{number}"
-                    if client.message(served.key, MAIL, queue_id=name) == TAKEN:
+                    answer = client.message(served.key, MAIL, queue_id=name)
+                    if answer == TAKEN:
                         taken.append(name)
+                    elif answer.text.startswith("421"):  # as Postfix does
+                        break
         except OSError:
             stop.wait(PAUSE_S)
         except AssertionError:

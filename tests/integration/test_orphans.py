@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,16 @@ def keeper(served: Serving, *, but: int = 0) -> int:
 
 def held(pid: int) -> int:
     """Count the sockets of a process."""
-    return sum(str(entry.readlink()).startswith("socket:") for entry in Path(f"/proc/{pid}/fd").iterdir())
+    return sum(kind.startswith("socket:") for kind in descriptors(pid))
+
+
+def descriptors(pid: int) -> list[str]:
+    """Return what a process holds, in order."""
+    found = []
+    for entry in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda entry: int(entry.name)):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.append(str(entry.readlink()))
+    return found
 
 
 def await_held(pid: int, number: int) -> None:
@@ -117,7 +127,7 @@ def test_the_keeper_holds_nothing_else_and_ends_with_serve(database: Database) -
         pid = keeper(served)
         with served.client():
             await_held(pid, 1)
-        kinds = [str(entry.readlink()) for entry in sorted(Path(f"/proc/{pid}/fd").iterdir())]
+        kinds = descriptors(pid)
         assert {re.sub(r"\d+", "", kind) for kind in kinds[3:]} <= {
             "socket:[]",
             "anon_inode:[eventpoll]",
