@@ -19,8 +19,8 @@ from tests import profiles
 from tests.log_scan import Forbidden, Grown, Heard, assert_clean, findings, look_through
 from tests.waiting import scaled_s
 
-# The suite has eight minutes; who wants more asks for it: --hypothesis-profile=default.
-settings.register_profile("suite", max_examples=50, deadline=None)
+# The suite has ten minutes; who wants more asks for it: --hypothesis-profile=default.
+settings.register_profile("suite", max_examples=30, deadline=None)
 settings.load_profile("suite")
 _heard = Heard()
 _statements = Grown()

@@ -19,6 +19,7 @@ Place = tuple[int, Kind]
 SHORTEST_LINE = 20
 """A line of a body that is shorter says nothing, and may be anybody's."""
 SHOWN_BYTES = 200
+_KEY_BEGINS = (b"os_", b"whsec_")
 _KEY = re.compile(rb"os_[0-9a-f]{32}|whsec_[A-Za-z0-9+/]{32}")
 _ADDRESS = re.compile(rb"""[^\s<>(),:;=\[\]@]@[^\s<>"'(),:;=@]""")
 """One byte on either side: a pattern for the whole of it would take for ever over a long word."""
@@ -57,6 +58,11 @@ class Forbidden:
     def _secret(self) -> re.Pattern[bytes]:
         return re.compile(b"|".join(re.escape(one) for one in sorted(self.secrets)) or rb"(?!)")
 
+    @cached_property
+    def _telling(self) -> tuple[bytes, ...]:
+        """What is in all that is looked for, but for bodies and addresses: whether it is there is known at once."""
+        return (*_KEY_BEGINS, *self.secrets)
+
     def places(self, log: bytes) -> Iterator[Place]:
         """Yield where something is and what; bytes that are encoded are looked into."""
         yield from self._plain(log)
@@ -80,7 +86,8 @@ class Forbidden:
                     yield found.start(), "body"
 
     def _inside(self, start: int, decoded: bytes) -> Iterator[Place]:
-        yield from ((start, kind) for _, kind in self._plain(decoded) if kind != "address")
+        if self.body_starts or any(one in decoded for one in self._telling):
+            yield from ((start, kind) for _, kind in self._plain(decoded) if kind != "address")
 
 
 def _begin_of_address(log: bytes, place: int) -> int:

@@ -13,12 +13,9 @@ from pathlib import Path
 from threading import Lock
 
 from opensend_milter.adapters import prometheus
-from opensend_milter.adapters.aws.ses_events import SesEventQueue
-from opensend_milter.adapters.aws.sqs import SqsQueue
 from opensend_milter.adapters.couriers.maildir import MaildirCourier
 from opensend_milter.adapters.couriers.plunk import PlunkCourier
 from opensend_milter.adapters.couriers.sendmail import SendmailCourier
-from opensend_milter.adapters.couriers.ses import SesCourier
 from opensend_milter.adapters.couriers.smtp import SmtpCourier
 from opensend_milter.adapters.postgres import link
 from opensend_milter.adapters.postgres.backlog import PostgresBacklog
@@ -33,6 +30,7 @@ from opensend_milter.config.keys import BY_PATH
 from opensend_milter.core import counting
 from opensend_milter.core.couriers import COURIER_SECTIONS, COURIERS, CourierName
 from opensend_milter.core.dsn import return_path
+from opensend_milter.core.feedback import ReportQueue
 from opensend_milter.core.links import Links
 from opensend_milter.core.model import Address, Job, Parcel
 from opensend_milter.core.outgoing import parcel
@@ -68,14 +66,7 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
     config = load(path)
     delivery = config.delivery
     delivers = config.profile == "standalone"
-    queue: JobQueue | None = None
-    if config.queue.url:
-        queue = SqsQueue(
-            config.queue.url,
-            region=config.aws.region,
-            endpoint_url=config.aws.endpoint_url,
-            lease_s=delivery.lease_s,
-        )
+    queue = _sqs_queue(config) if config.queue.url else None
     tables = watched(config)
     couriers = partial(open_couriers, config)
     if delivers:
@@ -134,9 +125,32 @@ def job_store(config: Config, name: str, tables: link.Tables | None = None) -> P
     )
 
 
+# boto3 takes as long to load as all the rest: only who uses Amazon waits for it.
+
+
+def _sqs_queue(config: Config) -> JobQueue:
+    from opensend_milter.adapters.aws.sqs import SqsQueue  # noqa: PLC0415
+
+    aws = config.aws
+    return SqsQueue(config.queue.url, region=aws.region, endpoint_url=aws.endpoint_url, lease_s=config.delivery.lease_s)
+
+
+def _ses_events(config: Config) -> ReportQueue:
+    from opensend_milter.adapters.aws.ses_events import SesEventQueue  # noqa: PLC0415
+
+    aws = config.aws
+    return SesEventQueue(config.feedback.queue_url, region=aws.region, endpoint_url=aws.endpoint_url)
+
+
+def _ses_courier(config: Config) -> Courier:
+    from opensend_milter.adapters.couriers.ses import SesCourier  # noqa: PLC0415
+
+    return SesCourier(config.ses, config.aws)
+
+
 WIRING: Mapping[CourierName, Callable[[Config], Courier]] = {
     "smtp": lambda config: SmtpCourier(config.relay, hostname=_hostname(config)),
-    "ses": lambda config: SesCourier(config.ses, config.aws),
+    "ses": _ses_courier,
     "sendmail": lambda config: SendmailCourier(config.sendmail),
     "plunk": lambda config: PlunkCourier(config.api),
     "file": lambda config: MaildirCourier(config.maildir),
@@ -216,11 +230,8 @@ def further_steps(config: Config, tables: link.Tables | None = None) -> Mapping[
         ),
     }
     if config.feedback.queue_url:
-        events = SesEventQueue(
-            config.feedback.queue_url, region=config.aws.region, endpoint_url=config.aws.endpoint_url
-        )
         box = PostgresFeedbackBox(_info(config), name="opensend-ses-events", timeout_s=STORE_TIMEOUT_S)
-        steps["opensend-ses-events"] = Listening(events, box)
+        steps["opensend-ses-events"] = Listening(_ses_events(config), box)
     return steps
 
 

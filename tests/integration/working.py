@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opensend_milter.adapters.aws.sqs import SqsQueue
 from opensend_milter.adapters.couriers.smtp import SmtpCourier
 from opensend_milter.adapters.postgres.jobs import Keeping, PostgresJobStore
 from opensend_milter.adapters.postgres.link import conninfo_for
@@ -23,7 +22,7 @@ from opensend_milter.config import Relay
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.model import Address, Job, Parcel
 from opensend_milter.core.outgoing import parcel
-from opensend_milter.core.ports import Courier
+from opensend_milter.core.ports import Courier, JobQueue
 from opensend_milter.servers.worker.delivering import Settings
 from opensend_milter.servers.worker.threads import Parts, run
 from tests.integration.private_postgres import Database
@@ -115,7 +114,7 @@ def _main(given: dict[str, Any]) -> None:
     def couriers() -> dict[CourierName, Courier]:
         return {"smtp": SmtpCourier(relay, hostname="mx.example.com")}
 
-    queue = SqsQueue(queue_url, region="us-east-1", endpoint_url=endpoint_url, lease_s=lease_s) if queue_url else None
+    queue = _queue(queue_url, endpoint_url, lease_s) if queue_url else None
     standard: dict[str, Any] = {
         "concurrency": 4,
         "poll_interval_s": 0.05,
@@ -128,6 +127,12 @@ def _main(given: dict[str, Any]) -> None:
         Settings(**standard | given),
         ready=lambda: print(READY, file=sys.stderr, flush=True),  # noqa: T201
     )
+
+
+def _queue(url: str, endpoint_url: str, lease_s: float) -> JobQueue:
+    from opensend_milter.adapters.aws.sqs import SqsQueue  # noqa: PLC0415  # few tests want it, and boto3 takes its time
+
+    return SqsQueue(url, region="us-east-1", endpoint_url=endpoint_url, lease_s=lease_s)
 
 
 def _compose(job: Job) -> Parcel:

@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "opensend_milter"
 _DOTTED = re.compile(r"opensend_milter(?:\.[a-z_0-9]+)+")
+_QUOTED = re.compile(rf"""["']{_DOTTED.pattern}["']""")
+"""Few files have one, and to parse them all takes seconds, in each process that collects tests."""
 _FILES = [*PACKAGE.rglob("*.py"), *(ROOT / "bench").glob("*.py"), *(ROOT / "packaging").rglob("*.py"),
           *(ROOT / "tests").rglob("*.py")]  # fmt: skip
 _ROOMS = "opensend_milter|adapters|app|cli|config|core|host|servers"
@@ -23,7 +25,10 @@ _OF_THE_DATABASE = {"opensend_milter.mail"}
 
 def strings(path: Path) -> Iterator[str]:
     """Yield each string of a file that is one dotted name."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    text = path.read_text()
+    if not _QUOTED.search(text):
+        return
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and _DOTTED.fullmatch(node.value):
             yield node.value
 
