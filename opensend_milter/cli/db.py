@@ -83,6 +83,8 @@ def prune(config: ConfigPath = None, as_json: AsJson = False) -> None:
 
 
 def _run(command: Callable[[str, Path | None], list[str]], database: configuration.Database, *, as_json: bool) -> None:
+    if warning := migrations.warning(database.url):
+        typer.echo(warning, err=True)
     applied = command(database.url, database.password_dir)
     lines = [f"applied {name}" for name in applied] or ["nothing to apply: the tables are up to date"]
     lines.append(

@@ -120,10 +120,15 @@ def _database(place: Path, units_url: str) -> Action:
         for role in LOGIN_ROLES:
             _log_in(units_url, role)
 
+    warning = ""
+    with suppress(StoreUnavailable):  # the step itself says so
+        warning = migrations.warning(settings.database.url)
     return Action(
         name=f"db {'migrate' if opensend else 'init'}",
         why="tables and roles, each of which must get in; run again at any time",
         call=prepare,
+        wants=migrations.shipped(beside=opensend),
+        diff=warning,
         stays="the database stays as it is. To remove it with all its data: dropdb, then DROP ROLE for each role",
     )
 

@@ -76,15 +76,40 @@ def states(url: str) -> dict[str, str]:
     return {one.name: one.state for one in migrations.status(url)}
 
 
+EVERYTHING = [*ALL, "rights"]
+
+
 def test_init_twice(cluster: Cluster, empty: str) -> None:
     url = cluster.url(empty)
-    assert states(url) == dict.fromkeys(ALL, "pending")
+    assert states(url) == dict.fromkeys(EVERYTHING, "pending")
     assert migrations.init(url, None) == ALL
     first = cluster.dump_schema(empty)
     assert migrations.init(url, None) == []
     assert migrations.migrate(url, None) == []
     assert cluster.dump_schema(empty).splitlines()[10:-10] == first.splitlines()[10:-10]
-    assert states(url) == dict.fromkeys(ALL, "applied")
+    assert states(url) == dict.fromkeys(EVERYTHING, "applied")
+
+
+def test_rights_of_another_version_are_pending_until_they_are_given(cluster: Cluster, empty: str) -> None:
+    """A program that is started meanwhile would be denied what it needs."""
+    url = cluster.url(empty)
+    migrations.init(url, None)
+    with psycopg.connect(url) as connection:
+        connection.execute("UPDATE opensend_milter.rights SET sha256 = 'of another version'")
+    assert states(url) == dict.fromkeys(ALL, "applied") | {"rights": "pending"}
+    assert migrations.warning(url) == "", "they can be given back"
+    assert migrations.init(url, None) == []
+    assert states(url) == dict.fromkeys(EVERYTHING, "applied")
+
+
+def test_whoever_migrates_a_database_in_use_is_told_that_there_is_no_way_back(cluster: Cluster, empty: str) -> None:
+    url = cluster.url(empty)
+    assert migrations.warning(url) == "", "nothing is there that could be lost"
+    migrations.init(url, None)
+    assert migrations.warning(url) == ""
+    with psycopg.connect(url) as connection:
+        connection.execute("DELETE FROM opensend_milter.migrations WHERE name = %s", [ALL[-1]])
+    assert migrations.warning(url).splitlines() == [f"+ migration {ALL[-1]}", migrations.NO_WAY_BACK]
 
 
 def test_init_refuses_tables_it_did_not_make(cluster: Cluster, opensend: str) -> None:
@@ -121,10 +146,10 @@ def test_migrate_alters_nothing_of_opensends(cluster: Cluster, opensend: str) ->
     with psycopg.connect(url) as connection:
         connection.execute("GRANT SELECT ON public.emails TO PUBLIC")
     before, rights = public(), public_rights_of_others()
-    assert states(url) == dict.fromkeys(OURS, "pending")
+    assert states(url) == dict.fromkeys([*OURS, "rights"], "pending")
     assert migrations.migrate(url, None) == OURS
     assert migrations.migrate(url, None) == []
-    assert states(url) == dict.fromkeys(OURS, "applied")
+    assert states(url) == dict.fromkeys([*OURS, "rights"], "applied")
     assert public() == before
     # GRANT writes the owner's own rights down, which were there before unwritten.
     assert {row for row in public_rights_of_others() if (row[1],) not in cluster_owner} == {
@@ -137,7 +162,7 @@ def test_migrate_alters_nothing_of_opensends(cluster: Cluster, opensend: str) ->
 def test_changed_file_is_named(database: Database) -> None:
     with database.connect() as connection:
         connection.execute("UPDATE opensend_milter.migrations SET sha256 = 'x' WHERE name = 'ours/0001_tables'")
-    assert states(database.url) == {**dict.fromkeys(ALL, "applied"), "ours/0001_tables": "changed"}
+    assert states(database.url) == {**dict.fromkeys(EVERYTHING, "applied"), "ours/0001_tables": "changed"}
     for command in (migrations.init, migrations.migrate):
         with pytest.raises(UsageError, match=r"^ours/0001_tables\.sql is not the file that was applied on 2"):
             command(database.url, None)
@@ -159,7 +184,7 @@ def test_failed_migration_leaves_nothing_and_is_taken_up_again(cluster: Cluster,
     with pytest.raises(UsageError, match='relation "refusals" already exists'):
         migrations.init(url, None)
     assert rows(url, "SELECT to_regclass('opensend_milter.submissions')") == [(None,)]
-    assert states(url) == {**dict.fromkeys(OURS, "pending"), **dict.fromkeys(ALL[: -len(OURS)], "applied")}
+    assert states(url) == {**dict.fromkeys([*OURS, "rights"], "pending"), **dict.fromkeys(ALL[: -len(OURS)], "applied")}
     with psycopg.connect(url) as connection:
         connection.execute("DROP TABLE opensend_milter.refusals")
     assert migrations.init(url, None) == OURS

@@ -53,6 +53,11 @@ class _Record:
     applied_at: datetime
 
 
+RIGHTS = "rights"
+"""What roles may do: given anew at each run, and listed like a migration."""
+NO_WAY_BACK = "nothing takes a migration back, but for a dump from before: pg_dump first"
+
+
 def init(url: str, password_dir: Path | None, *, new_passwords: bool = False) -> list[str]:
     """Make a database that has no OpenSend ready; return the names of the migrations applied.
 
@@ -103,6 +108,7 @@ def status(url: str) -> list[MigrationStatus]:
     with _connected(url) as connection:
         records = _records(connection)
         beside = not _made_by_us(records) and bool(_tables(connection, OPENSEND_CORE))
+        granted_at = roles.granted_at(connection)
     files = {file.name: file for owner in _owners(beside=beside) for file in _files(owner)}
     return [
         MigrationStatus(
@@ -111,7 +117,21 @@ def status(url: str) -> list[MigrationStatus]:
             applied_at=records[name].applied_at if name in records else None,
         )
         for name in [*files, *(name for name in records if name not in files)]
-    ]
+    ] + [MigrationStatus(name=RIGHTS, state="applied" if granted_at else "pending", applied_at=granted_at)]
+
+
+def shipped(*, beside: bool) -> tuple[str, ...]:
+    """Name all that this version brings about; `beside`: OpenSend, which makes its own tables."""
+    return (*(file.name for owner in _owners(beside=beside) for file in _files(owner)), roles.shipped())
+
+
+def warning(url: str) -> str:
+    """Say which migrations a database in use is about to get, and that there is no way back; "": none."""
+    found = [one for one in status(url) if one.name != RIGHTS]
+    pending = [one.name for one in found if one.state == "pending"]
+    if not pending or all(one.state == "pending" for one in found):
+        return ""
+    return "\n".join([*(f"+ migration {name}" for name in pending), NO_WAY_BACK])
 
 
 def _owners(*, beside: bool) -> tuple[_Owner, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import LiteralString, get_args
@@ -33,6 +35,10 @@ _PRIVILEGES = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOINHERIT NOREPLICATION NOBYP
 _RACES = (errors.DuplicateObject, errors.UniqueViolation, errors.DeadlockDetected, errors.InternalError_)
 """What two runners in one cluster do to each other; `tuple concurrently updated` is an InternalError_."""
 _SECURED: LiteralString = "SELECT rolname FROM pg_authid WHERE rolpassword IS NOT NULL"
+_RECORDED: LiteralString = """
+    CREATE TABLE IF NOT EXISTS opensend_milter.rights (
+        sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now());
+    TRUNCATE opensend_milter.rights"""
 _ROUNDS = 50
 _PAUSE_S = 0.02
 _PRIVILEGE_NOT_GRANTED = "01007"
@@ -74,13 +80,33 @@ def _create(connection: Connection, role: str, options: str) -> None:
 
 def grant(connection: Connection) -> None:
     """Give each role its rights, in one transaction; refuse where this user may not give all of them."""
-    text = resources.files(__package__).joinpath("roles.sql").read_text(encoding="utf-8")
+    text = _rights()
 
     def once() -> None:
         with _no_grant_left_out(connection):
             connection.execute(text)
+        connection.execute(_RECORDED)
+        connection.execute("INSERT INTO opensend_milter.rights (sha256) VALUES (%s)", [shipped()])
 
     _persist(connection, once)
+
+
+def shipped() -> str:
+    """Know again the rights that this version gives."""
+    return hashlib.sha256(_rights().encode()).hexdigest()
+
+
+def granted_at(connection: Connection) -> datetime | None:
+    """Tell when the rights were given that this version needs; None: others were, or none."""
+    rows = connection.execute("SELECT to_regclass('opensend_milter.rights') IS NOT NULL").fetchone()
+    if not rows or not rows[0]:
+        return None
+    row = connection.execute("SELECT applied_at FROM opensend_milter.rights WHERE sha256 = %s", [shipped()]).fetchone()
+    return row[0] if row else None
+
+
+def _rights() -> LiteralString:
+    return resources.files(__package__).joinpath("roles.sql").read_text(encoding="utf-8")
 
 
 @contextmanager

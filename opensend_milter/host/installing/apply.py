@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import indent
 from typing import Literal
 
 from opensend_milter.core.errors import OpensendError
@@ -87,6 +88,8 @@ def apply(plan: Plan, say: Say) -> Applied:
                     taken.append(name_of(step))
                     if not _only_back(step):
                         say(name_of(step))
+                    if isinstance(step, Action) and step.diff:
+                        say(indent(step.diff, "  "))
                     _take(step, plan, journal)
         except BaseException as error:
             say(f"failed: {error or type(error).__name__}; taking back what was done")

@@ -136,6 +136,9 @@ class Action:
     call: Callable[[], object]
     stays: str
     """What undo says of it."""
+    wants: tuple[str, ...] = ()
+    """What it brings about: whoever wants more than was there the last time takes the step again."""
+    diff: str = ""
 
 
 PathStep = Directory | File | SymbolicLink
@@ -166,8 +169,8 @@ class Plan:
         """Know this plan again: what it wants, not how far it is."""
         wanted = hashlib.sha256(self.edition.encode())
         for step in self.steps:
-            if not isinstance(step, Action):
-                wanted.update(repr((name_of(step), getattr(step, "content", b""), getattr(step, "run", ()))).encode())
+            parts = (getattr(step, "content", b""), getattr(step, "run", ()), getattr(step, "wants", ()))
+            wanted.update(repr((name_of(step), *parts)).encode())
         return wanted.hexdigest()[:16]
 
 
@@ -230,7 +233,9 @@ def _diff(step: Step, root: Root) -> str:
         case Command():
             lines = [" ".join(_quoted(word) for word in argv) for argv in step.run]
             return "\n".join([*(f"$ {line}" for line in lines), *([step.diff] if step.diff else [])])
-        case Action() | SymbolicLink():
+        case Action():
+            return step.diff
+        case SymbolicLink():
             return ""
         case Directory():
             return _rights(step, snapshot.take(root.at(step.path)), root)
