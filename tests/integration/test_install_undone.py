@@ -13,7 +13,7 @@ import pytest
 from opensend_milter.core.errors import UsageError
 from opensend_milter.host.installing import apply as install, journal, remains
 from opensend_milter.host.installing.blueprint import Choice
-from opensend_milter.host.installing.plan import Command, Root
+from opensend_milter.host.installing.plan import Action, Command, Root
 from opensend_milter.host.installing.snapshot import NotPut
 from tests.integration.copied_system import CHECKOUT, clean_environment
 from tests.integration.small_system import LEFT, difference, plan_for, small_system, tree, with_step
@@ -53,6 +53,25 @@ def test_a_second_apply_that_fails_leaves_the_first(root: Path) -> None:
     journals = {f"var/lib/opensend-milter/install/{journal.NAME}"}
     assert difference(edited, tree(root)) == journals
     assert difference(applied, tree(root)) == journals | {"etc/opensend-milter/opensend-milter.yaml"}
+
+
+def test_what_no_undo_takes_back_is_said_first_and_done_again_where_there_is_more(root: Path) -> None:
+    done, said = list[str](), list[str]()
+
+    def tables(*wants: str) -> Action:
+        return Action(
+            name="db init",
+            why="",
+            call=lambda: done.append(said[-1]),
+            stays="it stays",
+            wants=wants,
+            diff="no way back",
+        )
+
+    for wants in (("0001",), ("0001",), ("0001", "0002")):
+        plan = with_step(plan_for(root), 0, tables(*wants))
+        install.apply(plan, said.append)
+    assert done == ["  no way back"] * 2
 
 
 def test_what_is_in_the_way_fails_and_is_left_alone(root: Path) -> None:

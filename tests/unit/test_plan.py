@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from opensend_milter.host.installing.plan import (
+    Action,
     Command,
     Directory,
     File,
@@ -54,6 +55,10 @@ def test_a_plan_is_known_again_by_what_it_wants() -> None:
     assert plan.stamp == replace(plan, notes=("anything",)).stamp
     assert plan.stamp != replace(plan, edition="2").stamp
     assert plan.stamp != replace(plan, steps=(replace(FILE, content=b"b\n"),)).stamp
+    tables = Action(name="db init", why="", call=lambda: None, stays="", wants=("0001",))
+    with_tables = replace(plan, steps=(tables,))
+    assert with_tables.stamp == replace(plan, steps=(replace(tables, diff="said before"),)).stamp
+    assert with_tables.stamp != replace(plan, steps=(replace(tables, wants=("0001", "0002")),)).stamp
 
 
 def test_a_root_puts_itself_before_each_path() -> None:
