@@ -17,7 +17,7 @@ from tests.integration.test_http_server import Front, add_key, front
 LARGEST = 52_428_800
 MOST_MB = 1_000
 """docs/units.md says so."""
-CROWDED = 503
+CROWDED = {429, 503}
 _START = b'{"from":"app@example.org","to":"to@example.net","subject":"hi","text":"t",'
 _EMOJI = "😀".encode()
 """Beyond the first plane: each letter beside it takes up four octets."""
@@ -77,8 +77,8 @@ def test_the_largest_bodies_take_up_no_more_than_there_is(database: Database) ->
     with front(database) as served, ThreadPoolExecutor(len(keys) * 2) as pool:
 
         def send(number: int, shape: Shape) -> tuple[int, str]:
-            key, status = keys[number % len(keys)], CROWDED
-            while status == CROWDED:  # a busy machine has no room in time
+            key, status = keys[number % len(keys)], 0
+            while not status or status in CROWDED:  # a busy machine has no room in time
                 status, answer, _ = served.ask("POST", "/emails", shape.body(), Authorization=f"Bearer {key}")
             return status, answer["errors"][0]["code"] if "errors" in answer else ""
 
