@@ -20,6 +20,7 @@ THEIR_OWN = {
     "integration/debian13.py": "how long a fetch from a network may take is its caller's, and no wait for a condition",
     "acceptance/test_faults.py": "its clients pause between two messages",
     "acceptance/test_queue_away.py": "so does its client",
+    "upgrade/clients.py": "so do its clients, and before they send again",
     "fuzz/__main__.py": "it is told for how many minutes to go on, and is no test",
 }
 """Which files may do so, each with the reason."""
