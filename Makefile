@@ -1,6 +1,6 @@
 # `make` lists the targets. All but `docs` run what tools/setup put into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-http bench-delivery bench-flame bench-hostile fuzz upgrade-test docs lock deb clean
+.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-http bench-delivery bench-flame bench-hostile fuzz soak upgrade-test docs lock deb clean
 BIN := .venv/bin
 # Compiled once, not by each of the many processes that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
@@ -24,6 +24,9 @@ fuzz: setup ## Give each reader what strangers might send, a minute each; ARGS="
 
 upgrade-test: setup ## Upgrade a used installation of an earlier commit under load, and count; ARGS="--from COMMIT" (root)
 	@$(BIN)/python -m tests.upgrade $(ARGS)
+
+soak: setup ## Send for an hour at 60 % of what the machine takes, and look for growth; ARGS="--minutes 10" (root)
+	@$(BIN)/python -m bench.soak $(ARGS)
 
 lint: setup ## Check format, lint, types and layers
 	@$(BIN)/ruff format --check
