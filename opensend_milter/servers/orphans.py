@@ -187,6 +187,8 @@ class Keeper:
         if kind == _GONE:
             self._let_go(child, inode)
             return
+        if not descriptors:  # as many are held as this process may have
+            return
         line = socket.socket(fileno=descriptors[0])
         if not self._is_alive(child):
             self._adopt(line)
