@@ -20,6 +20,7 @@ from opensend_milter.config.changes import Reads
 from opensend_milter.core import counting
 from opensend_milter.core.errors import ConfigError, StoreUnavailable, TablesDiffer
 from opensend_milter.servers import metrics_page
+from opensend_milter.servers.memory import give_back_large_blocks
 from opensend_milter.servers.milter import Callbacks, Door, MilterProcess, open_socket
 from opensend_milter.servers.orphans import Orphanage
 from opensend_milter.servers.reloading import Reloading, write_log_as
@@ -62,6 +63,7 @@ def _serve(path: Path | None, config: Config, group: int | None, join: Callable[
 
     def child(line: Line) -> None:
         join()
+        give_back_large_blocks()
         announcing = orphanage.announcing()
         announcing.start()
         callbacks.connected = announcing.connected

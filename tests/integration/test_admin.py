@@ -557,7 +557,7 @@ def test_database_commands_beside_opensend(run_beside: Run) -> None:
     assert "up to date" in run_beside("db", "migrate").stdout
     states = parsed(run_beside("db", "status", "--json"))
     assert isinstance(states, list)
-    assert {field(row, "name").split("/")[0] for row in states} == {"ours"}
+    assert {field(row, "name").split("/")[0] for row in states} == {"ours", "rights"}
     assert {field(row, "state") for row in states} == {"applied"}
 
 

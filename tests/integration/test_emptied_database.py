@@ -49,7 +49,7 @@ def test_rows_are_gone_and_numbers_begin_again(cluster: Cluster, databases: Data
             " WHERE schemaname IN ('public', 'opensend_milter')"
         ).fetchall()
         held = {table for (table,) in tables if connection.execute(f"SELECT FROM {table} LIMIT 1".encode()).rowcount}
-        assert held == {"opensend_milter.migrations", "opensend_milter.secrets"}
+        assert held == {"opensend_milter.migrations", "opensend_milter.rights", "opensend_milter.secrets"}
         assert connection.execute("SELECT FROM pg_sequences WHERE last_value IS NOT NULL").rowcount == 0
     databases.give_back(name)
 
