@@ -1,6 +1,6 @@
 # `make` lists the targets. All but `docs` run what tools/setup put into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-http bench-delivery bench-flame bench-hostile fuzz soak upgrade-test docs lock deb clean
+.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-http bench-delivery bench-flame bench-hostile chaos fuzz soak upgrade-test docs lock deb clean
 BIN := .venv/bin
 # Compiled once, not by each of the many processes that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
@@ -21,6 +21,9 @@ test: ## Run all tests; pass pytest's arguments as ARGS="..."
 
 fuzz: setup ## Give each reader what strangers might send, a minute each; ARGS="--minutes 10 --target mime" (root)
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+chaos: setup ## Do harm while mail flows, and count what became of it, 90 minutes (root); ARGS="--list" names the faults
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 upgrade-test: setup ## Upgrade a used installation of an earlier commit under load, and count; ARGS="--from COMMIT" (root)
 	@$(BIN)/python -m tests.upgrade $(ARGS)
