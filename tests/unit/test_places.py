@@ -19,8 +19,8 @@ _FILES = [*PACKAGE.rglob("*.py"), *(ROOT / "bench").glob("*.py"), *(ROOT / "pack
           *(ROOT / "tests").rglob("*.py")]  # fmt: skip
 _ROOMS = "opensend_milter|adapters|app|cli|config|core|host|servers"
 _PLACES = re.compile(rf"(?<![\w/.-])((?:{_ROOMS})/[\w/]+\.(?:py|sql|tsv))\b")
-_OF_THE_DATABASE = {"opensend_milter.mail"}
-"""Names of a logger."""
+_OF_THE_DATABASE = {"opensend_milter.mail", "opensend_milter.rights"}
+"""A logger, and a table that no .sql file names."""
 
 
 def strings(path: Path) -> Iterator[str]:

@@ -14,6 +14,8 @@ from tests.waiting import MOST_SLOWNESS, PATIENCE_S, await_found, await_of, awai
 TESTS = Path(__file__).parents[1]
 DEADLINE = "monotonic() " + "+"
 THEIR_OWN = {
+    "chaos/amazon.py": "for how long a notice is hidden is what it was asked for",
+    "chaos/clients.py": "its clients have so long to get rid of what they have; the account says what is left",
     "integration/private_postgres.py": "one for all starts and their answers together, and it scales",
     "integration/debian13.py": "how long a fetch from a network may take is its caller's, and no wait for a condition",
     "fuzz/__main__.py": "it is told for how many minutes to go on, and is no test",
