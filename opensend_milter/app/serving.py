@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,10 +72,9 @@ def _serve(path: Path | None, config: Config, group: int | None, join: Callable[
         current = reloading.config
         succession = Succession(_deciding(current))
 
-        def reopen() -> Door:
+        def reopen(order: bytes) -> Door:
             nonlocal current
-            # Checked by the parent a moment ago.
-            changed = load(path)
+            changed: Config = pickle.loads(order)  # noqa: S301  # our parent's
             write_log_as(changed.log)
             if changed != current:
                 succession.replace(_deciding(changed))
@@ -85,6 +85,10 @@ def _serve(path: Path | None, config: Config, group: int | None, join: Callable[
         MilterProcess(
             callbacks, descriptor, door=door, reopen=reopen, close=succession.close, drain_s=settings.drain_s
         ).run(line)
+
+    def reload() -> bytes | None:
+        # What the parent has checked, not what the file says by the time that a child reads it.
+        return pickle.dumps(reloading.config) if reloading.reload(_make_spool) else None
 
     def in_place() -> bool:
         return settings.socket.exists() and settings.socket.stat().st_ino == inode
@@ -97,7 +101,7 @@ def _serve(path: Path | None, config: Config, group: int | None, join: Callable[
         child,
         count=settings.children(),
         drain_s=settings.drain_s,
-        reload=lambda: reloading.reload(_make_spool),
+        reload=reload,
         healthy=healthy,
     )
     log.info("listening on %s", settings.socket)

@@ -34,7 +34,7 @@ from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcom
 from opensend_milter.core.policy import NOT_A_KEY, OURS, UNAUTHENTICATED
 from opensend_milter.core.rules import COME_AGAIN, Rule
 from opensend_milter.core.transfer import Buffer
-from opensend_milter.servers.supervisor import DRAIN, RELOAD, Line
+from opensend_milter.servers.supervisor import Line
 from opensend_milter.servers.unix_socket import usable_by
 
 log = logging.getLogger(__name__)
@@ -428,11 +428,11 @@ class MilterProcess:
         descriptor: int,
         *,
         door: Door,
-        reopen: Callable[[], Door],
+        reopen: Callable[[bytes], Door],
         close: Callable[[], None],
         drain_s: float,
     ) -> None:
-        """`reopen` returns the door that the configuration asks for by now, `close` finishes what was handed in."""
+        """`reopen` returns the door that an order asks for, `close` finishes what was handed in."""
         self._callbacks = callbacks
         self._descriptor = descriptor
         self._reopen = reopen
@@ -447,14 +447,13 @@ class MilterProcess:
         milter.main()
 
     def _follow(self, line: Line) -> None:
-        while (order := line.next_order()) != DRAIN:
-            if order == RELOAD:
-                self._reload()
+        while order := line.next_order():
+            self._reload(order)
         self._drain()
 
-    def _reload(self) -> None:
+    def _reload(self, order: bytes) -> None:
         try:
-            self._callbacks.door = self._reopen()
+            self._callbacks.door = self._reopen(order)
         except OpensendError as error:
             log.error("not reloaded, the old configuration stays: %s", error)  # noqa: TRY400  # no traceback: ours
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -15,31 +14,32 @@ from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
 
-DRAIN = b"D"
-RELOAD = b"R"
 READY = b"r"
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
 _RESTART_PAUSE_S = 0.5
 _KILL_AFTER_S = 5.0
+_LONGEST_ORDER = 200_000
 
 
 @dataclass(slots=True)
 class Child:
-    """One child and the two pipes between us."""
+    """One child and what we have between us."""
 
     pid: int
-    orders: int
+    orders: socket.socket
     """Ours to write. The child reads end of file when we die, and drains."""
     reports: int
-    """The child's to write."""
+    """A pipe, the child's to write."""
     ready: bool = False
+    untold: bytes = b""
+    """The order that it had no room for yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The child's ends of the two pipes."""
+    """The child's ends."""
 
-    orders: int
+    orders: socket.socket
     reports: int
 
     def ready(self) -> None:
@@ -47,8 +47,8 @@ class Line:
         os.write(self.reports, READY)
 
     def next_order(self) -> bytes:
-        """Wait for an order; a parent that is gone means DRAIN."""
-        return os.read(self.orders, 1) or DRAIN
+        """Wait for what a reload brought; nothing means drain, as does a parent that is gone."""
+        return self.orders.recv(_LONGEST_ORDER)
 
 
 class Supervisor:
@@ -60,13 +60,13 @@ class Supervisor:
         *,
         count: int,
         drain_s: float,
-        reload: Callable[[], bool],
+        reload: Callable[[], bytes | None],
         healthy: Callable[[], bool],
     ) -> None:
         """`child` runs in each child and must not return before it has drained.
 
-        `reload` checks the new configuration; only if it is good the children are told. `healthy` is asked every
-        second; on False all is stopped, and whoever started us starts us again.
+        `reload` returns the new configuration for the children, or None if it is not to be used. `healthy` is asked
+        every second; on False all is stopped, and whoever started us starts us again.
         """
         self._healthy = healthy
         self._child = child
@@ -88,6 +88,7 @@ class Supervisor:
                 break
             if received and received.si_signo == signal.SIGHUP:
                 self._tell_to_reload()
+            self._tell_again()
             if not self._healthy():
                 log.error("our socket is gone from its place: stopping, to be started again")
                 break
@@ -102,20 +103,25 @@ class Supervisor:
         self._stop()
 
     def _start(self) -> None:
-        order_read, order_write = os.pipe()
+        # Keeps one order from the next, and ends for the child when our end is closed.
+        ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(0)
+        # The kernel grants twice what it is asked for.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST_ORDER // 2)
         report_read, report_write = os.pipe()
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            self._become_child(Line(order_read, report_write), (order_write, report_read))
-        os.close(order_read)
+            self._become_child(Line(childs, report_write), Child(os.getpid(), ours, report_read))
+        childs.close()
         os.close(report_write)
-        self._children[pid] = Child(pid, order_write, report_read)
+        self._children[pid] = Child(pid, ours, report_read)
 
-    def _become_child(self, line: Line, parents: tuple[int, int]) -> None:
-        # A sibling that kept another's order pipe open would hide from it that the parent died.
-        for descriptor in (*parents, *(d for c in self._children.values() for d in (c.orders, c.reports))):
-            os.close(descriptor)
+    def _become_child(self, line: Line, myself: Child) -> None:
+        # A sibling that kept another's orders open would hide from it that the parent died.
+        for child in (myself, *self._children.values()):
+            child.orders.close()
+            os.close(child.reports)
         os.environ.pop("NOTIFY_SOCKET", None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         code = 1
@@ -140,7 +146,7 @@ class Supervisor:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 child = self._children.pop(pid)
-                os.close(child.orders)
+                child.orders.close()
                 os.close(child.reports)
                 log.warning("child %d ended: %s", pid, _how_it_ended(status))
 
@@ -153,19 +159,32 @@ class Supervisor:
 
     def _tell_to_reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        if self._reload():
-            self._order(RELOAD)
+        if order := self._reload():
+            for child in self._children.values():
+                child.untold = order
+        self._tell_again()
         notify("READY=1")
 
-    def _order(self, order: bytes) -> None:
+    def _tell_again(self) -> None:
+        """Tell who has not been told; only the newest order counts."""
         for child in self._children.values():
-            with contextlib.suppress(BrokenPipeError):  # it died just now; the next round reaps it
-                os.write(child.orders, order)
+            if not child.untold:
+                continue
+            try:
+                child.orders.send(child.untold)
+            except BlockingIOError:
+                continue  # it has not read those before; another round
+            except ConnectionError:
+                pass  # it died just now; the next round reaps it
+            except OSError as error:
+                log.error("child %d keeps the old configuration: %s", child.pid, error.strerror)  # noqa: TRY400
+            child.untold = b""
 
     def _stop(self) -> None:
         """TERM, wait, KILL: a child whose sessions do not end is not waited for longer than promised."""
         log.info("stopping: %d processes", len(self._children))
-        self._order(DRAIN)
+        for child in self._children.values():
+            child.orders.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + self._drain_s + _KILL_AFTER_S
         while self._children and time.monotonic() < deadline:
             signal.sigtimedwait({signal.SIGCHLD}, 0.2)

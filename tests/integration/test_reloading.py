@@ -334,6 +334,27 @@ def test_a_child_that_takes_a_dead_ones_place_reads_no_file(database: Database) 
         assert "Traceback" not in served.log
 
 
+def test_a_child_goes_on_with_what_was_checked_not_with_what_the_file_says_later(database: Database) -> None:
+    """One that comes to it late finds the next edit in the file, or half of it."""
+    with serving(database.url, database.password_dir, milter={"processes": 1}) as served:
+        (child,) = served.children()
+        os.kill(child, signal.SIGSTOP)
+        config = json.loads((served.directory / "config.yaml").read_text())
+        for limit in (3, 2):
+            config["limits"] = {"key_per_minute": limit}
+            (served.directory / "config.yaml").write_text(json.dumps(config))
+            served.process.send_signal(signal.SIGHUP)
+            await_true(lambda limit=limit: f"-> {limit} (in force)" in served.log, "it is checked")  # type: ignore[misc]
+        (served.directory / "config.yaml").write_text("milter: {proc")
+        os.kill(child, signal.SIGCONT)
+        await_true(lambda: children_reloaded(served) == 2, "the child reloads")
+        with served.client() as client:
+            answers = [client.message(served.key, RAW, "to@example.net") for _ in range(3)]
+        assert [answer.code for answer in answers[2:]] == [451]
+        assert [answer.command for answer in answers[:2]] == ["d", "d"]
+        assert "not reloaded" not in served.log
+
+
 def test_a_spool_that_cannot_be_made_is_refused(database: Database) -> None:
     with serving(database.url, database.password_dir) as served:
         config = json.loads((served.directory / "config.yaml").read_text())
