@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from opensend_milter.adapters.amazon import session
 from opensend_milter.core import counting
 from opensend_milter.core.errors import QueueUnavailable
 from opensend_milter.core.feedback import Heard, Report, ReportMalformed, text_of
@@ -83,8 +83,7 @@ class SesEventQueue:
                     retries={"mode": "standard", "total_max_attempts": 2},
                     tcp_keepalive=True,
                 )
-                # A session of our own: the default one is shared with whoever else uses boto3 here.
-                self._client = boto3.session.Session().client(
+                self._client = session().client(
                     "sqs", region_name=self._region, endpoint_url=self._endpoint_url or None, config=config
                 )
             return self._client

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from datetime import UTC
 from typing import TYPE_CHECKING
 
-import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from opensend_milter.adapters.amazon import session
 from opensend_milter.core import counting
 from opensend_milter.core.errors import QueueUnavailable
 from opensend_milter.core.model import Announcement, EmailId, Notice
@@ -110,8 +110,7 @@ class SqsQueue:
                     max_pool_connections=_CONNECTIONS,
                     tcp_keepalive=True,
                 )
-                # A session of our own: the default one is shared with whoever else uses boto3 here.
-                self._clients[answer_s] = boto3.session.Session().client(
+                self._clients[answer_s] = session().client(
                     "sqs", region_name=self._region, endpoint_url=self._endpoint_url or None, config=config
                 )
             return self._clients[answer_s]

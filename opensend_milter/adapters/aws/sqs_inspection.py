@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 
-import boto3
 from botocore.config import Config as ClientConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
+from opensend_milter.adapters.amazon import session
 from opensend_milter.config import Config
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped, warning
 
@@ -68,7 +68,7 @@ def checks(config: Config, oldest_s: Callable[[], float]) -> Iterator[Check]:
 
 
 def _attributes(config: Config) -> Attributes:
-    client = boto3.session.Session().client(
+    client = session().client(
         "sqs",
         region_name=config.aws.region,
         endpoint_url=config.aws.endpoint_url or None,

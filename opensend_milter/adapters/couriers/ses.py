@@ -8,11 +8,11 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-import boto3
 from botocore.awsrequest import AWSPreparedRequest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from opensend_milter.adapters.amazon import session
 from opensend_milter.config import Aws, Ses
 from opensend_milter.core.address import domain_of, envelope_address, normal_domain
 from opensend_milter.core.errors import DeliveryDeferred, DeliveryRefused, DeliveryUncertain, OpensendError
@@ -89,7 +89,7 @@ class SesCourier:
                 max_pool_connections=1,
                 tcp_keepalive=True,
             )
-            client = boto3.session.Session().client(
+            client = session().client(
                 "sesv2", region_name=region, endpoint_url=self._aws.endpoint_url or None, config=config
             )
             client.meta.events.register("before-send.sesv2.SendEmail", self._watch)
