@@ -11,6 +11,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -44,8 +45,9 @@ def _answers(endpoint: str) -> bool:
     return False
 
 
+@cache
 def client(endpoint: str) -> Any:
-    """Open a client of the test's own."""
+    """Return a client of the tests' own."""
     return boto3.session.Session("test", "test").client("sqs", region_name="us-east-1", endpoint_url=endpoint)
 
 
