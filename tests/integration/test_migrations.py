@@ -12,6 +12,7 @@ from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from threading import Barrier, Event, Thread
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -29,6 +30,7 @@ MAIL = b"From: app@example.org\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello
 _numbers = itertools.count(1)
 OURS = ["ours/0001_tables", "ours/0002_names", "ours/0003_delivery", "ours/0004_front_door", "ours/0005_rest_rows"]
 ALL = ["opensend/0001_tables", "opensend/0002_deliveries", "opensend/0003_as_opensend", *OURS]
+_DROP_ROLE: tuple[LiteralString, ...] = ("DROP OWNED BY {}", "DROP ROLE {}")
 
 
 @pytest.fixture
@@ -49,11 +51,21 @@ def opensend(cluster: Cluster, empty: str) -> str:
     return empty
 
 
-@pytest.fixture
-def bare() -> Iterator[Cluster]:
-    """A cluster that has never heard of us."""
+@pytest.fixture(scope="module")
+def _bare() -> Iterator[Cluster]:
     with running_cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture
+def bare(_bare: Cluster) -> Iterator[Cluster]:
+    """A cluster that has never heard of us, or has been made to forget: a new one takes a second."""
+    yield _bare
+    databases = rows(_bare.url("postgres"), "SELECT datname FROM pg_database WHERE datname !~ '^(postgres|template.)$'")
+    for (database,) in databases:
+        _bare.drop_database(str(database))
+    for role in rows(_bare.url("postgres"), "SELECT rolname FROM pg_roles WHERE rolname !~ '^(postgres$|pg_)'"):
+        _bare.execute(*(sql.SQL(drop).format(sql.Identifier(*map(str, role))) for drop in _DROP_ROLE))
 
 
 def rows(url: str, query: str) -> list[tuple[object, ...]]:
