@@ -17,6 +17,9 @@ PATIENCE_S = 60.0
 NEVER_S = 3_600.0
 """For a time-out that is not to be reached: whoever sits it out is stopped by the test's own."""
 PAUSE_S = 0.01
+LONGEST_PAUSE_S = 0.2
+SHARE_OF_PAUSE = 0.1
+"""Whoever has waited for a while asks less often: many a question costs a connection to a database."""
 MOST_SLOWNESS = 8.0
 """What is slower still has stopped."""
 _LOAD = Path("/proc/loadavg")
@@ -48,10 +51,11 @@ def await_found(find: Callable[[], Found | None], what: What, *, pause_s: float 
     """Wait until something is found, and return it; say what was not."""
     began = time.monotonic()
     while (found := find()) is None:
-        if time.monotonic() - began > patience_s():
+        waited_s = time.monotonic() - began
+        if waited_s > patience_s():
             told = what if isinstance(what, str) else what()
-            raise AssertionError(f"not within {time.monotonic() - began:.0f} s: {told}")
-        time.sleep(pause_s)
+            raise AssertionError(f"not within {waited_s:.0f} s: {told}")
+        time.sleep(max(pause_s, min(waited_s * SHARE_OF_PAUSE, LONGEST_PAUSE_S)))
     return found
 
 

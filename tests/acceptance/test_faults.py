@@ -1,4 +1,4 @@
-"""Killed, stopped, hung, reloaded while twenty clients send: what they were told is compared with what came of it."""
+"""Killed, stopped, hung, reloaded while ten clients send: what they were told is compared with what came of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.submitting import MAIL, Answer, count, log_in, rows, submit, unique
 from tests.waiting import await_found, await_true, scaled_s
 
-CLIENTS = 20
+CLIENTS = 10
+LOGINS = 20
 PAUSE_S = 0.25
 """Between two messages of one client: the machine is to have time for what is tested."""
 LONGEST_MOMENT_S = 0.4
@@ -41,7 +42,7 @@ OURS = ("serve", "auth-gate", "worker", "dovecot", "postfix")
 
 @dataclass
 class Load:
-    """Twenty clients, each on a connection of its own, and all that they were told."""
+    """Ten clients, each on a connection of its own, and all that they were told."""
 
     sandbox: Sandbox
     stays: bool
@@ -418,8 +419,8 @@ def test_postgres_hung_under_load_is_451_while_it_hangs_and_all_goes_on_by_itsel
 @pytest.mark.case(56)
 def test_the_first_login_after_a_restart_of_postgres_is_good(rough: Sandbox) -> None:
     key = rough["SANDBOX_API_KEY"]
-    with ExitStack() as connections, ThreadPoolExecutor(CLIENTS) as threads:
-        clients = [connections.enter_context(rough.connect()) for _ in range(CLIENTS)]
+    with ExitStack() as connections, ThreadPoolExecutor(LOGINS) as threads:
+        clients = [connections.enter_context(rough.connect()) for _ in range(LOGINS)]
         # All at once, so that Dovecot opens all the connections to Postgres that it may.
         assert {reply.code for reply in threads.map(lambda client: log_in(client, key), clients)} == {235}
     with postgres_stopped(rough, signal.SIGINT):
