@@ -16,7 +16,7 @@ from opensend_milter import config
 from opensend_milter.adapters.admin.deliveries import DeliveryAdmin
 from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.postgres.link import connect, conninfo_for
-from opensend_milter.cli.output import exits
+from opensend_milter.cli.exits import exits
 from opensend_milter.core.errors import UsageError
 
 DEFAULT_USER = "default"

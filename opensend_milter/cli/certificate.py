@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from opensend_milter import config as configuration
-from opensend_milter.cli.output import AsJson, ConfigPath, exits, plain, show
+from opensend_milter.cli.exits import exits
+from opensend_milter.cli.output import AsJson, ConfigPath, plain, show
 from opensend_milter.core.errors import ConfigError
 from opensend_milter.host.rendering.certificates import ACME_FOLDER, find_certificate
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from opensend_milter import app
-from opensend_milter.cli.output import ConfigPath, exits
+from opensend_milter.cli.exits import exits
 from opensend_milter.config import Log, load
 from opensend_milter.servers.reloading import write_log_as
 from opensend_milter.servers.supervisor import notify
@@ -18,28 +18,28 @@ from opensend_milter.servers.supervisor import notify
 log = logging.getLogger(__name__)
 
 
-def serve(config: ConfigPath = None) -> None:
+def serve(config: Path | None = None) -> None:
     """Answer Postfix: judge each message, record it, take it or say why not."""
     with exits():
         _begin(config)
         app.serve(config)
 
 
-def worker(config: ConfigPath = None) -> None:
+def worker(config: Path | None = None) -> None:
     """Deliver what was taken; announce jobs where there is a queue."""
     with exits():
         _begin(config)
         app.work(config, ready=_ready)
 
 
-def http(config: ConfigPath = None) -> None:
+def http(config: Path | None = None) -> None:
     """Answer HTTP: messages as JSON, what Amazon SNS reports, links in messages."""
     with exits():
         _begin(config)
         app.http(config, ready=_ready)
 
 
-def auth_gate(config: ConfigPath = None) -> None:
+def auth_gate(config: Path | None = None) -> None:
     """Stand between Postfix and Dovecot: a database outage becomes 454, never 535."""
     with exits():
         _begin(config)

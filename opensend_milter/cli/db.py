@@ -11,7 +11,8 @@ import typer
 
 from opensend_milter import app as app_, config as configuration
 from opensend_milter.adapters.schema import migrations
-from opensend_milter.cli.output import AsJson, ConfigPath, exits, show, table_of
+from opensend_milter.cli.exits import exits
+from opensend_milter.cli.output import AsJson, ConfigPath, show, table_of
 from opensend_milter.core.errors import UsageError
 
 app = typer.Typer(help="Make the database ready and keep it so.", no_args_is_help=True)

@@ -16,7 +16,8 @@ from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.postgres.link import connect, conninfo_for
 from opensend_milter.app.examining import examination, made_key, some_user
 from opensend_milter.app.switching import before_switching
-from opensend_milter.cli.output import AsJson, ConfigPath, exits, plain, show
+from opensend_milter.cli.exits import exits
+from opensend_milter.cli.output import AsJson, ConfigPath, plain, show
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.findings import Check, Finding, Result, chosen, examine
 from opensend_milter.host.examining.host_checks import Site

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from opensend_milter import config as configuration
 from opensend_milter.adapters.admin.deliveries import DomainChanges, DomainSettings
-from opensend_milter.cli import admin, verifying
-from opensend_milter.cli.output import EX_TEMPFAIL, EX_USAGE, AsJson, ConfigPath, fail, plain, show, table_of
+from opensend_milter.adapters.admin.verification import connect_as_owner
+from opensend_milter.app.verifying import Verification, Verifier
+from opensend_milter.cli import admin
+from opensend_milter.cli.exits import EX_TEMPFAIL, EX_USAGE, exits, fail
+from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
 from opensend_milter.config.option import HOSTNAME, REGION, WORD, Check
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.errors import UsageError
@@ -69,7 +75,7 @@ def verify(
     """
     if every == (name is not None):
         fail("name one domain, or use --all", EX_USAGE)
-    with verifying.opened(config, nameserver) as verifier:
+    with _verifier(config, nameserver) as verifier:
         domains = verifier.domains(name, user)
         if assume:
             found = [verifier.vouch(domain) for domain in domains]
@@ -78,12 +84,30 @@ def verify(
     show(
         found if every else found[0],
         as_json=as_json,
-        table=lambda: "\n".join(line for one in found for line in verifying.lines(one)) or "no domain",
+        table=lambda: "\n".join(line for one in found for line in _findings(one)) or "no domain",
     )
     if found and all(one.is_unanswered for one in found):
         raise typer.Exit(EX_TEMPFAIL)
     if not every and not found[0].is_proved:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _verifier(path: Path | None, nameserver: str) -> Iterator[Verifier]:
+    """Connect as the configured URL says; errors of ours end the program with their exit code."""
+    with exits():
+        settings = configuration.load(path)
+        with connect_as_owner(settings.database, application_name="opensend-milter-domains") as connection:
+            yield Verifier(config=settings, connection=connection, nameserver=nameserver)
+
+
+def _findings(found: Verification) -> Iterator[str]:
+    """Draw one domain for people; what DNS said was written by strangers."""
+    yield f"{found.name} of user {found.user_id}: {found.status}" + (f" ({found.note})" if found.note else "")
+    for record in found.records:
+        yield f"  {record.kind:9} {record.state.value:10} {plain(record.seen)}"
+        if record.line:
+            yield f"{'':23}add: {record.line}"
 
 
 @app.command("set")

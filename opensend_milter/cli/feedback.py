@@ -10,7 +10,8 @@ import typer
 from opensend_milter import config
 from opensend_milter.adapters.postgres.feedback import PostgresFeedbackBox
 from opensend_milter.adapters.postgres.link import conninfo_for
-from opensend_milter.cli.output import EX_TEMPFAIL, ConfigPath, fail
+from opensend_milter.cli.exits import EX_TEMPFAIL, fail
+from opensend_milter.cli.output import ConfigPath
 from opensend_milter.core import dsn
 from opensend_milter.core.errors import OpensendError
 from opensend_milter.core.maillog import quoted

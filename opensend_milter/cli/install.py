@@ -18,7 +18,7 @@ from opensend_milter import config as configuration
 from opensend_milter.adapters.postgres.link import Role, connect, conninfo_for, store_errors
 from opensend_milter.adapters.schema import migrations
 from opensend_milter.adapters.schema.roles import KEEP, LOGIN_ROLES, locked_out
-from opensend_milter.cli import output
+from opensend_milter.cli import exits
 from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
 from opensend_milter.core.errors import OpensendError, StoreUnavailable, UsageError
 from opensend_milter.host.installing import apply as installer, preflight, remains
@@ -38,7 +38,7 @@ Force = Annotated[bool, typer.Option("--force", help="With --undo: also where me
 
 
 def install(  # noqa: PLR0917  # typer calls it by name
-    plan: Annotated[bool, typer.Option("--plan", help="Show every step; change nothing [default].")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show every step; change nothing (the default).")] = False,
     apply: Annotated[bool, typer.Option("--apply", help="Take the steps; a second time changes nothing.")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Take back all that was applied, byte for byte.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Say of each thing how it is now.")] = False,
@@ -59,7 +59,7 @@ def install(  # noqa: PLR0917  # typer calls it by name
     asked = {"plan": plan, "apply": apply, "undo": undo, "status": status}
     chosen = [name for name, is_asked in asked.items() if is_asked] or ["plan"]
     if len(chosen) > 1:
-        output.fail(f"--{chosen[0]} and --{chosen[1]} do not go together", output.EX_USAGE)
+        exits.fail(f"--{chosen[0]} and --{chosen[1]} do not go together", exits.EX_USAGE)
     with _exits():
         place = Root(root.resolve() if root != HERE else HERE)
         choice = Choice(mode=mode, dovecot=dovecot)
@@ -76,11 +76,11 @@ def install(  # noqa: PLR0917  # typer calls it by name
 
 @contextmanager
 def _exits() -> Iterator[None]:
-    with output.exits():
+    with exits.exits():
         try:
             yield
         except Lacking as error:
-            output.fail(str(error), error.exit_code)
+            exits.fail(str(error), error.exit_code)
         except OSError as error:
             raise UsageError(str(error)) from error
 
@@ -183,7 +183,7 @@ def _apply(plan: Plan, *, as_json: bool) -> None:
     _require_root()
     if plan.faults:
         lines = [f"{fault.what}\n  mend: {fault.mend}" for fault in plan.faults]
-        output.fail("\n".join(lines), EX_FAULTS)
+        exits.fail("\n".join(lines), EX_FAULTS)
     with _ended_by_signals():
         applied = installer.apply(plan, _say)
     lines = [f"{len(applied.steps)} steps done" if applied.steps else "nothing to do: all is as it should be"]

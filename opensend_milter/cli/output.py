@@ -1,4 +1,4 @@
-"""What people and scripts see: tables or JSON on standard output, errors on standard error, sysexits codes."""
+"""What people and scripts see on standard output: tables, or JSON."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opensend_milter.core.errors import ConfigError, OpensendError, StoreUnavailable, TemporaryError, UsageError
+from opensend_milter.config import DEFAULT_PATH
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE, EX_TEMPFAIL, EX_CONFIG = 64, 69, 70, 75, 78
-
 ConfigPath = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="Configuration file [default: /etc/opensend-milter/opensend-milter.yaml]."),
+    Path | None, typer.Option("--config", "-c", help=f"Configuration file; {DEFAULT_PATH} unless given.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
@@ -37,7 +33,7 @@ def show(value: Any, *, as_json: bool, table: Callable[[], Table | str]) -> None
     if isinstance(drawn, str):
         sys.stdout.write(drawn.rstrip("\n") + "\n")
     else:
-        # Not before: the processes that stay draw nothing, and start a tenth faster without it.
+        # Not before: most commands draw nothing, and start faster without it.
         from rich.console import Console  # noqa: PLC0415
 
         Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200).print(drawn)
@@ -80,27 +76,3 @@ def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     return next((plain(value) for kind, plain in _PLAIN if isinstance(value, kind)), str(value))
-
-
-_EXIT_CODES = (
-    (ConfigError, EX_CONFIG),
-    (UsageError, EX_USAGE),
-    (StoreUnavailable, EX_UNAVAILABLE),
-    (TemporaryError, EX_TEMPFAIL),
-    (OpensendError, EX_SOFTWARE),
-)
-
-
-@contextmanager
-def exits() -> Iterator[None]:
-    """Turn an error of ours into one line on standard error and its exit code."""
-    try:
-        yield
-    except OpensendError as error:
-        fail(str(error), next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
-
-
-def fail(text: str, code: int) -> NoReturn:
-    """Say what is wrong and exit."""
-    sys.stderr.write("".join(f"opensend-milter: {line}\n" for line in text.splitlines()))
-    raise typer.Exit(code)

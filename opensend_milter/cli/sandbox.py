@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from opensend_milter import app as composition
-from opensend_milter.cli import output
+from opensend_milter.cli import exits, output
 from opensend_milter.cli.output import AsJson
 from opensend_milter.cli.snippets import SNIPPETS, Access, Client
 from opensend_milter.host.requirements import Lacking
@@ -49,11 +49,11 @@ Sent = sandbox_mail.Sent | sandbox_mail.HandedOver
 
 @contextmanager
 def _exits() -> Iterator[None]:
-    with output.exits():
+    with exits.exits():
         try:
             yield
         except Lacking as error:
-            output.fail(str(error), error.exit_code)
+            exits.fail(str(error), error.exit_code)
 
 
 def _say(text: str) -> None:
@@ -86,7 +86,7 @@ def _queue(text: str | None) -> sandbox_state.QueueKind | None:
         case None | "postgres" | "sqs":
             return text
         case _:
-            return output.fail(f"--queue: expected postgres or sqs, got {text!r}", output.EX_USAGE)
+            return exits.fail(f"--queue: expected postgres or sqs, got {text!r}", exits.EX_USAGE)
 
 
 def _profile(text: str | None) -> sandbox_state.Profile | None:
@@ -94,7 +94,7 @@ def _profile(text: str | None) -> sandbox_state.Profile | None:
         case None | "standalone" | "opensend":
             return text
         case _:
-            return output.fail(f"--profile: expected standalone or opensend, got {text!r}", output.EX_USAGE)
+            return exits.fail(f"--profile: expected standalone or opensend, got {text!r}", exits.EX_USAGE)
 
 
 @app.command()

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from opensend_milter.cli.output import AsJson, exits, show
+from opensend_milter.cli.exits import exits
+from opensend_milter.cli.output import AsJson, show
 from opensend_milter.core.errors import UsageError
 from opensend_milter.host.examining import confinement, units
 from opensend_milter.host.examining.confinement import UNITS, Result, Service

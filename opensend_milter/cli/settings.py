@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from opensend_milter import app, config as configuration
-from opensend_milter.cli import output
+from opensend_milter.cli import exits, output
 from opensend_milter.cli.output import AsJson, ConfigPath
 from opensend_milter.config import Setting
 
@@ -26,14 +26,14 @@ def check_config(config: ConfigPath = None, database: Database = False, as_json:
     Passwords are masked, so a value that holds one is printed as a comment. Exit code 78: something is wrong; 69: the
     database that was to be looked at does not answer.
     """
-    with output.exits():
+    with exits.exits():
         loaded, sources = configuration.load_with_sources(config, front_door=True)
         settings = configuration.effective(loaded, sources)
         misfits = app.misfits(loaded) if database else []
     found = {"tables": {"fit": not misfits, "differences": misfits}} if database else {}
     output.show({**_as_mapping(settings), **found}, as_json=as_json, table=lambda: _as_yaml(settings))
     if misfits:
-        output.fail("\n".join(f"tables: {line}" for line in misfits), output.EX_CONFIG)
+        exits.fail("\n".join(f"tables: {line}" for line in misfits), exits.EX_CONFIG)
     typer.echo("opensend-milter: ok", err=True)
 
 

@@ -18,7 +18,8 @@ from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.admin.suppression_files import export_entries, import_entries
 from opensend_milter.adapters.postgres.link import Connection, connect, conninfo_for
 from opensend_milter.cli import admin
-from opensend_milter.cli.output import AsJson, ConfigPath, exits, plain, show, table_of
+from opensend_milter.cli.exits import exits
+from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.model import UserId
 from opensend_milter.core.suppression_list import HEADER, Bad, read, sorted_out

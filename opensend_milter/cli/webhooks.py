@@ -21,7 +21,8 @@ from opensend_milter.adapters.postgres.link import connect, conninfo_for
 from opensend_milter.adapters.postgres.webhooks import lease_of
 from opensend_milter.adapters.webhook_calls import HttpMessenger
 from opensend_milter.cli import admin
-from opensend_milter.cli.output import AsJson, ConfigPath, exits, plain, show, table_of
+from opensend_milter.cli.exits import exits
+from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
 from opensend_milter.config import Config
 from opensend_milter.core.errors import TemporaryError, UsageError
 from opensend_milter.core.webhook import Answer, Event, EventId, body_of, event_types, headers_of
@@ -57,7 +58,7 @@ def add(
     *,
     url: Annotated[str, typer.Argument(metavar="URL", help="Where it listens: https://...")],
     events: Annotated[
-        str, typer.Option("--events", metavar="TYPES", help="Such as email.sent,email.bounced [default: all].")
+        str, typer.Option("--events", metavar="TYPES", help="Such as email.sent,email.bounced; all unless given.")
     ] = "",
     user: admin.Owner = admin.DEFAULT_USER,
     config: ConfigPath = None,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from opensend_milter.cli import COMMANDS, GROUPS, app_of, main, output
+from opensend_milter.cli import COMMANDS, GROUPS, app_of, exits, main
 
 NAMES = [*COMMANDS, *GROUPS]
 
@@ -18,6 +20,16 @@ def test_help_lists_all_commands() -> None:
     assert result.exit_code == 0
     for name in NAMES:
         assert f" {name} " in result.stdout
+
+
+def test_no_help_has_a_word_in_brackets() -> None:
+    """They are markup where the help is drawn: what stands in them is not shown."""
+    left: list[tuple[str, Any]] = [("", get_command(app_of(NAMES)))]
+    while left:
+        path, command = left.pop()
+        left += [(f"{path} {name}", one) for name, one in getattr(command, "commands", {}).items()]
+        helps = [command.help or "", *(getattr(option, "help", None) or "" for option in command.params)]
+        assert [text for text in helps if "[" in text] == [], path
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,5 +65,5 @@ def test_who_stays_says_the_same_however_it_is_started(
     monkeypatch.setattr(sys, "argv", ["opensend-milter", name, spelling, str(path)])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == output.EX_CONFIG
+    assert ended.value.code == exits.EX_CONFIG
     assert str(path) in capsys.readouterr().err
