@@ -216,11 +216,11 @@ def test_any_text_is_kept_but_for_its_links(html: str) -> None:
      "<title>", "<script></", "</body>", "<a b=c ", "&", "&#", "&a", " ", "/", "=", "<a href='&a'>", "<?", "</script"],
 )  # fmt: skip
 @pytest.mark.parametrize("head", ["", "<a href='", "<a ", "<script>"])
-def test_a_megabyte_of_anything_is_read_in_passes_over_it(head: str, unit: str) -> None:
+def test_much_of_anything_is_read_in_passes_over_it(head: str, unit: str) -> None:
     """However many, they are few: one for each character would not end."""
 
     def rewrite(characters: int) -> None:
         rewritten(head + unit * (characters // len(unit)), new_url, PIXEL)
 
     assert_linear(rewrite, 5_000)
-    rewrite(1_000_000)
+    rewrite(250_000)
