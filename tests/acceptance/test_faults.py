@@ -27,7 +27,7 @@ from tests.waiting import await_found, await_true, scaled_s
 
 CLIENTS = 10
 LOGINS = 20
-PAUSE_S = 0.25
+PAUSE_S = 0.4
 """Between two messages of one client: the machine is to have time for what is tested."""
 LONGEST_MOMENT_S = 0.4
 BLOWS = 4

@@ -14,7 +14,7 @@ from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.second_front_door import front_door
 from tests.waiting import scaled_s
 
-EXAMPLES = 4
+EXAMPLES = 3
 SETTINGS = """
 seed = 5
 hooks = "{hooks}"
