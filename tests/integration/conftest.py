@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
@@ -49,8 +50,9 @@ def cluster(_shared_cluster: Cluster) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def _databases(_shared_cluster: Cluster, _template: Path) -> Databases:
-    return Databases(_shared_cluster, _TEMPLATE)
+def _databases(_shared_cluster: Cluster, _template: Path) -> Iterator[Databases]:
+    with closing(Databases(_shared_cluster, _TEMPLATE)) as databases:
+        yield databases
 
 
 @pytest.fixture
@@ -60,8 +62,9 @@ def database(cluster: Cluster, _databases: Databases, _template: Path) -> Iterat
 
 
 @pytest.fixture(scope="session")
-def _databases_beside(_shared_cluster: Cluster, _beside_template: Path) -> Databases:
-    return Databases(_shared_cluster, _BESIDE_TEMPLATE, prefix="beside")
+def _databases_beside(_shared_cluster: Cluster, _beside_template: Path) -> Iterator[Databases]:
+    with closing(Databases(_shared_cluster, _BESIDE_TEMPLATE, prefix="beside")) as databases:
+        yield databases
 
 
 @pytest.fixture

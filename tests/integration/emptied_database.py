@@ -1,10 +1,11 @@
-"""A test's database is the last one's, emptied: making one costs a tenth of a second, emptying it a thousandth."""
+"""A test's database is the last one's, emptied: making one costs a tenth of a second, emptying it a hundredth."""
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import psycopg
@@ -26,9 +27,11 @@ _SHAPE = sql.SQL(" UNION ALL ").join(
     UNION ALL SELECT datconnlimit, datacl::text FROM pg_database WHERE datname = current_database()""")
 _TABLES = """
     SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('public', 'opensend_milter') ORDER BY 1, 2"""
-_CUT = """
-    SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+_OTHERS = """
+    SELECT FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""
+_TRIES_TO_BE_ALONE, _PAUSE_S = 20, 0.005
+"""A connection that has been closed is still there for a moment."""
 _BEGIN_AGAIN = """
     SELECT setval(format('%I.%I', schemaname, sequencename), start_value, false) FROM pg_sequences
     WHERE last_value IS NOT NULL"""
@@ -45,6 +48,8 @@ class Databases:
     prefix: str = "test"
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _empty: str | None = None
+    _connection: Connection | None = None
+    """To the one that is handed out again and again: a new one would have to learn about each table first."""
     _shape: Shape = field(default_factory=list)
     _filled: frozenset[tuple[object, ...]] = frozenset()
     """Tables with rows that belong to the template."""
@@ -53,31 +58,51 @@ class Databases:
     _size: int = 0
 
     def take(self) -> str:
-        """Return the name of one that nobody is connected to: whoever knew it by its old name finds nothing."""
+        """Return the name of one that nobody is connected to but us."""
         if not self._shape:
             self._look_at_template()
-        name = f"{self.prefix}_{next(self._numbers)}"
         if self._empty is None:
+            name = f"{self.prefix}_{next(self._numbers)}"
             self.cluster.new_database(name, template=self.template)
-        else:
-            old, self._empty = self._empty, None
-            self.cluster.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(*map(sql.Identifier, (old, name))))
+            return name
+        name, self._empty = self._empty, None
         return name
 
     def give_back(self, name: str) -> None:
-        """Empty it for the next; one that a test has altered is dropped."""
-        with self._connected(name) as connection:
-            connection.execute(_CUT)
-            as_new = self._is_as_new(connection)
-            if as_new:
-                self._clear(connection)
-        if as_new:
+        """Empty it for the next; one that a test has altered is dropped, and one that somebody has not left."""
+        connection = self._connected(name)
+        if self._is_left(connection) and self._is_as_new(connection):
+            self._clear(connection)
             self._empty = name
         else:
+            self.close()
             self.cluster.drop_database(name)
 
+    def _connected(self, name: str) -> Connection:
+        if self._connection:
+            with suppress(psycopg.OperationalError):  # the test has stopped the server meanwhile
+                self._connection.execute("SELECT")
+                return self._connection
+            self.close()
+        self._connection = psycopg.connect(self.cluster.here(name), autocommit=True)
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection that is kept."""
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    @staticmethod
+    def _is_left(connection: Connection) -> bool:
+        for _ in range(_TRIES_TO_BE_ALONE):
+            if not connection.execute(_OTHERS).rowcount:
+                return True
+            time.sleep(_PAUSE_S)
+        return False
+
     def _look_at_template(self) -> None:
-        with self._connected(self.template) as connection:
+        with psycopg.connect(self.cluster.here(self.template), autocommit=True) as connection:
             tables = connection.execute(_TABLES).fetchall()
             self._filled = frozenset(table for table in tables if self._rows(connection, [table])[0][0])
             self._kept = self._rows(connection, sorted(self._filled))
@@ -98,11 +123,6 @@ class Databases:
         emptying += [sql.SQL("DELETE FROM {}").format(sql.Identifier(*table)) for table in tables]
         connection.execute(sql.SQL("; ").join(emptying))
         connection.execute(_BEGIN_AGAIN)
-
-    @contextmanager
-    def _connected(self, name: str) -> Iterator[Connection]:
-        with psycopg.connect(self.cluster.here(name), autocommit=True) as connection:
-            yield connection
 
     @staticmethod
     def _rows(connection: Connection, tables: list[tuple[object, ...]]) -> Shape:

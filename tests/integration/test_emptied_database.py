@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import psycopg
 import pytest
@@ -15,8 +16,9 @@ OID = "SELECT oid FROM pg_database WHERE datname = current_database()"
 
 @pytest.fixture
 def databases(cluster: Cluster, database: Database) -> Iterator[Databases]:
-    """Such databases, and their template, which is one itself."""
-    yield Databases(cluster, database.name, prefix="again")
+    """Such databases of our own."""
+    with closing(Databases(cluster, "template_opensend", prefix="again")) as made:
+        yield made
     with database.connect() as connection:
         for (name,) in connection.execute("SELECT datname FROM pg_database WHERE datname LIKE 'again%'").fetchall():
             cluster.drop_database(name)
@@ -74,12 +76,19 @@ def test_an_altered_one_is_not_used_again(cluster: Cluster, databases: Databases
     assert _use(cluster, databases, statement) != _use(cluster, databases)
 
 
-def test_who_is_still_connected_is_cut(cluster: Cluster, databases: Databases) -> None:
+def test_one_that_somebody_has_not_left_is_not_used_again(cluster: Cluster, databases: Databases) -> None:
     name = databases.take()
     with psycopg.connect(cluster.url(name), autocommit=True) as connection:
         databases.give_back(name)
         with pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT")
-    databases.take()
+    assert databases.take() != name
     with pytest.raises(psycopg.OperationalError, match="does not exist"):
         psycopg.connect(cluster.url(name))
+
+
+def test_a_server_that_was_restarted_is_no_hindrance(cluster: Cluster, databases: Databases) -> None:
+    first = _use(cluster, databases)
+    cluster.stop()
+    cluster.start()
+    assert _use(cluster, databases) == first == _use(cluster, databases)
