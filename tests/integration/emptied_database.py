@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import psycopg
 from psycopg import sql
 
 from opensend_milter.adapters.postgres.link import Connection
-from tests.integration.private_postgres import Cluster
+from tests.integration.private_postgres import Cluster, Kept
 
 GROWN_BYTES = 8_000_000
 """What a test may leave behind in files before it is cheaper to make a new one."""
@@ -48,7 +47,7 @@ class Databases:
     prefix: str = "test"
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _empty: str | None = None
-    _connection: Connection | None = None
+    _way_in: Kept | None = None
     """To the one that is handed out again and again: a new one would have to learn about each table first."""
     _shape: Shape = field(default_factory=list)
     _filled: frozenset[tuple[object, ...]] = frozenset()
@@ -70,7 +69,8 @@ class Databases:
 
     def give_back(self, name: str) -> None:
         """Empty it for the next; one that a test has altered is dropped, and one that somebody has not left."""
-        connection = self._connected(name)
+        self._way_in = self._way_in or Kept(self.cluster.here(name))
+        connection = self._way_in.connection()
         if self._is_left(connection) and self._is_as_new(connection):
             self._clear(connection)
             self._empty = name
@@ -78,20 +78,11 @@ class Databases:
             self.close()
             self.cluster.drop_database(name)
 
-    def _connected(self, name: str) -> Connection:
-        if self._connection:
-            with suppress(psycopg.OperationalError):  # the test has stopped the server meanwhile
-                self._connection.execute("SELECT")
-                return self._connection
-            self.close()
-        self._connection = psycopg.connect(self.cluster.here(name), autocommit=True)
-        return self._connection
-
     def close(self) -> None:
         """Close the connection that is kept."""
-        if self._connection:
-            self._connection.close()
-            self._connection = None
+        if self._way_in:
+            self._way_in.close()
+            self._way_in = None
 
     @staticmethod
     def _is_left(connection: Connection) -> bool:

@@ -188,6 +188,29 @@ class Cluster:
         ).stdout  # fmt: skip
 
 
+@dataclass(slots=True)
+class Kept:
+    """A connection for many questions: a new one costs more than most of them."""
+
+    info: str
+    _open: Connection | None = None
+
+    def connection(self) -> Connection:
+        """Return it; where the server was stopped meanwhile, another."""
+        if self._open:
+            with suppress(psycopg.OperationalError):
+                self._open.execute("SELECT")
+                return self._open
+            self.close()
+        self._open = psycopg.connect(self.info, autocommit=True)
+        return self._open
+
+    def close(self) -> None:
+        if self._open:
+            self._open.close()
+            self._open = None
+
+
 @dataclass(frozen=True, slots=True)
 class Database:
     """A database of one test: as `db init` leaves it, or OpenSend's own with our schema in it."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -19,6 +19,7 @@ from uuid import uuid4
 import psycopg
 
 from opensend_milter.servers.orphans import NAME as KEEPER
+from tests.integration.private_postgres import Kept
 from tests.log_scan import Forbidden, assert_clean, look_through
 from tests.milter_client import Answer, MilterClient
 from tests.waiting import patience_s, scaled_s
@@ -32,6 +33,7 @@ class Serving:
     url: str
     process: subprocess.Popen[bytes]
     key: str
+    database: Kept
 
     @property
     def socket(self) -> Path:
@@ -53,9 +55,8 @@ class Serving:
 
     def rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
         """Ask the database, or change it."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            done = connection.execute(query.encode(), values or None)
-            return done.fetchall() if done.description else []
+        done = self.database.connection().execute(query.encode(), values or None)
+        return done.fetchall() if done.description else []
 
     def counts(self) -> tuple[object, ...]:
         """Return the number of rows in emails, submissions, jobs."""
@@ -166,7 +167,8 @@ def serving(
         process = start(directory, url)
         try:
             await_ready(notices, process, directory)
-            yield Serving(directory, url, process, seed(url))
+            with closing(Kept(url)) as database:
+                yield Serving(directory, url, process, seed(url), database)
             assert_clean(look_through([directory / "serve.log"], Forbidden(addresses=True)))
         finally:
             if process.poll() is None:
