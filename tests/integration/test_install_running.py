@@ -17,6 +17,7 @@ import pytest
 
 from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.schema.roles import LOGIN_ROLES
+from opensend_milter.host.installing import blueprint
 from tests.integration.copied_system import CopiedSystem, clean_environment, copied_system
 from tests.integration.private_postgres import PASSWORD, SUPERUSER, Database
 from tests.integration.test_install import LEFT_BY_THE_SYSTEM, furnish
@@ -123,12 +124,9 @@ def started(system: CopiedSystem, name: str, user: str | None = None, role: str 
 
 
 def old_log(system: CopiedSystem) -> list[str]:
-    """Return what the old Postfix logged, but for times, process ids and queue ids."""
-    lines = [
-        line
-        for line in system.read("/var/log/postfix-old.log").splitlines()
-        if not re.search("opensend|anvil|file system clock", line)
-    ]
+    """Return what the old Postfix logged, but for times, process ids, queue ids and a clock that is behind."""
+    told = system.read("/var/log/postfix-old.log").splitlines()
+    lines = [line for line in told if not re.search("opensend|anvil|file system clock", line)]
     plain = (re.sub(r"^\S+ +\d+ \S+ \S+ |\[\d+\]|delays?=\S+|pid \d+", "", line) for line in lines)
     return sorted(re.sub(r"\b[0-9A-F]{6,12}\b|message-id=<\S+>|size=\d+", "ID", line) for line in plain)
 
@@ -214,6 +212,7 @@ def test_both_take_mail_and_the_old_one_notices_nothing(database: Database, mode
         key = make_key(database)
         if not is_instance:
             running.enter_context(kept_running(system, "old-dovecot", "dovecot", "-F"))
+            await_true((system.root / "run/dovecot/master.pid").exists, "the old Dovecot runs")
         before_said, before_logged = log_of_two_dialogues(system)
         before_asked, before = asked(system), system.written()
 
@@ -319,3 +318,19 @@ def test_output_holds_no_secret_and_a_database_that_is_away_undoes_all(database:
         other = system.install("--plan", "--mode", "services", check=False)
         assert (other.returncode, "installed with the other mode" in other.stdout) == (1, True)
         system.run("postfix", "stop")
+
+
+@pytest.mark.parametrize(("heeded", "code"), [(0, 1), (1, 0), (2, 0)])
+def test_a_reload_that_dovecot_does_not_heed_is_repeated(tmp_path: Path, heeded: int, code: int) -> None:
+    """It happens, and nobody would say why all logins are put off."""
+    asked, listener = tmp_path / "asked", tmp_path / "auth.sock"
+    bind = f"import socket; socket.socket(socket.AF_UNIX).bind('{listener}')"
+    doveadm = tmp_path / "doveadm"
+    doveadm.write_text(
+        f'#!/bin/sh\necho x >> {asked}\n[ "$(wc -l < {asked})" -ne {heeded} ] || {sys.executable} -c "{bind}"\n'
+    )
+    doveadm.chmod(0o755)
+    script = blueprint._RELOAD_DOVECOT.replace("sleep 0.2", "sleep 0.01")
+    done = subprocess.run(["sh", "-c", script, doveadm, listener], capture_output=True, text=True, check=False)
+    assert (done.returncode, len(asked.read_text().split())) == (code, heeded or 5)
+    assert ("does not listen" in done.stderr) == bool(code)

@@ -273,14 +273,14 @@ class Blueprint:
 
     def _before_all(self) -> Iterator[Command]:
         """Return what undo runs last."""
-        for command in self._reloads():
+        for command in self._reloads(listens=False):
             name = f"{command.name}, at undo"
             yield replace(command, name=name, run=(), back=command.run)
         if self.host.has_systemd:
             yield Command(name="daemon-reload, at undo", why="", back=((program("systemctl"), "daemon-reload"),))
 
     def _after_all(self) -> Iterator[Command]:
-        yield from self._reloads()
+        yield from self._reloads(listens=True)
         if not self.host.has_systemd:
             return
         systemctl = program("systemctl")
@@ -302,7 +302,7 @@ class Blueprint:
             ),
         )
 
-    def _reloads(self) -> Iterator[Command]:
+    def _reloads(self, *, listens: bool) -> Iterator[Command]:
         if not self.host.root.is_here:
             return
         if self.choice.mode == "services":
@@ -311,14 +311,28 @@ class Blueprint:
                 ("sh", "-c", script, program("postfix")),
             ))  # fmt: skip
         if self.choice.dovecot == "existing":
-            script = '"$0" reload 2>/dev/null || exit 0'
+            awaited = (str(self.config.auth.dovecot_socket),) if listens else ()
             yield Command(name="reload Dovecot", why="it reads its conf.d again, if it runs", run=(
-                ("sh", "-c", script, program("doveadm")),
+                ("sh", "-c", _RELOAD_DOVECOT, program("doveadm"), *awaited),
             ))  # fmt: skip
 
     @staticmethod
     def _file(path: Path, content: bytes, why: str, mode: int = 0o644, *, group: str = "root") -> File:
         return File(path=path, content=content, why=why, mode=mode, group=group)
+
+
+_RELOAD_DOVECOT = """
+for reload in 1 2 3 4 5; do
+    "$0" reload 2>/dev/null || exit 0
+    for look in 1 2 3 4 5 6 7 8 9 10; do
+        if [ -z "$1" ] || [ -S "$1" ]; then exit 0; fi
+        sleep 0.2
+    done
+done
+echo "Dovecot runs and does not listen on $1: its log says why" >&2
+exit 1
+"""
+"""Dovecot may answer a reload with what it has read before, and says so to nobody."""
 
 
 def _stays(unit: str) -> bool:
