@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,18 @@ def test_an_unknown_command_is_named(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "No such command 'sevre'" in capsys.readouterr().err
 
 
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """Those who stay block SIGHUP until they can follow it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 STAYING = [name for name, module in COMMANDS.items() if module == "daemons"]
 
 
+@pytest.mark.usefixtures("_signals")
 @pytest.mark.parametrize("name", STAYING)
 @pytest.mark.parametrize("spelling", ["--config", "-c"])
 def test_who_stays_says_the_same_however_it_is_started(
