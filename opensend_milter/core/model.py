@@ -167,7 +167,7 @@ class Earlier:
     received_at: datetime
     scheduled_at: datetime | None = None
     content_digest: bytes | None
-    """Of what REST took: `identity.row_digest` of its row, None where that cannot be compared."""
+    """Of what REST took: `identity.row_digest` of its row. None: it cannot be compared."""
     expired: bool
     """Its name is free again: its time is over, or it was given up."""
 

@@ -298,9 +298,10 @@ def _again(message: Message, reading: Reading, identity: Identity, earlier: Earl
 
 
 def _is_same_content(message: Message, reading: Reading, identity: Identity, earlier: Earlier) -> bool:
-    if earlier.holder == "rest":
-        return earlier.content_digest is not None and earlier.content_digest == row_digest(message, reading)
-    return earlier.content_digest in {None, identity.content_digest}
+    if earlier.content_digest is None:
+        return False
+    made = row_digest(message, reading) if earlier.holder == "rest" else identity.content_digest
+    return earlier.content_digest == made
 
 
 def _is_same_time(reading: Reading, earlier: Earlier) -> bool:

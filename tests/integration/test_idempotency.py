@@ -146,7 +146,7 @@ def test_another_key_of_the_account_never_hears_250_for_a_message_of_the_first(
 
 @pytest.mark.case(76)
 @pytest.mark.parametrize("ends", ["status = 'failed'", "status = 'canceled'", "status = 'cancelled'",
-                                  "created_at = now() - interval '25 hours'"])  # fmt: skip
+                                  "status = 'suppressed'", "created_at = now() - interval '25 hours'"])  # fmt: skip
 @pytest.mark.parametrize("holder", ["key", "account", "rest"])
 @pytest.mark.parametrize("raw", [mail(), mail(text="bye")])
 def test_what_was_given_up_or_is_old_gives_its_name_to_the_next(
@@ -175,6 +175,42 @@ def test_a_message_put_off_for_a_month_does_not_swallow_the_one_of_today(account
         answer = send(account, other)
         assert is_duplicate(answer)
         assert "at another time" in answer.text
+    assert stored(account) == 1
+
+
+@pytest.mark.case(76)
+@pytest.mark.parametrize("later", [mail(), mail("X-OpenSend-Send-At: in 29 days"), mail(text="bye")])
+def test_a_name_that_a_limited_key_put_off_for_a_month_swallows_no_mail_of_another(
+    account: Account, later: bytes
+) -> None:
+    limited, other = (add_key(account.served, account.user_id, domain) for domain in ("example.org", None))
+    assert send(account, mail("X-OpenSend-Send-At: in 29 days"), key=limited) == TAKEN
+    answer = send(account, later, key=other)
+    assert is_duplicate(answer)
+    assert account.emails()[0] not in answer.text
+    assert stored(account) == 1
+    account.rows("UPDATE emails SET status = 'canceled' WHERE user_id = %s")
+    assert send(account, later, key=other) == TAKEN
+    assert stored(account) == 2
+    assert is_duplicate(send(account, mail("X-OpenSend-Send-At: in 29 days"), key=limited))
+
+
+@pytest.mark.case(76)
+@pytest.mark.parametrize("ends", ["failed", "canceled", "cancelled", "suppressed"])
+def test_by_its_message_id_what_was_given_up_is_sent_again(account: Account, ends: str) -> None:
+    raw = mail().replace(f"Idempotency-Key: {NAME}".encode(), b"Message-ID: <1@app>")
+    for count in (1, 2):
+        assert send(account, raw) == TAKEN
+        assert send(account, raw) == TAKEN
+        assert stored(account) == count
+        account.rows(f"UPDATE emails SET status = '{ends}' WHERE user_id = %s")  # noqa: S608  # ours
+
+
+@pytest.mark.case(76)
+def test_what_has_no_digest_is_not_taken_for_the_same(account: Account) -> None:
+    assert send(account, mail()) == TAKEN
+    account.rows("UPDATE opensend_milter.submissions SET content_digest = NULL WHERE user_id = %s")
+    assert is_duplicate(send(account, mail()))
     assert stored(account) == 1
 
 

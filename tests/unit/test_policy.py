@@ -202,10 +202,16 @@ KEYED = b"Idempotency-Key: k\r\n" + PLAIN
 
 @pytest.mark.case(64)
 def test_the_same_message_is_ours_already() -> None:
-    """By its fingerprint, or under its Idempotency-Key; records of our first version have no digest."""
+    """By its fingerprint, or under its Idempotency-Key."""
     assert judge(facts=earlier(b"of a fingerprint: not looked at")) == Repeat(email_id=FIRST)
     assert judge(KEYED, earlier(digest(KEYED))) == Repeat(email_id=FIRST)
-    assert judge(KEYED, earlier(None)) == Repeat(email_id=FIRST)
+
+
+@pytest.mark.case(76)
+@pytest.mark.parametrize("holder", ["key", "rest"])
+def test_what_cannot_be_compared_is_not_the_same(holder: str) -> None:
+    """Records of our first version have no digest: a 250 might stand for another message."""
+    assert refused(judge(KEYED, earlier(None, holder=holder))) == (550, "5.7.1", Rule.DUPLICATE_KEY)
 
 
 def row_digest_of(raw: bytes) -> bytes:

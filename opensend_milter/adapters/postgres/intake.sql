@@ -16,13 +16,13 @@ WITH asked AS (
 ), earlier AS (
     -- What was given up, or is not there any more, is not ours: sent again, it is a new message.
     SELECT k.ordinal, e.id AS email_id, e.created_at, e.scheduled_at,
-        e.created_at < now() - interval '24 hours' OR e.status IN ('failed', 'canceled', 'cancelled') AS expired,
+        e.created_at < now() - interval '24 hours' OR e.status IN ('failed', 'canceled', 'cancelled', 'suppressed') AS expired,
         CASE WHEN s.email_id IS NULL THEN 'rest' WHEN s.key_id = k.key_id THEN 'key' ELSE 'account' END AS holder
     FROM keyed k JOIN public.emails e ON e.user_id = k.user_id AND e.idempotency_key = k.idempotency_key
         LEFT JOIN opensend_milter.submissions s ON s.email_id = e.id
     UNION ALL
     SELECT k.ordinal, f.email_id, f.received_at, e.scheduled_at,
-        f.received_at < now() - %(window)s::interval OR coalesce(e.status IN ('failed', 'canceled', 'cancelled'), true),
+        f.received_at < now() - %(window)s::interval OR coalesce(e.status IN ('failed', 'canceled', 'cancelled', 'suppressed'), true),
         'key'
     FROM keyed k
         JOIN opensend_milter.fingerprints f ON f.key_id = k.key_id AND f.fingerprint = k.fingerprint
@@ -84,7 +84,7 @@ WITH named AS (
     UPDATE public.emails SET idempotency_key = NULL
     WHERE id = ANY (%(ids)s::uuid[]) AND idempotency_key IS NOT NULL
         -- Not of one that somebody has taken up again since.
-        AND (created_at < now() - interval '24 hours' OR status IN ('failed', 'canceled', 'cancelled'))
+        AND (created_at < now() - interval '24 hours' OR status IN ('failed', 'canceled', 'cancelled', 'suppressed'))
 )
 DELETE FROM opensend_milter.fingerprints f
 USING unnest(%(key_ids)s::uuid[], %(fingerprints)b::bytea[], %(ids)s::uuid[]) AS n (key_id, fingerprint, email_id)
