@@ -21,6 +21,7 @@ from opensend_milter.core.address import (
 from opensend_milter.core.budget import OCTETS_A_STEP, Budget, OverBudgetError
 from opensend_milter.core.charsets import decode, decode_pieces
 from opensend_milter.core.control import METADATA, ControlFieldError, Wishes, wishes
+from opensend_milter.core.doubts import Doubts
 from opensend_milter.core.mime import PartHeader, part_header
 from opensend_milter.core.model import Attachment, Limits, Mailbox, Reading, Refuse, refuse
 from opensend_milter.core.rules import Rule
@@ -34,11 +35,13 @@ _HEADER_END = re.compile(rb"\n\r?\n")
 _EMPTY_LINE = re.compile(rb"\r?\n")
 _AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]*+(?:\r?\n|\Z)")
 _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:(.*)", re.DOTALL)
+_NO_FIELD = re.compile(rb"^(?![!-9;-~]++[ \t]*+:)[^ \t\r\n]", re.MULTILINE)
 _EIGHT_BIT = re.compile(rb"[\x80-\xff]")
 _KEPT_PARAMETERS = ("method", "smime-type", "charset")
 _TYPES = mimetypes.MimeTypes()
 """Without this host's own table: a name must not depend on which packages are installed."""
 _TYPES.add_type("text/calendar", ".ics")
+_BLANKS = (b" ", b"\t")
 _CONTENT_ID = re.compile(r"[!-~]{1,255}")
 _KIND = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,80}/[A-Za-z0-9!#$&^_.+-]{1,80}")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,80}")
@@ -116,7 +119,8 @@ def _read(raw: Buffer, limits: Limits, budget: Budget) -> Reading:
     html: list[str] = []
     attachments: list[Attachment] = []
     texts = Texts(limits.max_message_bytes)
-    for part in _leaves(raw, fields, body, limits, budget):
+    doubts = Doubts()
+    for part in _leaves(raw, fields, body, limits, budget, doubts=doubts):
         if not part.is_body:
             attachments.append(part.attachment(len(attachments) + 1))
             continue
@@ -134,6 +138,7 @@ def _read(raw: Buffer, limits: Limits, budget: Budget) -> Reading:
         text="\r\n".join(text),
         html="\r\n".join(html),
         attachments=tuple(attachments),
+        doubt=doubts.place,
     )
 
 
@@ -256,7 +261,9 @@ def _one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip()
 
 
-def _leaves(raw: Buffer, fields: list[tuple[str, bytes]], body: int, limits: Limits, budget: Budget) -> Iterator[_Part]:
+def _leaves(
+    raw: Buffer, fields: list[tuple[str, bytes]], body: int, limits: Limits, budget: Budget, *, doubts: Doubts
+) -> Iterator[_Part]:
     """Walk the MIME tree in order, without recursion."""
     seen = 0
     pending: list[tuple[int, int, int]] = [(0, len(raw), 0)]
@@ -269,24 +276,37 @@ def _leaves(raw: Buffer, fields: list[tuple[str, bytes]], body: int, limits: Lim
             raise _beyond(f"MIME parts nested more than {limits.max_depth} deep")
         if depth:
             fields, body = _header(raw, begin, end, limits, budget)
+        if raw[begin : begin + 1] in _BLANKS:
+            doubts.note("a header that begins with a blank")
+        if _NO_FIELD.search(raw, begin, body):
+            doubts.note("a header with a line that is no field")
         of_content = ((name, _text(value)) for name, value in fields if name.startswith("content-"))
         header = part_header(of_content, budget)
         budget.spend(_STEPS_A_PART + _PASSES * (end - body) // OCTETS_A_STEP, "parts")
-        if header.boundary:
-            spans = list(islice(_spans(raw, body, end, header.boundary, budget), limits.max_parts))
+        kind = header.kind
+        if kind.startswith("multipart/"):
+            boundary = header.boundary
+            doubts.weigh_multipart(header, boundary)
+            splits = _spans(raw, body, end, boundary, budget, doubts=doubts) if boundary else ()
+            spans = list(islice(splits, limits.max_parts))
             pending += [(*span, depth + 1) for span in reversed(spans)]
             if spans:
                 continue
-        # A multipart that cannot be split is shown as text, as mail clients do.
-        kind = "text/plain" if header.kind.startswith("multipart/") else header.kind
-        yield _Part(raw, body, end, header, kind, _filename(header, budget))
+            # As mail clients show what cannot be split.
+            doubts.note("a multipart without parts")
+            kind = "text/plain"
+        part = _Part(raw, body, end, header, kind, _filename(header, budget))
+        (doubts.weigh_body if part.is_body else doubts.weigh_file)(header)
+        yield part
 
 
 def _filename(header: PartHeader, budget: Budget) -> str | None:
     return _one_line(_words(header.filename, budget))[-255:] or None if header.filename else None
 
 
-def _spans(raw: Buffer, start: int, end: int, boundary: str, budget: Budget) -> Iterator[tuple[int, int]]:
+def _spans(
+    raw: Buffer, start: int, end: int, boundary: str, budget: Budget, *, doubts: Doubts
+) -> Iterator[tuple[int, int]]:
     """Find the parts of a multipart; the last may lack its closing line (RFC 2046, 5.1.1)."""
     delimiter = b"\n--" + boundary.encode("utf-8")
     begun: int | None = None
@@ -296,17 +316,21 @@ def _spans(raw: Buffer, start: int, end: int, boundary: str, budget: Budget) -> 
         line_end, at = at, at + len(delimiter)
         rest = _AFTER_BOUNDARY.match(raw, at, end)
         if not rest:
+            doubts.note("a line that only begins like a boundary")
             continue
         if begun is not None:
             if raw[line_end - 1 : line_end] == b"\r":
                 line_end -= 1
             yield begun, max(line_end, begun)
         if rest[1]:
+            if raw.find(delimiter, at, end) >= 0:
+                doubts.note("a multipart that goes on after its end")
             return
         begun = rest.end()
         # Its line end may begin the next one.
         at = begun - 1
     if begun is not None:
+        doubts.note("a multipart without an end")
         yield begun, end
 
 

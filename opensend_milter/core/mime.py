@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from types import MappingProxyType
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from opensend_milter.core.budget import Budget
@@ -21,6 +22,10 @@ LONGEST_VALUE = 16_384
 _PIECE = re.compile(r';((?>(?:[^;"\\]+|\\"?|"(?>(?:[^"\\]+|\\.?)*)(?:"|\Z))*))', re.DOTALL)
 """Up to the next semicolon outside quotes; a quote that is left open goes on to the end."""
 _PART_OF_NAME = re.compile(r"([^*\s]++)\*(?:(\d{1,4})\*?)?", re.ASCII)
+_NAME = r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]++"
+_PLAIN_WORD = re.compile(rf"[ \t]*+{_NAME}(?:/{_NAME})?[ \t]*+")
+_PLAIN_PIECE = re.compile(rf'[ \t]*+(?:{_NAME}[ \t]*+=[ \t]*+(?:[^\s"();\\]++|"(?>(?:[^";\\]+|\\["\\])*)")[ \t]*+)?')
+"""Nothing, or a parameter without comments, and without a semicolon that a careless reader would cut at."""
 _REMEMBERED_CHARACTERS = 120
 _TURNS = {";": 2, "\\": 1, "%": 1}
 """Steps that each of these costs, by making a turn of some loop."""
@@ -37,6 +42,8 @@ class PartHeader:
     disposition_parameters: Mapping[str, str]
     encoding: str
     content_id: str
+    unclear: tuple[str, ...] = ()
+    """Fields that others may read otherwise: odd, too long, or there twice."""
 
     @property
     def boundary(self) -> str:
@@ -52,24 +59,45 @@ class PartHeader:
 def part_header(fields: Iterable[tuple[str, str]], budget: Budget) -> PartHeader:
     """Read the MIME fields among a part's own; of repeated ones the first counts."""
     found: dict[str, str] = {}
+    unclear: tuple[str, ...] = ()
     for name, value in fields:
-        if name.startswith("content-") and len(value) <= LONGEST_VALUE:
-            found.setdefault(name, value)
-    kind, parameters = _parsed(found.get("content-type", ""), budget)
-    disposition, disposition_parameters = _parsed(found.get("content-disposition", ""), budget)
+        if not name.startswith("content-"):
+            continue
+        if name in found or len(value) > LONGEST_VALUE:
+            unclear += (name,)
+        else:
+            found[name] = value
+    kind, parameters, is_plain = _parsed(found.get("content-type", ""), budget)
+    is_kind = kind.count("/") == 1
+    if not is_plain or (kind and not is_kind):
+        unclear += ("content-type",)
+    disposition, disposition_parameters, is_plain = _parsed(found.get("content-disposition", ""), budget)
+    if not is_plain:
+        unclear += ("content-disposition",)
     return PartHeader(
-        kind=kind if kind.count("/") == 1 else "text/plain",
+        kind=kind if is_kind else "text/plain",
         parameters=parameters,
         disposition=disposition,
         disposition_parameters=disposition_parameters,
         encoding=found.get("content-transfer-encoding", "").strip().lower(),
         content_id=found.get("content-id", "").strip(" \t<>"),
+        unclear=unclear,
     )
 
 
-def _parsed(value: str, budget: Budget) -> tuple[str, Mapping[str, str]]:
+class _Value(NamedTuple):
+    word: str
+    parameters: Mapping[str, str]
+    is_plain: bool
+    """Everybody reads it so."""
+
+
+_NOTHING = _Value("", NONE, is_plain=True)
+
+
+def _parsed(value: str, budget: Budget) -> _Value:
     if not value:
-        return "", NONE
+        return _NOTHING
     if len(value) <= _REMEMBERED_CHARACTERS:
         return _remembered(value)
     turns = sum(steps * value.count(sign) for sign, steps in _TURNS.items())
@@ -77,11 +105,13 @@ def _parsed(value: str, budget: Budget) -> tuple[str, Mapping[str, str]]:
     return _parse(value)
 
 
-def _parse(value: str) -> tuple[str, Mapping[str, str]]:
+def _parse(value: str) -> _Value:
     word, *pieces = _PIECE.findall(";" + value)
     parameters: dict[str, str] = {}
     of_parts: dict[str, list[tuple[int, bool, str]]] = {}
+    names: list[str] = []
     for name, text in _pairs(pieces):
+        names.append(name)
         split = _PART_OF_NAME.fullmatch(name)
         if split:
             number = int(split[2]) if split[2] else 0
@@ -90,7 +120,13 @@ def _parse(value: str) -> tuple[str, Mapping[str, str]]:
             parameters.setdefault(name, text)
     for name, found in of_parts.items():
         parameters.setdefault(name, _joined(found))
-    return word.partition("=")[0].strip().lower(), MappingProxyType(parameters)
+    is_plain = (
+        _PLAIN_WORD.fullmatch(word) is not None
+        and all(map(_PLAIN_PIECE.fullmatch, pieces))
+        and len(set(names)) == len(names)
+        and "boundary" not in of_parts  # many know no RFC 2231 there
+    )
+    return _Value(word.partition("=")[0].strip().lower(), MappingProxyType(parameters), is_plain)
 
 
 def _pairs(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -100,6 +100,8 @@ class Reading:
     text: str
     html: str
     attachments: tuple[Attachment, ...]
+    doubt: str = ""
+    """Where other mail programs may find other parts than these; empty: nowhere."""
 
     @property
     def attachment_bytes(self) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from opensend_milter.core.address import domain_of, envelope_address, normal_domain, same_recipient
 from opensend_milter.core.couriers import Carries, CourierName
+from opensend_milter.core.doubts import outside_of_mime
 from opensend_milter.core.identity import row_digest
 from opensend_milter.core.message import has_eight_bit, has_longer_line
 from opensend_milter.core.model import (
@@ -215,7 +216,18 @@ def _refuse_beyond_scope(scope: KeyScope, message: Message, reading: Reading) ->
         return refuse(Rule.ATTACHMENTS_NOT_ALLOWED, "the API key may not send attachments, inline images included")
     if not scope.may_html and _has_html(reading):
         return refuse(Rule.HTML_NOT_ALLOWED, "the API key may not send HTML; send plain text")
-    return None
+    if scope.may_attach and scope.may_html:
+        return None
+    return _refuse_doubt(scope, reading.doubt or outside_of_mime(message.raw, reading.text))
+
+
+def _refuse_doubt(scope: KeyScope, place: str) -> Refuse | None:
+    """Refuse where a recipient might be shown what this key may not send."""
+    if not place:
+        return None
+    text = f"may not send {'HTML' if scope.may_attach else 'attachments'}, and mail programs may find some in {place}"
+    rule = Rule.HTML_NOT_ALLOWED if scope.may_attach else Rule.ATTACHMENTS_NOT_ALLOWED
+    return refuse(rule, f"the API key {text}")
 
 
 def _not_listed(addresses: Iterable[Address], listed: Iterable[str]) -> list[str]:
@@ -232,7 +244,7 @@ def _not_listed(addresses: Iterable[Address], listed: Iterable[str]) -> list[str
 
 def _has_html(reading: Reading) -> bool:
     """Tell whether anything in it would be shown as HTML: mail programs show attached pages too."""
-    kinds = ("text/html", "application/xhtml")
+    kinds = ("text/html", "application/xhtml", "text/x-amp-html", "text/watch-html")
     return bool(reading.html) or any(one.content_type.startswith(kinds) for one in reading.attachments)
 
 

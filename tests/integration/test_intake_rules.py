@@ -1075,6 +1075,13 @@ def change(account: Account, changes: KeyChanges) -> None:
             "attachments-not-allowed",
         ),
         (
+            KeyChanges(may_attach=False),
+            KeyChanges(may_attach=True),
+            mail("Content-Type: multipart/digest; boundary=b"),
+            ["to@example.net"],
+            "attachments-not-allowed",
+        ),
+        (
             KeyChanges(may_html=False),
             KeyChanges(may_html=True),
             mail("Content-Type: text/html"),

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from opensend_milter.core.couriers import Carries
 from opensend_milter.core.identity import identify, row_digest
 from opensend_milter.core.message import read
+from opensend_milter.core.mime import LONGEST_VALUE
 from opensend_milter.core.model import (
     Accept,
     Address,
@@ -647,12 +648,44 @@ PAGE = b"From: a@example.org\r\nContent-Type: text/html\r\n\r\n<p>hello"
         (mixed("text/plain", "Content-Disposition: attachment\r\n"), True, False),
         (mixed("text/html", "Content-Disposition: attachment; filename=a.html\r\n"), True, True),
         (mixed("application/xhtml+xml"), True, True),
-        (mixed("message/rfc822"), True, False),
+        (mixed("text/x-amp-html"), True, True),
     ],
 )
 def test_attachments_and_html(raw: bytes, attaches: bool, html: bool) -> None:  # noqa: FBT001
     expect(judge(raw, scoped(KeyScope(may_attach=False))), Rule.ATTACHMENTS_NOT_ALLOWED if attaches else None)
     expect(judge(raw, scoped(KeyScope(may_html=False))), Rule.HTML_NOT_ALLOWED if html else None)
+
+
+EXE = "--{}\r\nContent-Type: application/x-msdownload; name=a.exe\r\n\r\nMZ\r\n--{}--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "place"),
+    [
+        (
+            b"From: a@example.org\r\nContent-Type: multipart/mixed; boundary=b" + b";\r\n x=y" * (LONGEST_VALUE // 5)
+            + b"\r\n\r\n" + EXE.format("b", "b").encode(),
+            "a Content-Type field",
+        ),
+        (mixed("multipart/mixed; boundary=b", "\r\n" + EXE.format("b", "b")), "goes on after its end"),
+        (mixed("text/plain").replace(b"/mixed", b"/digest"), "a multipart/digest"),
+        (mixed("message/rfc822", "\r\nContent-Type: text/html\r\n"), "an attached message"),
+        (PLAIN + b"begin 644 a.exe\r\n#0V%T\r\n`\r\nend\r\n", "uuencode"),
+        (PLAIN + b"=ybegin line=128 size=3 name=a.exe\r\n", "uuencode"),
+        (mixed("text/plain", "\r\nhello\r--b\rContent-Type: application/pdf\r\r%PDF\r"), "CR alone"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_for_sure_is_refused_where_it_would_matter(raw: bytes, place: str) -> None:
+    """Mail programs differ: one shows a file where we, and others, see a text."""
+    expect(judge(raw, scoped(KeyScope())), None)
+    for scope, rule in (
+        (KeyScope(may_attach=False), Rule.ATTACHMENTS_NOT_ALLOWED),
+        (KeyScope(may_html=False), Rule.HTML_NOT_ALLOWED),
+    ):
+        verdict = judge(raw, scoped(scope))
+        expect(verdict, rule)
+        assert isinstance(verdict, Refuse)
+        assert place in verdict.text or "attachments, inline" in verdict.text
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,9 @@ def assert_said(request: SendRequest) -> bytes:
     assert not has_longer_line(raw, 1_000)
     assert raw.count(b"\n") == raw.count(b"\r\n") == raw.count(b"\r")
     assert_line_by_line(request, raw)
-    assert_read_by_us(request, read_back(raw))
+    found = read_back(raw)
+    assert_read_by_us(request, found)
+    assert not found.doubt or any('"' in file.content_type for file in request.attachments)
     if is_ascii(request):
         assert_read_by_others(request, parsed(raw))
     return raw
