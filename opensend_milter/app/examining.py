@@ -12,7 +12,7 @@ from opensend_milter.adapters.admin.inspection import REACHABLE, Inspection
 from opensend_milter.adapters.admin.rows import KeyChanges
 from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.admin.verification import list_domains
-from opensend_milter.adapters.aws import sqs_inspection
+from opensend_milter.adapters.aws import sns_inspection, sqs_inspection
 from opensend_milter.adapters.dns import DnsResolver
 from opensend_milter.app.sender_records import wanted_for
 from opensend_milter.config import Config
@@ -48,6 +48,7 @@ def _stored(config: Config, inspection: Inspection, nameserver: str) -> Iterator
         needs=REACHABLE,
     )
     yield from sqs_inspection.checks(config, inspection.oldest_s)
+    yield from sns_inspection.checks(config)
     yield Check(
         name="domains.dns",
         why="receivers sort out mail whose domain has no SPF, DKIM or DMARC",

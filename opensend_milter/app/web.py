@@ -66,8 +66,8 @@ READS = Reads(
     ),
     at_start=frozenset(
         {
-            *("http", "database", "feedback.topics", "milter.soft_timeout_s", "milter.hard_timeout_s"),
-            *("milter.gather_window_ms", "milter.spool_above_bytes"),
+            *("http", "database", "feedback.topics", "feedback.require_sha256"),
+            *("milter.soft_timeout_s", "milter.hard_timeout_s", "milter.gather_window_ms", "milter.spool_above_bytes"),
         }
     ),
 )
@@ -157,7 +157,12 @@ def _pair(config: Config) -> tuple[Path, Path]:
 
 
 def _report_routes(config: Config, box: PostgresFeedbackBox, check: Callable[[], None]) -> Sequence[Route]:
-    topics = SnsTopics(config.feedback.topics.split(), fetch=sns.fetch, clock=lambda: datetime.now(UTC))
+    topics = SnsTopics(
+        config.feedback.topics.split(),
+        fetch=sns.fetch,
+        clock=lambda: datetime.now(UTC),
+        require_sha256=config.feedback.require_sha256,
+    )
 
     @cache
     def links() -> Links:

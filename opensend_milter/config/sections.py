@@ -352,6 +352,10 @@ class Feedback:
     """What comes back of what was sent."""
 
     topics: str = option("", "ARNs of the SNS topics that are listened to, separated by spaces", check=ARNS)
+    require_sha256: bool = option(
+        default=False,
+        text="refuse what SNS signed with SHA-1 (SignatureVersion 1), as a topic does unless it is told otherwise",
+    )
     queue_url: str = option("", "SQS queue of SES events, instead of SNS over HTTP", check=HTTP_URL)
     soft_bounces: int = option(
         5, "temporary bounces of an address within a week, after which it is suppressed; 0: never", check=whole(0, 100)

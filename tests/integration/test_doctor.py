@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import boto3
 import psycopg
 import pytest
 from psycopg import sql
@@ -27,7 +28,7 @@ from psycopg import sql
 from opensend_milter.adapters.admin.connections import UNLIMITED, RoleUse, judged, seen
 from opensend_milter.adapters.admin.inspection import Inspection
 from opensend_milter.adapters.admin.store import AdminStore
-from opensend_milter.adapters.aws import sqs_inspection
+from opensend_milter.adapters.aws import sns_inspection, sqs_inspection
 from opensend_milter.adapters.schema.roles import CONNECTION_LIMITS
 from opensend_milter.app.examining import examination, made_key, some_user
 from opensend_milter.config import (
@@ -36,6 +37,7 @@ from opensend_milter.config import (
     Config,
     Database as DatabaseConfig,
     Delivery,
+    Feedback,
     Http,
     Maildir,
     Milter,
@@ -392,6 +394,17 @@ def test_a_queue_that_is_not_there(endpoint: str) -> None:
     findings = queue_findings(endpoint, f"{endpoint}/123456789012/nothing")
     assert results(findings) == {"queue.reachable": "problem"}
     assert findings["queue.redrive"].seen == "needs queue.reachable"
+
+
+def test_a_topic_that_signs_with_sha1(endpoint: str) -> None:
+    """As each does that nobody told otherwise; of a topic that is not there we know nothing."""
+    client = boto3.session.Session("test", "test").client("sns", region_name="eu-west-1", endpoint_url=endpoint)
+    topic = client.create_topic(Name="ses-events")["TopicArn"]
+    for listened, result in ((topic, "warning"), (topic[:-1], "skipped")):
+        config = Config(feedback=Feedback(topics=listened), aws=Aws(endpoint_url=endpoint))
+        found = looked_at(sns_inspection.checks(config))["feedback.signature"]
+        assert found.result.value == result
+        assert (f"--topic-arn {topic} --attribute-name SignatureVersion" in found.mend) is (result == "warning")
 
 
 def test_without_a_queue_there_is_nothing_to_see() -> None:

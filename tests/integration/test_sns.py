@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import boto3
+import botocore
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -37,6 +40,10 @@ SIGNED = {
     "SubscriptionConfirmation": ["Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type"],
 }
 Private = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+
+
+NO_REGIONS = ("s3", "elb", "s3-us-west-2", "s3-website-us-east-1", "us-east-1.elb", "dualstack", "us-east", "x-y-1", "")
+"""What else stands before `.amazonaws.com`, some of it under the name of whoever asked for it."""
 
 
 def certificate(key: Private = KEY, *, begins_at: datetime = NOW - timedelta(days=1), days: int = 30) -> bytes:
@@ -131,6 +138,29 @@ def test_a_signed_notification_is_believed(amazon: Amazon, version: str, subject
     assert amazon.asked == [CERTIFICATE_URL]
 
 
+@pytest.mark.parametrize("partition", ["aws", "aws-cn", "aws-us-gov", "aws-eusc"])
+def test_the_certificates_of_all_regions_are_amazons(partition: str) -> None:
+    known = json.loads((Path(botocore.__file__).parent / "data" / "partitions.json").read_text())
+    (suffix,) = (one["outputs"]["dnsSuffix"] for one in known["partitions"] if one["id"] == partition)
+    regions = boto3.session.Session().get_available_regions("sns", partition)
+    assert regions
+    for region in regions:
+        url = f"https://sns.{region}.{suffix}/SimpleNotificationService-0123456789abcdef0123456789abcdef.pem"
+        listening = topics(Amazon(**{url: certificate()}))
+        assert listening.heard(notification(SigningCertURL=url)), url
+
+
+@pytest.mark.parametrize("make", [notification, confirmation])
+def test_sha1_is_refused_where_that_is_asked_for(amazon: Amazon, make: Callable[..., bytes]) -> None:
+    """Before anything is fetched; by itself a topic signs so."""
+    listening = SnsTopics([TOPIC], fetch=amazon.fetch, clock=lambda: NOW, require_sha256=True)
+    with pytest.raises(ReportRefused, match="SHA-1"):
+        listening.heard(make())
+    assert amazon.asked == []
+    listening.heard(make(version="2"))
+    assert amazon.asked[0] == CERTIFICATE_URL
+
+
 SOUND = notification()
 
 
@@ -179,6 +209,12 @@ def test_a_wrong_signature_is_refused(amazon: Amazon, body: bytes) -> None:
                 CERTIFICATE_URL.replace("https://", "https://evil.example#"),
                 CERTIFICATE_URL.replace("https://sns.", "https://sns.evil."),
                 CERTIFICATE_URL.replace("sns.us-east-1.", "s3.us-east-1."),
+                *(CERTIFICATE_URL.replace("us-east-1", label) for label in NO_REGIONS),
+                CERTIFICATE_URL.replace(".com/", ".com.cn/"),
+                CERTIFICATE_URL.replace(".com/", ".eu/"),
+                CERTIFICATE_URL.replace("SimpleNotificationService-", ""),
+                CERTIFICATE_URL.replace("SimpleNotificationService-", "x/SimpleNotificationService-"),
+                CERTIFICATE_URL.replace("0123456789abcdef", "my-own"),
                 CERTIFICATE_URL.replace("amazonaws.com", "amazonaws.com.evil"),
                 CERTIFICATE_URL.replace("amazonaws.com", "amazonawsXcom"),
                 CERTIFICATE_URL + "?x",
@@ -243,7 +279,7 @@ def test_a_certificate_that_cannot_be_had_is_asked_for_again(pem: bytes) -> None
 def test_the_memory_of_certificates_is_bounded(amazon: Amazon) -> None:
     listening = topics(amazon)
     for number in range(3 * MOST_CERTIFICATES):
-        url = f"{HOST}/{number}.pem"
+        url = f"{HOST}/SimpleNotificationService-{number:032x}.pem"
         amazon.pages[url] = amazon.pages[CERTIFICATE_URL]
         assert listening.heard(notification(SigningCertURL=url))
     assert len(listening._certificates) <= MOST_CERTIFICATES

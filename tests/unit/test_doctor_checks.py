@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from opensend_milter.adapters.admin.inspection import judged_clock
-from opensend_milter.adapters.aws import sqs_inspection
+from opensend_milter.adapters.aws import sns_inspection, sqs_inspection
 from opensend_milter.config import Config, Delivery
 from opensend_milter.core.errors import ConfigError, UsageError
 from opensend_milter.core.findings import Check, Result, Seen, chosen, examine, good, problem, skipped, warning
@@ -188,3 +188,18 @@ def test_how_long_a_message_is_hidden(visible_s: str, result: Result) -> None:
     seen = sqs_inspection.judged_visibility(config, {"VisibilityTimeout": visible_s})
     assert seen.result is result
     assert result is Result.GOOD or "VisibilityTimeout=120" in seen.mend
+
+
+@pytest.mark.parametrize(
+    ("versions", "require_sha256", "result"),
+    [
+        ({"a": "2", "b": "2"}, True, Result.GOOD),
+        ({"a": "2", "b": "1"}, False, Result.WARNING),
+        ({"a": "2", "b": "1"}, True, Result.PROBLEM),
+    ],
+)
+def test_a_topic_that_signs_with_sha1(versions: dict[str, str], require_sha256: bool, result: Result) -> None:  # noqa: FBT001
+    seen = sns_inspection.judged_signatures(versions, require_sha256=require_sha256)
+    assert seen.result is result
+    told = "aws sns set-topic-attributes --topic-arn b --attribute-name SignatureVersion --attribute-value 2"
+    assert seen.mend == ("" if result is Result.GOOD else told)

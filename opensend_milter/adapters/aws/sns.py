@@ -32,8 +32,12 @@ _MOST_BYTES = 65_536
 _TIMEOUT_S = 5.0
 _OK = 200
 # Whole URLs, not their parts: what is not written here, a port, a user, a query, cannot be smuggled in.
-_HOST = r"sns\.[a-z0-9-]+\.amazonaws\.com(?:\.cn)?"
-_CERTIFICATE_URL = re.compile(rf"https://({_HOST})(/[A-Za-z0-9._-]+\.pem)", re.ASCII)
+# The host by its region: `sns.s3.amazonaws.com` is a bucket, whose pages are somebody's own.
+_HOST = (
+    r"sns\.(?:(?:[a-z]{2}|us-gov)-[a-z]+-[0-9]{1,2}\.amazonaws\.com"
+    r"|cn-[a-z]+-[0-9]{1,2}\.amazonaws\.com\.cn|eusc-[a-z]+-[a-z]+-[0-9]{1,2}\.amazonaws\.eu)"
+)
+_CERTIFICATE_URL = re.compile(rf"https://({_HOST})(/SimpleNotificationService-[0-9a-f]{{1,64}}\.pem)", re.ASCII)
 _CONFIRMATION_URL = re.compile(rf"https://({_HOST})(/\?Action=ConfirmSubscription&[A-Za-z0-9._~:=&%-]+)", re.ASCII)
 _NOTIFICATION = ("Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type")
 _CONFIRMATION = ("Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type")
@@ -43,6 +47,7 @@ _SIGNED: Mapping[str, tuple[str, ...]] = {
     "UnsubscribeConfirmation": _CONFIRMATION,
 }
 _HASHES: Mapping[str, type[hashes.SHA1 | hashes.SHA256]] = {"1": hashes.SHA1, "2": hashes.SHA256}
+"""By SignatureVersion: a topic signs with 1 unless it is told otherwise."""
 _OPTIONAL = frozenset({"Subject"})
 
 
@@ -68,8 +73,11 @@ def fetch(url: str, *, connect: Callable[[str], http.client.HTTPConnection] | No
 class SnsTopics:
     """The topics that are listened to, for any number of threads."""
 
-    def __init__(self, topics: Collection[str], *, fetch: Fetch, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, topics: Collection[str], *, fetch: Fetch, clock: Callable[[], datetime], require_sha256: bool = False
+    ) -> None:
         self._topics = frozenset(topics)
+        self._require_sha256 = require_sha256
         self._fetch = fetch
         self._clock = clock
         self._certificates: dict[str, x509.Certificate] = {}
@@ -109,6 +117,8 @@ class SnsTopics:
         url = said.get("SigningCertURL", "")
         if algorithm is None or not _CERTIFICATE_URL.fullmatch(url):
             raise ReportRefused("SignatureVersion or SigningCertURL is not Amazon's")
+        if self._require_sha256 and algorithm is not hashes.SHA256:
+            raise ReportRefused("signed with SHA-1 (SignatureVersion 1), which feedback.require_sha256 refuses")
         now = self._clock()
         if abs(now - _moment(said.get("Timestamp", ""))) > OLDEST:
             raise ReportRefused("too old")
