@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-from opensend_milter.config.sections import Config, Queue, Relay, Smtp, Tls
+from opensend_milter.config.sections import Api, Config, Queue, Relay, Smtp, Tls
 from opensend_milter.config.values import shown
 from opensend_milter.core.errors import ConfigError
 
@@ -30,6 +31,7 @@ def clashes(config: Config) -> Iterator[Clash]:
     yield from _certificate(config.tls)
     yield from _queue(config.queue)
     yield from _relay(config.relay)
+    yield from _api(config.api)
     yield from _distinct(
         "a socket",
         {
@@ -139,3 +141,28 @@ def _relay(relay: Relay) -> Iterator[Clash]:
         yield Clash(("relay.password_file", "relay.username"), "a file, because relay.username is set", NOTHING)
     if relay.password_file and not relay.username:
         yield Clash(("relay.username", "relay.password_file"), "a name, because relay.password_file is set", NOTHING)
+    hosts = [relay.host, *(hop.rpartition(":")[0] for hop in relay.fallbacks.split())]
+    others = [host for host in hosts if not _is_this_host(host)]
+    if relay.username and relay.tls == "none" and others and not relay.plaintext_auth:
+        yield Clash(
+            ("relay.tls", "relay.username", "relay.host", "relay.fallbacks", "relay.plaintext_auth"),
+            f"starttls or tls, because relay.username sends a password to {others[0]}; or relay.plaintext_auth: true",
+            shown(relay.tls),
+        )
+
+
+def _api(api: Api) -> Iterator[Clash]:
+    url = urlsplit(api.uri)
+    if api.key_file and url.scheme == "http" and not _is_this_host(url.hostname or "") and not api.plaintext_auth:
+        yield Clash(
+            ("api.uri", "api.key_file", "api.plaintext_auth"),
+            f"a URL that begins with https://, because the key goes to {url.hostname}; or api.plaintext_auth: true",
+            shown(api.uri),
+        )
+
+
+def _is_this_host(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -264,6 +264,9 @@ class Relay:
     ca_file: Path | None = option(None, "PEM file of the authorities to trust; none: the system's", check=ABSOLUTE)
     username: str = option("", "for AUTH; empty: no AUTH")
     password_file: Path | None = option(None, "file that holds the password", secret=True, check=ABSOLUTE)
+    plaintext_auth: bool = option(
+        default=False, text="send the password without TLS to another host: only where nobody listens in between"
+    )
     eight_bit: bool = option(
         default=True, text="the relay offers 8BITMIME; if not, 8-bit messages are refused at accept"
     )
@@ -294,6 +297,9 @@ class Api:
 
     uri: str = option("", "base URL", env="API_URI", check=HTTP_URL)
     key_file: Path | None = option(None, "file that holds the project's secret key", secret=True, check=ABSOLUTE)
+    plaintext_auth: bool = option(
+        default=False, text="send the key over http:// to another host: only where nobody listens in between"
+    )
     timeout_s: float = option(30.0, "for each answer", check=number(1, 600))
 
 

@@ -241,6 +241,29 @@ def test_a_wrong_value_makes_no_clash(config_file: Path) -> None:
     assert [line.partition(":")[0] for line in faults(config_file, {})] == ["queue.url", "milter.soft_timeout_s"]
 
 
+SECRET = "username: me, password_file: /x"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"relay: {{{SECRET}}}",
+        f"relay: {{{SECRET}, host: localhost, fallbacks: '127.0.0.2:26 localhost:27'}}",
+        f"relay: {{{SECRET}, host: relay.example.org, tls: starttls}}",
+        f"relay: {{{SECRET}, host: 10.0.0.1, plaintext_auth: true}}",
+        "relay: {host: 10.0.0.1}",
+        "api: {uri: 'http://127.0.0.1:3000/plunk', key_file: /x}",
+        "api: {uri: 'http://[::1]', key_file: /x}",
+        "api: {uri: 'http://10.0.0.1'}",
+        "api: {uri: 'http://10.0.0.1', key_file: /x, plaintext_auth: true}",
+        "api: {uri: 'https://api.example.org', key_file: /x}",
+    ],
+)
+def test_a_secret_goes_to_this_host_under_tls_or_where_it_is_told_to(config_file: Path, text: str) -> None:
+    config_file.write_text(text)
+    load(config_file, {})
+
+
 def test_the_front_door_needs_a_certificate(config_file: Path) -> None:
     """Rendering and check-config ask for it; serve and worker load without."""
     config = load(config_file, {})
