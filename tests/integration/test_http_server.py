@@ -511,6 +511,27 @@ def test_a_body_does_not_come_in_crumbs(chunks: int) -> None:
     assert answer.endswith(b"4000") if chunks == 4_000 else not answer.startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize("length", [0, 5])
+def test_a_body_of_two_lengths_ends_the_connection(length: int) -> None:
+    """What a proxy took for the body's end would begin a request here, in somebody else's name."""
+
+    async def read(request: Request) -> Response:
+        return PlainTextResponse(str(len(await request.body())))
+
+    async def ask() -> bytes:
+        async with in_this_process([Route("/", read, methods=["POST"])]) as (_, place):
+            reader, writer = await asyncio.open_connection(*place)
+            head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\nTransfer-Encoding: chunked\r\n\r\n"
+            writer.write(f"{head}0\r\n\r\nPOST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    answer = asyncio.run(ask())
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 def test_who_was_answered_and_goes_on_with_nonsense_is_no_fault_of_ours(database: Database) -> None:
     """It would be a traceback in the log, for anybody to write there."""
     with front(database) as running, running.connect() as client:

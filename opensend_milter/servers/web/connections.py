@@ -183,7 +183,7 @@ class Connection(H11Protocol):
 
 
 class _Framing(h11.Connection):
-    """Takes no body in crumbs."""
+    """Takes no body in crumbs, and none of which a proxy in front may have seen another end."""
 
     _crumbs = 0
 
@@ -191,6 +191,8 @@ class _Framing(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._crumbs = 0
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
+                raise h11.RemoteProtocolError("two lengths of one body")  # RFC 9112, 6.1
         elif isinstance(event, h11.Data) and len(event.data) < _CRUMB_OCTETS:
             self._crumbs += 1
             if self._crumbs > _MOST_CRUMBS:
