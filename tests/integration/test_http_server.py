@@ -511,6 +511,21 @@ def test_a_body_does_not_come_in_crumbs(chunks: int) -> None:
     assert answer.endswith(b"4000") if chunks == 4_000 else not answer.startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize("path", ["/a/", "//a", "/a//"])
+def test_nobody_is_sent_to_the_host_that_a_request_names(path: str) -> None:
+    async def ask() -> bytes:
+        async with in_this_process([Route("/a", lambda _: PlainTextResponse(""), methods=["POST"])]) as (_, place):
+            reader, writer = await asyncio.open_connection(*place)
+            writer.write(f"POST {path} HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n".encode())
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    answer = asyncio.run(ask())
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert b"location:" not in answer.lower()
+
+
 @pytest.mark.parametrize("length", [0, 5])
 def test_a_body_of_two_lengths_ends_the_connection(length: int) -> None:
     """What a proxy took for the body's end would begin a request here, in somebody else's name."""

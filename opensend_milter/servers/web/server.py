@@ -137,7 +137,7 @@ def application(
         max_body_bytes=max_body_bytes,
         client_of=lambda request: client_address(request, proxies, client_header),
     )
-    return Starlette(
+    made = Starlette(
         routes=list(routes),
         middleware=[Middleware(CountedRequests), visits],
         exception_handlers={
@@ -147,6 +147,9 @@ def application(
             Exception: _unexpected,
         },
     )
+    # It would send a client, its key and its message to whatever host the request names.
+    made.router.redirect_slashes = False
+    return made
 
 
 class _Front:
