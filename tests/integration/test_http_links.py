@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import uvicorn
-from starlette.applications import Starlette
 
 from opensend_milter.core.errors import RowRefused, StoreUnavailable
 from opensend_milter.core.links import PATHS, LinkKind, Links, SignedLink
@@ -22,6 +21,7 @@ from opensend_milter.core.model import EmailId
 from opensend_milter.core.signing import derived, link_token
 from opensend_milter.servers.web import links
 from opensend_milter.servers.web.links import routes
+from opensend_milter.servers.web.server import application
 from tests.waiting import await_true, patience_s
 
 ID = EmailId("0198c5a2-7f00-7abc-8def-0123456789ab")
@@ -59,10 +59,11 @@ class Box:
 
 
 @contextmanager
-def served(box: Box) -> Iterator[int]:
+def served(box: Box, *proxies: str) -> Iterator[int]:
     """Serve the routes; return the port. All that was begun is finished at the end."""
-    app = Starlette(routes=routes(LINKS.opened, box.put, lambda: box.now))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none", access_log=False))
+    app = application(routes(LINKS.opened, box.put, lambda: box.now), proxies=proxies)
+    config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", access_log=False, proxy_headers=False)
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([listening],), name="test-http")
@@ -129,6 +130,20 @@ def test_an_open(box: Box, port: int) -> None:
         "ipAddress": "127.0.0.1",
         "userAgent": ("Mail /1" + "x" * 1_000)[:512],
     }
+
+
+@pytest.mark.parametrize(
+    ("proxies", "address"), [((), "127.0.0.1"), (("127.0.0.0/8",), "192.0.2.7"), (("10.0.0.0/8",), "127.0.0.1")]
+)
+def test_behind_a_proxy_it_is_the_clients_address(box: Box, proxies: tuple[str, ...], address: str) -> None:
+    """Else all who open a message within a minute would be one, and anybody could name another's address."""
+    with served(box, *proxies) as port:
+        for client in ("192.0.2.7", "192.0.2.8"):
+            ask(port, "GET", path("open"), X_Forwarded_For=f"203.0.113.9, {client}")
+        box.await_calls(2)
+    first, second = sorted(box.reports, key=lambda report: report[3]["ipAddress"])
+    assert first[3]["ipAddress"] == address
+    assert (first[1] == second[1]) is (address == "127.0.0.1")
 
 
 def test_a_click(box: Box, port: int) -> None:

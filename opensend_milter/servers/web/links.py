@@ -24,6 +24,7 @@ from starlette.routing import Route
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.links import PATHS, LinkKind, SignedLink, location
 from opensend_milter.core.model import EmailId
+from opensend_milter.servers.web.room import Visit
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,8 @@ class _Answers:
     def _report(self, request: Request, link: SignedLink) -> _Report:
         """Name the report so that what one client does twice within a minute counts once."""
         now = self.clock()
-        client = request.client.host if request.client else ""
+        visit: Visit = request.state.visit
+        client = visit.client_address
         payload = {
             "timestamp": now.isoformat(timespec="milliseconds"),
             "ipAddress": client,
