@@ -33,8 +33,8 @@ APPLIED = {
     *("ProtectControlGroups", "PrivateTmp", "PrivateDevices", "PrivateUsers", "PrivateIPC", "PrivateMounts"),
     *("PrivateNetwork", "LockPersonality", "MemoryDenyWriteExecute", "RestrictNamespaces", "RestrictRealtime"),
     *("RestrictSUIDSGID", "RestrictAddressFamilies", "SystemCallArchitectures", "SystemCallFilter"),
-    *("SystemCallErrorNumber", "LoadCredential", "Environment", "LimitNOFILE", "RuntimeDirectory", "StateDirectory"),
-    *("StateDirectoryMode", "ExecStart"),
+    *("SystemCallErrorNumber", "LoadCredential", "Environment", "LimitNOFILE", "LimitCORE", "RuntimeDirectory"),
+    *("StateDirectory", "StateDirectoryMode", "ExecStart"),
 }
 OF_A_RUNNING_SYSTEMD = {
     *("Type", "EnvironmentFile", "ExecStartPre", "ExecReload", "Restart", "RestartSec", "RestartPreventExitStatus"),
@@ -213,6 +213,8 @@ def _limit(unit: Unit) -> None:
     if files := unit.last("LimitNOFILE"):
         most = min(int(files), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if octets := unit.last("LimitCORE"):
+        resource.setrlimit(resource.RLIMIT_CORE, (int(octets), int(octets)))
     os.umask(int(unit.last("UMask") or "0022", 8))
 
 

@@ -222,6 +222,7 @@ def test_compose_runs_what_the_image_knows(composed: dict[str, Any]) -> None:
         assert one["read_only"]
         assert one["cap_drop"] == ["ALL"]
         assert not set(one["depends_on"]) - set(composed["services"])
+        assert one["ulimits"] == {"core": 0}
 
 
 def test_compose_declares_its_volumes_and_secrets(composed: dict[str, Any]) -> None:

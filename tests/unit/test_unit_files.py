@@ -56,6 +56,12 @@ def test_ours_are_confined_alike(name: str) -> None:
     assert unit.last("ExecStart").startswith("/usr/bin/opensend-milter ")
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_memory_is_left_in_a_file(name: str) -> None:
+    """Keys and messages are in it, and the certificate's key in Postfix's."""
+    assert units.read(name).last("LimitCORE") == "0"
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_a_password_is_handed_over_as_a_file_and_only_its_own(name: str) -> None:
     unit = units.read(name)

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -107,6 +108,7 @@ def _attempts() -> Sequence[Attempt]:
         Attempt(what="make a program that runs as its owner", dare=_make_setuid),
         Attempt(what="execute a program", dare=_execute),
         Attempt(what="write code into memory", dare=_write_code),
+        Attempt(what="leave its memory in a file when it crashes", dare=_dump_core),
         Attempt(what="open a raw socket", dare=_raw_socket),
         Attempt(what="open a TCP connection", dare=_connect, denied_to=frozenset({"serve", "auth-gate"})),
     )
@@ -194,6 +196,11 @@ def _execute() -> None:
 
 def _write_code() -> None:
     mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+
+
+def _dump_core() -> None:
+    if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
+        raise PermissionError(errno.EPERM, "no core file")
 
 
 def _raw_socket() -> None:

@@ -16,7 +16,8 @@ CONFINING = frozenset(
         *("ProtectControlGroups", "PrivateTmp", "PrivateDevices", "PrivateUsers", "PrivateIPC", "PrivateMounts"),
         *("PrivateNetwork", "DevicePolicy", "LockPersonality", "MemoryDenyWriteExecute", "RestrictNamespaces"),
         *("RestrictRealtime", "RestrictSUIDSGID", "RestrictAddressFamilies", "RemoveIPC", "KeyringMode"),
-        *("IPAddressDeny", "IPAddressAllow", "SystemCallArchitectures", "SystemCallFilter", "SystemCallErrorNumber"),
+        *("LimitCORE", "IPAddressDeny", "IPAddressAllow"),
+        *("SystemCallArchitectures", "SystemCallFilter", "SystemCallErrorNumber"),
     }
 )
 """The directives that take something away from a process, or say whose it is."""
