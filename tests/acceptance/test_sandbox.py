@@ -125,6 +125,10 @@ def test_a_message_is_followed_to_the_inbox(sandbox: Sandbox) -> None:
     assert b"\r\nSubject: Followed\r\n" in delivered
 
 
+def test_nobody_else_reads_what_was_delivered(sandbox: Sandbox) -> None:
+    assert stat.S_IMODE(Path(sandbox["SANDBOX_INBOX"]).stat().st_mode) == 0o700
+
+
 def test_a_refused_message_says_why(sandbox: Sandbox) -> None:
     said = sandbox.run("send", "--from", f"a@{sandbox['SANDBOX_UNVERIFIED_DOMAIN']}", check=False)
     assert said.returncode == 64

@@ -26,9 +26,12 @@ class Maildir:
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def create(self) -> None:
-        """Make the three directories."""
+        """Make the three directories, closed to others."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Not at its making: that of an earlier version is open.
+        self.path.chmod(0o700)
         for name in ("tmp", "new", "cur"):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
+            (self.path / name).mkdir(exist_ok=True)
 
     def keep(self, sender: str, recipients: list[str], content: bytes) -> Path:
         """Write the envelope as header lines, then the content."""
