@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from opensend_milter.config.keys import BY_PATH, KEYS, SECTIONS, known
-from opensend_milter.config.values import shown
+from opensend_milter.config.values import SHOWN_CHARACTERS, shown
 
 _TAG_PREFIX = "tag:yaml.org,2002:"
 
@@ -93,9 +93,13 @@ def _section(section: str, node: yaml.MappingNode, path: Path) -> Iterator[Writt
 def _pairs(node: yaml.MappingNode, path: Path) -> Iterator[tuple[str, yaml.Node, str, bool]]:
     seen: set[str] = set()
     for key, value in node.value:
-        name = key.value if isinstance(key, yaml.ScalarNode) and key.value.isprintable() else _kind(key)
+        name = key.value if isinstance(key, yaml.ScalarNode) and _is_name(key.value) else _kind(key)
         yield name, value, f"{path}:{key.start_mark.line + 1}", name in seen
         seen.add(name)
+
+
+def _is_name(text: str) -> bool:
+    return text.isprintable() and len(text) <= SHOWN_CHARACTERS
 
 
 def _scalar(name: str, node: yaml.Node, origin: str) -> Written:

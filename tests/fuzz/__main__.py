@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import random
 import sys
 import time
@@ -14,7 +15,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings, target
 from hypothesis.errors import HypothesisWarning
 
-from tests.fuzz.targets import TARGETS, Check, Target
+from tests.fuzz.measures import Check
+from tests.fuzz.targets import TARGETS, Target
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 INPUTS_A_ROUND = 200
@@ -143,6 +145,7 @@ def main() -> None:
     parser.add_argument("--replay", type=Path, metavar="FILE", help="try a finding again")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", HypothesisWarning)
+    logging.disable()  # what is said of bad input is said a thousand times
     if arguments.replay:
         replay(arguments.replay)
         print("holds")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -254,23 +254,23 @@ def _spoiled(honest: object, changes: list[tuple[int, object]]) -> object:
     return request
 
 
-_REQUESTS = st.builds(
-    _spoiled,
-    st.sampled_from(_HONEST),
-    st.lists(st.tuples(st.integers(0, 40), _STRINGS | _VALUES_OF_JSON), max_size=2),
-)
-_WRITTEN = st.builds(
-    lambda asked, plain: json.dumps(asked, ensure_ascii=plain).encode("utf-8", "surrogatepass"),
-    _REQUESTS | _VALUES_OF_JSON,
-    st.booleans(),
-)
 _GIBBERISH = several(words("[", "{", '"', ":", "1", ",", "]", "}", "\\u", "1e9", "-", "NaN") | RUNS | ROWS)
-BODIES = cut(
-    _REQUESTS.map(lambda request: json.dumps(request).encode())
-    | _WRITTEN
-    | st.builds(_mutated, _WRITTEN, _CHANGES)
-    | _GIBBERISH
-)
+
+
+def json_like(honest: Sequence[object]) -> Octets:
+    """One of these as JSON, with other values in some places, spoiled as text, or nothing of the kind."""
+    changes = st.lists(st.tuples(st.integers(0, 40), _STRINGS | _VALUES_OF_JSON), max_size=2)
+    asked = st.builds(_spoiled, st.sampled_from(honest), changes)
+    written = st.builds(
+        lambda asked, plain: json.dumps(asked, ensure_ascii=plain).encode("utf-8", "surrogatepass"),
+        asked | _VALUES_OF_JSON,
+        st.booleans(),
+    )
+    whole = asked.map(lambda request: json.dumps(request).encode())
+    return cut(whole | written | st.builds(_mutated, written, _CHANGES) | _GIBBERISH)
+
+
+BODIES = json_like(_HONEST)
 
 
 # ---------------------------------------------------------------------- the milter protocol

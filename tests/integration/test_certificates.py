@@ -170,7 +170,9 @@ def test_pem_files_stand_in_where_acme_json_has_no_such_name(made: MadeCertifica
         ("[" * 50_000, "is no JSON"),
         ("{}", r"has no certificate for mail\.example\.org"),
         ('{"le": {"Certificates": "none"}}', "has no certificate"),
-        ('{"le": {"Certificates": [{"domain": "mail.example.org"}]}}', r"the entry of mail\.example\.org is damaged"),
+        ('{"le": {"Certificates": [{"domain": "mail.example.org"}]}}', r"the entry of 'mail\.example\.org' is damaged"),
+        ('{"Certificates": [{"domain": "%s"}]}' % ("x" * 5_000), r"the entry of 'x+\.\.\.' \(5000 bytes\) is damaged"),
+        (r'{"Certificates": [{"domain": "\ud800\n"}]}', "the entry of no name is damaged"),
         ('{"Certificates": [{"domain": 1, "certificate": "?", "key": "?"}]}', "the entry of no name is damaged"),
     ],
 )

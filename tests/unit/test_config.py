@@ -205,6 +205,14 @@ def test_an_endless_number_is_out_of_range(config_file: Path, digits: int) -> No
         assert len(text) < 250
 
 
+@pytest.mark.parametrize("text", ["{}: 1\n", "smtp:\n  {}: 1\n"])
+def test_an_endless_name_is_said_in_short(config_file: Path, text: str) -> None:
+    config_file.write_text(text.format("x" * 1_000))
+    (fault,) = faults(config_file, {})
+    assert "(1000 bytes)" in fault
+    assert len(fault) < 400
+
+
 @pytest.mark.case(70)
 def test_an_unknown_variable_of_ours_is_an_error(config_file: Path) -> None:
     """A misspelt variable does not go unnoticed; other programs' variables are theirs."""

@@ -188,7 +188,7 @@ pieces = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(pieces, st.binary(max_size=20)), max_size=60).map(b"".join), st.booleans())
 def test_any_octets_are_read(octets: bytes, framed: bool) -> None:  # noqa: FBT001
     head = b"Content-Type: multipart/report; boundary=b\r\n\r\n--b\r\nContent-Type: message/delivery-status\r\n\r\n"

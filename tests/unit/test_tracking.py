@@ -398,7 +398,7 @@ pieces = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(pieces, st.binary(max_size=10)), max_size=40).map(b"".join), st.booleans())
 def test_any_octets_come_out(octets: bytes, headed: bool) -> None:  # noqa: FBT001
     content = HEAD + HTML + octets if headed else octets

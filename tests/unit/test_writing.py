@@ -396,7 +396,7 @@ requests = st.fixed_dictionaries(
 
 
 @pytest.mark.case(29)
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(requests)
 def test_any_request_is_refused_or_written_exactly(payload: dict[str, object]) -> None:
     found = read_send(payload, "rele", RequestLimits())
@@ -407,7 +407,7 @@ def test_any_request_is_refused_or_written_exactly(payload: dict[str, object]) -
 
 
 @pytest.mark.case(29)
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(requests)
 def test_what_is_good_of_any_request_is_written_exactly(payload: dict[str, object]) -> None:
     """As above with the refused fields left out, so that what is left is often a lot."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from opensend_milter.config.values import shown
 from opensend_milter.core.errors import ConfigError
 
 MOST_BYTES = 64 * 1_048_576
@@ -84,12 +85,13 @@ def _entry(entry: Mapping[str, object], path: Path) -> AcmeEntry:
     if isinstance(domain, Mapping):
         sans = domain.get("sans")
         given = [domain.get("main"), *(sans if isinstance(sans, list) else ())]
-    names = tuple(name.lower().rstrip(".") for name in given if isinstance(name, str))
+    names = tuple(name.lower().rstrip(".") for name in given if isinstance(name, str) and name.isprintable())
     try:
         chain, key = (base64.b64decode(str(entry[part]), validate=True) for part in ("certificate", "key"))
         leaf = x509.load_pem_x509_certificates(chain)[0]
     except (KeyError, ValueError, binascii.Error) as error:
-        raise ConfigError(f"tls.acme_json: {path}: the entry of {', '.join(names) or 'no name'} is damaged") from error
+        of = shown(", ".join(names)) if names else "no name"
+        raise ConfigError(f"tls.acme_json: {path}: the entry of {of} is damaged") from error
     return AcmeEntry(names=names, chain=chain, key=key, expires_at=leaf.not_valid_after_utc)
 
 
