@@ -42,9 +42,6 @@ EXAMPLES = (
     "docs/opensend-milter.example.yaml",
     "systemd/opensend-milter.service.d/tcp.conf.example",
 )
-COPYRIGHT = f"""Apache-2.0, see /usr/share/common-licenses/Apache-2.0.
-The Python packages in /{HOME} have licences of their own, below its site-packages/*.dist-info.
-"""
 UNITS = {".service", ".socket", ".timer", ".path", ".target"}
 
 
@@ -160,7 +157,7 @@ def _documents(tree: Path, version: str) -> None:
     for name, text in manual.pages(version).items():
         _zip(tree / f"usr/share/man/man{name[-1]}" / f"{name}.gz", text)
     _zip(tree / DOC / "changelog.gz", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
-    _write(tree / DOC / "copyright", COPYRIGHT)
+    _write(tree / DOC / "copyright", (PARTS / "debian" / "copyright").read_text(encoding="utf-8"))
     for name in EXAMPLES:
         path = ROOT / name
         _write(tree / DOC / "examples" / path.name, path.read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,25 @@ def test_it_needs_what_it_is_linked_with(package: Path, unpacked: Path) -> None:
     site = next((unpacked / "usr/lib/opensend-milter/lib").iterdir()) / "site-packages"
     assert (site / "opensend_milter/share/systemd/opensend-milter.service").is_file()
     assert (site / "opensend_milter/share/postfix/main.cf.in").is_file()
+
+
+def test_the_copyright_file_names_all_that_makes_the_whole_gpl(unpacked: Path) -> None:
+    """It is pymilter; another library under such a licence is not to come in unseen."""
+    head, *others = (unpacked / "usr/share/doc/opensend-milter/copyright").read_text().split("\n\n")
+    assert "\nLicense: GPL-3+\n" in head
+    licences: dict[str, str] = {}
+    for one in others:
+        if found := re.match(r"Files: ((?:.|\n )*)\nCopyright: (?:.|\n )*\nLicense: (\S+)", one):
+            licences |= dict.fromkeys(found[1].split(), found[2])
+    (site,) = unpacked.glob("usr/lib/opensend-milter/lib/*/site-packages")
+    for folder in site.glob("*.dist-info"):
+        said = re.findall(r"^(?:Classifier: )?License.*GPL.*", (folder / "METADATA").read_text(), re.MULTILINE)
+        for line in (folder / "RECORD").read_text().splitlines():
+            path = site / line.rsplit(",", 2)[0]
+            if path.is_file() and path.suffix != ".pyc":
+                # Of several that match the last one counts.
+                *_, licence = (licences[glob] for glob in licences if fnmatch(str(path.relative_to(unpacked)), glob))
+                assert ("GPL" in licence) is bool(said), (path, licence, said)
 
 
 # ---------------------------------------------------------------- containers, as far as can be seen without Docker
