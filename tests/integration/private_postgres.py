@@ -169,11 +169,13 @@ class Cluster:
 
     def new_database(self, name: str, template: str = "template0", owner: str = SUPERUSER) -> str:
         """Create a database and return its URL."""
-        self.execute(
-            sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} ENCODING 'UTF8'").format(
-                sql.Identifier(name), sql.Identifier(owner), sql.Identifier(template)
-            )
-        )
+        names = [sql.Identifier(one) for one in (name, owner, template)]
+        with psycopg.connect(self.here("postgres"), autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} ENCODING 'UTF8'").format(*names))
+            temporary = "SELECT has_database_privilege('public', %s, 'TEMPORARY')"
+            if template != "template0" and connection.execute(temporary, [template]).fetchone() == (False,):
+                # Rights on the template itself are not copied.
+                connection.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(names[0]))
         return self.url(name)
 
     def drop_database(self, name: str) -> None:

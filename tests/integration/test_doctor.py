@@ -128,6 +128,11 @@ DATABASE_FAULTS = {
         "database.indexes",
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'opensend_milter.jobs_lane_idx'::regclass",
     ),
+    "temporary-tables": ("database.public", "GRANT TEMPORARY ON DATABASE {} TO PUBLIC"),
+    "large-objects": (
+        "database.public",
+        "GRANT EXECUTE ON FUNCTION pg_catalog.lo_from_bytea(oid, bytea) TO PUBLIC",
+    ),
     "read-only": ("database.writable", "ALTER DATABASE {} SET default_transaction_read_only = on"),
     "late": (
         "outbox.age",
@@ -186,6 +191,13 @@ def test_tables_of_another_opensend_are_named(beside: Database, change: str, tol
         connection.execute(change.encode())
     found = inspected(config, "database.tables")["database.tables"]
     assert (found.result, found.seen) == (Result.PROBLEM, told)
+
+
+def test_what_everybody_may_beside_opensend_is_told(beside: Database) -> None:
+    config = Config(profile="opensend", database=DatabaseConfig(url=beside.url, password_dir=beside.password_dir))
+    found = inspected(config, "database.public")["database.public"]
+    assert (found.result, found.mend) == (Result.WARNING, "")
+    assert "temporary tables and large objects" in found.seen
 
 
 def test_jobs_whose_emails_moved_on_are_counted(beside: Database) -> None:

@@ -410,6 +410,7 @@ def test_managed_postgres(bare: Cluster, tmp_path: Path) -> None:
         ("opensend_key_reader",)
     ]
     assert rows(url, "SELECT has_schema_privilege('opensend_key_reader', 'opensend_milter', 'CREATE')") == [(False,)]
+    assert rows(url, "SELECT has_database_privilege('public', 'site', 'TEMPORARY')") == [(False,)]
     dovecot = bare.url("site", "opensend_dovecot_auth", (tmp_path / "opensend_dovecot_auth").read_text().strip())
     assert rows(dovecot, "SELECT opensend_milter.key_id('x')") == [(None,)]
 

@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 import pytest
-from psycopg import errors
+from psycopg import errors, sql
 
 from opensend_milter.adapters.postgres.link import Role, statements
 from opensend_milter.adapters.schema import migrations
@@ -115,6 +115,12 @@ WORKS: list[tuple[Role, str]] = [
     ("opensend_worker", "DELETE FROM opensend_milter.refusals WHERE refused_at < now()"),
 ]
 
+FILLING = [
+    "CREATE TEMP TABLE mine (id int)",
+    "SELECT lo_creat(-1)",
+    "SELECT lo_create(0)",
+    "SELECT lo_from_bytea(0, 'x')",
+]
 EVERYBODY = [
     "SELECT token_hash FROM public.api_keys",
     "SELECT token_preview FROM public.api_keys",
@@ -135,6 +141,7 @@ EVERYBODY = [
     "CREATE ROLE mine",
     "COPY (SELECT 1) TO PROGRAM 'true'",
     "SELECT pg_read_file('PG_VERSION')",
+    *FILLING,
 ]
 INTAKE_NEVER = [
     "SELECT * FROM public.api_keys",
@@ -254,6 +261,10 @@ def test_key_id_does_not_look_where_its_caller_points(database: Database) -> Non
             " CREATE FUNCTION forged.same(text, text) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true';"
             " CREATE OPERATOR forged.= (FUNCTION = forged.same, LEFTARG = text, RIGHTARG = text)"
         )
+        # As everybody may beside OpenSend.
+        connection.execute(
+            sql.SQL("GRANT TEMPORARY ON DATABASE {} TO opensend_dovecot_auth").format(sql.Identifier(database.name))
+        )
     with database.connect("opensend_dovecot_auth") as connection:
         connection.execute("SET default_transaction_read_only = off")
         connection.execute("CREATE TEMP TABLE api_keys (id text, token_hash text, user_id text)")
@@ -268,12 +279,24 @@ def test_dovecot_is_cut_off_before_postfix_gives_up(database: Database) -> None:
         assert connection.execute("SHOW default_transaction_read_only").fetchone() == ("on",)
 
 
+def test_beside_opensend_nothing_is_taken_from_everybody(beside: Database) -> None:
+    """Others work there, and we cannot know who needs it."""
+    migrations.migrate(beside.url, beside.password_dir)
+    with beside.connect("opensend_http") as connection, connection.transaction(force_rollback=True):
+        for statement in FILLING:
+            connection.execute(statement)
+
+
 def test_rights_of_an_earlier_version_are_taken_back(database: Database) -> None:
     with database.connect() as connection:
         connection.execute("GRANT ALL ON opensend_milter.raw_chunks TO opensend_milter")
         connection.execute("GRANT CREATE ON SCHEMA opensend_milter TO opensend_worker")
+        connection.execute(sql.SQL("GRANT TEMPORARY ON DATABASE {} TO PUBLIC").format(sql.Identifier(database.name)))
+        connection.execute("GRANT EXECUTE ON FUNCTION lo_creat(integer) TO PUBLIC")
     migrations.init(database.url, database.password_dir)
     with database.connect("opensend_milter") as connection, pytest.raises(errors.InsufficientPrivilege):
         connection.execute("SELECT bytes FROM opensend_milter.raw_chunks")
-    with database.connect("opensend_worker") as connection, pytest.raises(errors.InsufficientPrivilege):
-        connection.execute("CREATE TABLE opensend_milter.mine (id int)")
+    with database.connect("opensend_worker") as connection:
+        for statement in ("CREATE TABLE opensend_milter.mine (id int)", *FILLING):
+            with pytest.raises(errors.InsufficientPrivilege):
+                connection.execute(statement)

@@ -140,6 +140,7 @@ class Inspection:
             ("database.passwords", "a process whose password is wrong answers 451 to all", self._passwords, True),
             ("database.rights", "each process may do its own work and nothing else", self._rights, True),
             ("database.roles", "a role with more power than it needs is a way around every rule", self._roles, True),
+            ("database.public", "what PostgreSQL lets everybody make can fill the disk", self._public, False),
             ("database.indexes", "without them each message reads a whole table", self._indexes, False),
             ("database.clock", "expiry, limits and retries are reckoned by the database's clock", self._clock, False),
             ("database.connections", "a process that gets no connection answers 451", self._connections, False),
@@ -263,6 +264,16 @@ class Inspection:
                 f"too powerful: {', '.join(names)}", " ".join(f"ALTER ROLE {name} {takes};" for name in names)
             )
         return good("none has more power than it needs")
+
+    def _public(self) -> Seen:
+        ((temporary, large),) = self._rows("filling", roles=[KEY_READER, *LOGIN_ROLES])
+        may = [what for what, found in (("temporary tables", temporary), ("large objects", large)) if found]
+        if not may:
+            return good("no role of ours may make temporary tables or large objects")
+        shown = f"roles of ours may make {' and '.join(may)}"
+        if self._config.profile == "opensend":
+            return warning(f"{shown}, as everybody may here: beside OpenSend that is not ours to take")
+        return warning(shown, "opensend-milter db init   # large objects: with the DATABASE_URL of a superuser")
 
     def _indexes(self) -> Seen:
         found = self._rows("indexes")

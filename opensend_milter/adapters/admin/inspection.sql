@@ -23,6 +23,13 @@ SELECT rolname FROM pg_roles
 WHERE rolname = ANY (%(roles)s::text[])
     AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls);
 
+-- filling -- whether one of these roles may make temporary tables, and whether large objects
+SELECT coalesce(bool_or(has_database_privilege(rolname, current_database(), 'TEMPORARY')), false),
+    coalesce(bool_or(has_function_privilege(rolname, function, 'EXECUTE')), false)
+FROM pg_roles, unnest(ARRAY['pg_catalog.lo_creat(integer)', 'pg_catalog.lo_create(oid)',
+    'pg_catalog.lo_from_bytea(oid, bytea)']) AS f (function)
+WHERE rolname = ANY (%(roles)s::text[]);
+
 -- indexes -- each with its table, whether it is valid, and the column that leads it
 SELECT c.relname, t.relname, i.indisvalid,
     (SELECT a.attname FROM pg_attribute a WHERE a.attrelid = t.oid AND a.attnum = i.indkey[0])

@@ -12,6 +12,19 @@ BEGIN
     END LOOP;
 END $$;
 
+-- Temporary tables and large objects can fill the disk. The right is PUBLIC's, so it is taken from all or from none: beside
+-- OpenSend from none, because others work there. The functions are the superuser's.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM opensend_milter.migrations WHERE name LIKE 'opensend/%') THEN
+        EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
+        IF current_setting('is_superuser')::boolean THEN
+            REVOKE EXECUTE ON FUNCTION pg_catalog.lo_creat(integer), pg_catalog.lo_create(oid),
+                pg_catalog.lo_from_bytea(oid, bytea) FROM PUBLIC;
+        END IF;
+    END IF;
+END $$;
+
 -- What an earlier version granted in our own schema and this one does not.
 REVOKE ALL ON ALL TABLES IN SCHEMA opensend_milter
     FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http;
