@@ -1,4 +1,4 @@
-"""What holds for every test: no log has what it must not, and `profile: opensend` is on OpenSend's own tables.
+"""What holds for every test: clean logs, `profile: opensend` on OpenSend's own tables, nothing installed here.
 
 What a test has this process and its database log is looked through after it; the daemons' own logs are looked through
 where they are started: see tests/log_scan.py. For the profile see tests/profiles.py.
@@ -25,6 +25,13 @@ settings.register_profile("suite", max_examples=30, deadline=None)
 settings.load_profile("suite")
 _heard = Heard()
 _statements = Grown()
+_DIRECTORIES = Path(__file__).parents[1] / "systemd" / "opensend-milter.tmpfiles.conf"
+_not_there = {
+    place
+    for place in (Path(line.split()[1]) for line in _DIRECTORIES.read_text().splitlines() if line.startswith("d "))
+    if not place.exists()
+}
+"""Directories of an installation that this very system does not have."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,3 +90,6 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     # Whatever a later test starts inherits what is blocked: a Dovecot that heeds no reload.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     assert not faults, "\n".join(faults)
+    made = {place for place in _not_there if place.exists()}
+    _not_there.difference_update(made)  # the next test did not make them
+    assert not made, "made on this very system, not on a copy, by this test or by one beside it"

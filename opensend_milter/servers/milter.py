@@ -28,7 +28,7 @@ import milter
 
 from opensend_milter.core import maillog
 from opensend_milter.core.address import envelope_address, same_recipient
-from opensend_milter.core.errors import OpensendError
+from opensend_milter.core.errors import ConfigError, OpensendError
 from opensend_milter.core.ids import key_id, new_email_id
 from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcome, Refuse, Session, refuse
 from opensend_milter.core.policy import NOT_A_KEY, OURS, UNAUTHENTICATED
@@ -389,7 +389,8 @@ def reply_lines(text: str) -> list[str]:
 
 def open_socket(path: Path, group: int | None) -> int:
     """Listen on a unix socket that the group may use; return its descriptor, shared with children to come."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():  # libmilter would not say why
+        raise ConfigError(f"milter.socket: {path}: No such file or directory")
     milter.setconn(f"unix:{path}")
     with usable_by(path, group):
         milter.opensocket(True)  # noqa: FBT003  # pymilter's own signature: remove a stale socket

@@ -61,7 +61,6 @@ def _opened(path: Path, group: int | None, key: str) -> socket.socket:
         raise ConfigError(f"{key}: {path}: longer than {MAX_SOCKET_PATH_BYTES} bytes")
     endpoint = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path, key)
         with usable_by(path, group):
             endpoint.bind(str(path))

@@ -17,7 +17,7 @@ import pytest
 from opensend_milter.adapters.admin.store import AdminStore
 from tests.integration.gate_sides import HANG_UP, Client, Gate, Real, Upstream, connects, encoded
 from tests.integration.private_postgres import Database
-from tests.waiting import await_found
+from tests.waiting import await_found, patience_s
 
 
 @contextmanager
@@ -237,6 +237,17 @@ def test_a_file_in_the_place_of_the_socket_stays(short_dir: Path) -> None:
     done = subprocess.run(gate.command, capture_output=True, text=True, check=False)
     assert done.returncode == 78
     assert gate.socket.read_text() == "precious"
+
+
+def test_no_directory_is_made_for_the_socket(short_dir: Path) -> None:
+    """Who may write in it, and put another socket there, is not for the gate to say."""
+    gate = Gate(short_dir)
+    gate.socket = short_dir / "nowhere" / "gate.sock"
+    gate.write_config()
+    done = subprocess.run(gate.command, capture_output=True, text=True, check=False, timeout=patience_s())
+    assert done.returncode == 78
+    assert f"auth.socket: {gate.socket}: No such file or directory" in done.stderr
+    assert not gate.socket.parent.exists()
 
 
 # ---------------------------------------------------------------------- the real Dovecot

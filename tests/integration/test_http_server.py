@@ -182,7 +182,7 @@ def front(database: Database, **sections: dict[str, object]) -> Iterator[Front]:
 def on_socket(database: Database) -> Iterator[tuple[Front, Path]]:
     """Run it on a unix socket."""
     directory = Path(tempfile.mkdtemp(prefix="os-h-", dir="/tmp"))
-    path = directory / "run" / "http.sock"
+    path = directory / "http.sock"
 
     def connect() -> socket.socket:
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

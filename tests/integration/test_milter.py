@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from opensend_milter.core.errors import ConfigError
 from opensend_milter.host.examining import units
 from opensend_milter.host.sandbox.programs import accepts
-from opensend_milter.servers.milter import reply_lines
+from opensend_milter.servers.milter import open_socket, reply_lines
 from tests.integration.private_postgres import Cluster, Database
 from tests.integration.serving import Serving, serving, start
 from tests.milter_client import EVERY_STEP, HDR_LEADSPC, Answer, MilterClient
@@ -542,6 +543,13 @@ def test_a_key_revoked_on_an_open_connection(database: Database) -> None:
         assert answer.code == 550
         assert "revoked" in answer.text
         assert served.counts()[0] == 1
+
+
+def test_no_directory_is_made_for_the_socket(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "milter.sock"
+    with pytest.raises(ConfigError, match=rf"milter\.socket: {path}: No such file"):
+        open_socket(path, None)
+    assert not path.parent.exists()
 
 
 def test_a_bad_configuration_is_not_loaded(database: Database) -> None:
