@@ -175,7 +175,7 @@ class Auth:
     """The auth gate between Postfix and Dovecot."""
 
     socket: Path = option(
-        Path("/var/spool/postfix-opensend/opensend-milter/auth.sock"),
+        Path("/var/spool/postfix-opensend/opensend-auth/auth.sock"),
         "unix socket that Postfix asks",
         renders=True,
         check=SOCKET,

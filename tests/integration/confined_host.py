@@ -247,7 +247,7 @@ def settings_for(submission_port: int) -> Mapping[str, object]:
 def mail_flows(host: Host, key: str, submission_port: int) -> None:
     """Start Dovecot, gate, serve, Postfix, worker and HTTP; a message at each door arrives; all end in peace."""
     system = host.system
-    auth = system.path("/var/spool/postfix-opensend/opensend-milter/auth.sock")
+    auth = system.path("/var/spool/postfix-opensend/opensend-auth/auth.sock")
     with ExitStack() as running, socket.socket(socket.AF_UNIX) as gate, socket.create_server(("127.0.0.1", 0)) as http:
         gate.bind(str(auth))
         gate.listen()

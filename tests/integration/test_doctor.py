@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import grp
 import os
+import pwd
 import shutil
 import socket
 import ssl
@@ -631,6 +632,29 @@ def test_a_socket_that_postfix_cannot_open(run_dir: Path, spoil: Callable[[Path]
     assert results(findings) == {"milter.socket": "problem"}
     assert seen in findings["milter.socket"].seen
     assert findings["milter.socket"].mend
+
+
+@pytest.mark.parametrize(
+    ("mode", "parts"), [(0o2775, {"milter", "auth"}), (0o757, {"milter", "auth"}), (0o1777, set())]
+)
+def test_a_directory_that_others_may_write_in(run_dir: Path, mode: int, parts: set[str]) -> None:
+    """Whoever may, puts a socket of his own there; where the sticky bit is, he cannot take away another's."""
+    with listening(run_dir / "milter.sock", as_milter), listening(run_dir / "auth.sock", as_dovecot):
+        run_dir.chmod(mode)
+        findings = socket_findings(run_dir, "milter.rights", "auth.rights")
+        assert results(findings) == {f"{part}.rights": "problem" for part in parts}
+        for found in findings.values():
+            subprocess.run(found.mend or "true", shell=True, check=True)  # noqa: S602  # as an operator would
+        assert results(socket_findings(run_dir, "milter.rights", "auth.rights")) == {}
+
+
+@pytest.mark.case(80)
+def test_a_directory_of_serve_is_no_place_for_the_gates_socket(run_dir: Path) -> None:
+    with listening(run_dir / "milter.sock", as_milter), listening(run_dir / "auth.sock", as_dovecot):
+        os.chown(run_dir, pwd.getpwnam("nobody").pw_uid, -1)
+        findings = socket_findings(run_dir, "milter.rights", "auth.rights")
+    assert results(findings) == {"auth.rights": "problem"}
+    assert findings["auth.rights"].seen == f"{run_dir} belongs to nobody, not to root"
 
 
 @pytest.mark.case(67)

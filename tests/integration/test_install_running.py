@@ -189,8 +189,8 @@ def ours(system: CopiedSystem, dovecot: tuple[str, ...] | None, postfix: tuple[s
         running.enter_context(started(system, "auth-gate"))
         running.enter_context(started(system, "serve", "opensend-milter", "opensend_milter"))
         running.enter_context(started(system, "worker", "opensend-worker", "opensend_worker"))
-        sockets = system.root / "var/spool/postfix-opensend/opensend-milter"
-        for name in ("auth.sock", "milter.sock"):
+        sockets = system.root / "var/spool/postfix-opensend"
+        for name in ("opensend-auth/auth.sock", "opensend-milter/milter.sock"):
             await_true(lambda name=name: (sockets / name).is_socket(), f"{name} is there")  # type: ignore[misc]
         if postfix:
             system.run(*postfix, "start")

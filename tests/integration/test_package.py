@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from opensend_milter.cli import COMMANDS, GROUPS
-from opensend_milter.config import KEYS
+from opensend_milter.config import KEYS, Config
 from opensend_milter.host.requirements import free_ports
 from tests.integration.confined_host import host_with, mail_flows, settings_for
 from tests.integration.overlaid_system import ORIGINAL, OverlaidSystem, overlaid_system, why_not
@@ -243,6 +243,17 @@ def test_compose_runs_what_the_image_knows(composed: dict[str, Any]) -> None:
         assert one["cap_drop"] == ["ALL"]
         assert not set(one["depends_on"]) - set(composed["services"])
         assert one["ulimits"] == {"core": 0}
+
+
+@pytest.mark.case(80)
+def test_of_the_containers_only_gate_and_postfix_know_the_gates_socket(composed: dict[str, Any]) -> None:
+    place = str(Config().auth.socket.parent)
+    mounted = {
+        name: {str(volume).split(":")[1] for volume in one.get("volumes", [])}
+        for name, one in composed["services"].items()
+    }
+    assert {name for name, places in mounted.items() if place in places} == {"auth-gate", "postfix"}
+    assert f"chown opensend-auth {place}\n" in START.read_text()
 
 
 def test_compose_declares_its_volumes_and_secrets(composed: dict[str, Any]) -> None:

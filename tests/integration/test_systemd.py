@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from opensend_milter.adapters.schema.roles import LOGIN_ROLES
+from opensend_milter.config import Config
 from opensend_milter.host.installing import shipped_units
 from opensend_milter.host.rendering.certificates import make_certificate
 from tests.integration.copied_system import State
@@ -63,6 +64,32 @@ for way in (smtp, http_):
 print(json.dumps(refused))
 """
 """A client as they are: what is refused for now it tries again."""
+REPLACE = """
+import os, socket, sys, tempfile
+place = sys.argv[1]
+folder, own = os.path.dirname(place), tempfile.mkdtemp() + "/own.sock"
+def bind(path):
+    with socket.socket(socket.AF_UNIX) as own:
+        own.bind(path)
+ways = {
+    "unlink": lambda: os.unlink(place),
+    "rename": lambda: os.rename(place, place + "-aside"),
+    "bind": lambda: bind(place),
+    "bind-beside": lambda: bind(folder + "/another.sock"),
+    "replace": lambda: (bind(own), os.rename(own, place)),
+    "chmod": lambda: os.chmod(place, 0o666),
+    "open-folder": lambda: os.chmod(folder, 0o777),
+    "rename-folder": lambda: os.rename(folder, folder + "-aside"),
+}
+for name, way in ways.items():
+    try:
+        way()
+    except OSError:
+        continue
+    print(name)
+"""
+"""Prints each way that leads to a socket of one's own in a place."""
+POSTCONF = ("postconf", "-c", "/etc/opensend-milter/postfix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +160,40 @@ def test_all_come_up_and_mail_flows(mail_host: MailHost) -> None:
         assert host.journal(unit)
     verified = host.run("systemd-analyze", "verify", "--man=no", *sorted(shipped_units.names()))
     assert not verified.stdout + verified.stderr
+
+
+@pytest.mark.case(80)
+@pytest.mark.parametrize(
+    "account", ["opensend-milter:opensend", "opensend-http:opensend", "opensend-auth:postfix", "postfix:postfix"]
+)
+def test_nobody_puts_another_socket_in_the_gates_place(mail_host: MailHost, account: str) -> None:
+    """Neither as serve, taken over, nor in the group that may connect."""
+    user, group = account.split(":")
+    host, socket = mail_host.host, Config().auth.socket
+    there = (host.root / socket.relative_to("/")).stat().st_ino
+    program = ("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "/usr/bin/python3", "-c", REPLACE)
+    assert host.run(*program, str(socket)).stdout.split() == []
+    assert (host.root / socket.relative_to("/")).stat().st_ino == there
+
+
+def test_a_host_of_before_moves_over(mail_host: MailHost) -> None:
+    """The gate answers at both places until Postfix is told; with the version before itself: make upgrade-test."""
+    host, unit = mail_host.host, "/etc/systemd/system/opensend-auth-gate.socket"
+    old, new, now = "/var/spool/postfix-opensend/opensend-milter/auth.sock", str(Config().auth.socket), host.read(unit)
+    host.write(unit, re.sub(r"(?m)^Symlinks=.*\n", "", now.replace(new, old)))
+    host.run(*POSTCONF, "-e", f"smtpd_sasl_path = {old}")
+    host.systemctl("daemon-reload")
+    host.systemctl("restart", "opensend-auth-gate.socket", "opensend-postfix.service")
+    mail_host.mail_flows("before")
+    # As the package does when it is configured.
+    host.write(unit, now)
+    host.systemctl("daemon-reload")
+    host.systemctl("try-restart", "opensend-auth-gate.socket")
+    refused = mail_host.mail_flows("at-both")
+    host.run(*POSTCONF, "-e", f"smtpd_sasl_path = {new}")
+    host.systemctl("reload", "opensend-postfix.service")
+    refused += mail_host.mail_flows("moved")
+    assert not [text for text in refused if text.startswith("(5")], "never for good"
 
 
 def test_what_is_killed_is_started_again(mail_host: MailHost) -> None:

@@ -111,6 +111,16 @@ def test_directories_and_accounts_are_made_for_every_unit() -> None:
     assert owners - {"root", "postfix"} <= accounts
 
 
+@pytest.mark.case(80)
+def test_the_gates_socket_has_a_directory_that_is_roots_alone() -> None:
+    place = str(Config().auth.socket.parent)
+    lines = [line.split() for line in _lines("opensend-milter.tmpfiles.conf")]
+    assert [line[2:] for line in lines if line[1] == place] == [["2750", "root", "postfix"]]
+    # None that a process of ours may write in is above it, or the same.
+    allowed = {path for name in OURS for path in units.read(name).words("ReadWritePaths")}
+    assert not [path for path in allowed if Path(place).is_relative_to(path)]
+
+
 def test_the_target_wants_all_that_stays() -> None:
     wanted = set(units.read("opensend-milter.target").words("Wants"))
     oneshot = {"opensend-certificate.service", "opensend-prune.service", "opensend-domains.service"}

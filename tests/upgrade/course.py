@@ -20,6 +20,7 @@ from tests.waiting import await_true
 
 A_WHILE = 20
 """Messages of each client."""
+GATE = "opensend-auth-gate.service"
 _UNKNOWN = "INSERT INTO opensend_milter.migrations (name, sha256) VALUES (%s, 'of the upgrade test')"
 _HELD_UP = """
     SELECT FROM pg_stat_activity
@@ -85,6 +86,9 @@ class Course:
         with self.step("a: dpkg -i (what runs goes on)"):
             first.install_package(self.package)
             self._go_on(*self.hosts)
+        with self.step("a: its gate dies, and is the new one"):
+            first.system.systemctl("kill", "--signal=KILL", GATE)
+            self._go_on(first)
         with self.step("a: install --plan"):
             plan = first.ours("install", "--plan").stdout
         if pending := names(first.asked("db", "status"), "pending"):

@@ -87,7 +87,11 @@ def _attempts() -> Sequence[Attempt]:
     return (
         *(
             Attempt(what=f"write in {place}", dare=partial(_write, place))
-            for place in ("/etc", "/etc/opensend-milter", "/usr/bin", "/var/lib", "/var/log", "/run")
+            for place in (
+                *("/etc", "/etc/opensend-milter", "/usr/bin", "/var/lib", "/var/log", "/run"),
+                # Whoever can write there is told every key.
+                "/var/spool/postfix-opensend/opensend-auth",
+            )
         ),
         *(
             Attempt(what=f"read {place}", dare=partial(_list, place))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import grp
+import os
+import pwd
 import re
 import shlex
 import socket
@@ -20,6 +22,7 @@ from opensend_milter.host.rendering.dovecot import greeting
 ANSWER_S = 5.0
 _GROUP_MAY = 0o060
 _OTHERS_MAY = 0o006
+_GROUP_OR_OTHERS_WRITE = 0o022
 _NEGOTIATE = struct.pack("!IcIII", 13, b"O", 6, 0x1FF, 0x1FFFFF)
 """SMFIC_OPTNEG of milter protocol 6."""
 _CLEARED_AT_BOOT = (Path("/run"), Path("/var/run"))
@@ -36,16 +39,25 @@ class Place:
     unit: str
     greets: Callable[[socket.socket], str]
     """Returns what is wrong with the answer, or nothing."""
+    is_made_there: bool = False
+    """By the process itself, so its account may write there; else root makes it."""
 
 
 def checks(config: Config, tmpfiles: tuple[Path, ...] = _TMPFILES) -> Iterator[Check]:
-    """Return three checks for each socket: is it there, does it answer, will it be there after a reboot."""
+    """Return four checks for each socket: is it there, is it ours, does it answer, will it be there after a reboot."""
     for place in _places(config):
         there = f"{place.part}.socket"
         yield Check(
             name=there,
             why="Postfix must be able to open the socket: path, directory, group and mode",
             look=partial(_is_there, place),
+        )
+        yield Check(
+            name=f"{place.part}.rights",
+            why="whoever can put a socket of his own in this place is told each key, or answers for us",
+            look=partial(_is_kept, place),
+            security=True,
+            needs=there,
         )
         yield Check(
             name=f"{place.part}.answers",
@@ -68,6 +80,7 @@ def _places(config: Config) -> Iterator[Place]:
         group=milter.socket_group,
         unit="opensend-milter",
         greets=_negotiates,
+        is_made_there=True,
     )
     yield Place(
         part="auth",
@@ -123,6 +136,27 @@ def _faults(place: Place) -> Iterator[Seen]:
 def _may_enter(directory: Path, group: grp.struct_group) -> bool:
     state = directory.stat()
     return bool(state.st_mode & 0o001 or (state.st_gid == group.gr_gid and state.st_mode & 0o010))
+
+
+def _is_kept(place: Place) -> Seen:
+    """Judge who can replace it: whoever may write in its directory, or in one above."""
+    own = place.path.parent
+    for directory in (own, *own.parents):
+        state, quoted = directory.stat(), shlex.quote(str(directory))
+        # Where the sticky bit is, each may replace his own only.
+        if state.st_mode & _GROUP_OR_OTHERS_WRITE and not state.st_mode & stat.S_ISVTX:
+            mode = f"{stat.S_IMODE(state.st_mode):04o}"
+            return problem(f"others than its owner may write in {directory} ({mode})", f"chmod go-w {quoted}")
+        if state.st_uid not in {0, os.geteuid()} and not (place.is_made_there and directory == own):
+            return problem(f"{directory} belongs to {_user_name(state.st_uid)}, not to root", f"chown root {quoted}")
+    return good(f"nobody else may write in {own}")
+
+
+def _user_name(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 def _group_name(number: int) -> str:
