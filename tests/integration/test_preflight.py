@@ -109,6 +109,8 @@ CASES = [
     Case("milter.socket: expected /var/spool/postfix-opensend", replace(GOOD, milter=Milter(socket=Path("/x")))),
     Case("auth.socket: expected /var/spool/postfix-opensend", replace(GOOD, auth=Auth(socket=Path("/x")))),
     Case("database.password_dir: expected", replace(GOOD, database=Database(password_dir=Path("/x")))),
+    Case("smtp.proxies: with --mode services", replace(GOOD, smtp=replace(GOOD.smtp, proxies="192.0.2.0/28")),
+         Choice(mode="services")),
     Case("does not include conf.d", choice=Choice(dovecot="existing"),
          spoil=lambda root: (root / "etc/dovecot/dovecot.conf").write_text("protocols =\n")),
     Case("etc/postfix/main.cf: is not there", choice=Choice(mode="services"),

@@ -94,6 +94,9 @@ def faults_of(blueprint: Blueprint) -> list[Fault]:
     if str(host.program).startswith(("/home/", "/root/")):
         mend = "install the program below /opt, or its package"
         faults.append(Fault(what=f"{host.program}: units do not see /home and /root", mend=mend))
+    if choice.mode == "services" and config.smtp.proxies:
+        what = "smtp.proxies: with --mode services nothing could keep others than the balancers from our ports"
+        faults.append(Fault(what=what, mend="use --mode instance, or leave smtp.proxies out"))
     if choice.dovecot == "existing":
         faults += _existing_dovecot(host.root)
     config_dir = host.root.at(extra_services.EXISTING)
