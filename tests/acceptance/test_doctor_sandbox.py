@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -19,7 +18,7 @@ from opensend_milter.adapters.admin.connections import needed
 from opensend_milter.adapters.postgres.link import statements
 from opensend_milter.adapters.schema.roles import LOGIN_ROLES
 from opensend_milter.app.examining import examination
-from opensend_milter.config import Config, Milter, Size, Smtp, Tls, load
+from opensend_milter.config import Tls, load
 from opensend_milter.core.findings import Finding, Result, chosen, examine
 from opensend_milter.host.examining.host_checks import Site
 from opensend_milter.host.rendering.certificates import make_certificate
@@ -160,195 +159,26 @@ def mended(site: Site, finding: Finding) -> None:
     _let_rest(site)
 
 
-MAIN = [
-    ("smuggling", "smtpd_forbid_bare_newline=no"),
-    ("smuggling-exclusions", "smtpd_forbid_bare_newline_exclusions=$mynetworks 192.0.2.0/24"),
-    ("pipelining", "smtpd_forbid_unauth_pipelining=no"),
-    ("default-action", "milter_default_action=accept"),
-    ("networks", "mynetworks=127.0.0.0/8"),
-    ("auth", "smtpd_sasl_auth_enable=no"),
-    ("auth-socket", "smtpd_sasl_path=private/auth"),
-    ("plaintext-auth", "smtpd_tls_auth_only=no"),
-    ("tls-versions", "smtpd_tls_protocols=>=TLSv1"),
-    ("debug-peers", "debug_peer_list=192.0.2.1"),
-    ("vrfy", "disable_vrfy_command=no"),
-    ("client-share", "smtpd_client_connection_count_limit=200"),
-    ("client-share", "smtpd_client_connection_count_limit=0"),
-    ("client-exceptions", "smtpd_client_event_limit_exceptions=127.0.0.0/8"),
-    ("flow-delay", "in_flow_delay=1s"),
-    ("delay-reject", "smtpd_delay_reject=yes"),
-    ("soft-bounce", "soft_bounce=yes"),
-    ("bcc", "message_drop_headers=bcc, content-length, resent-bcc, return-path"),
-    ("rewriting", "local_header_rewrite_clients=permit_inet_interfaces"),
-    ("queue-ids", "enable_long_queue_ids=no"),
-    ("header-limit", "header_size_limit=102400"),
-    ("nul", "message_reject_characters="),
-    ("size-limit", "message_size_limit=10240000"),
-    ("recipient-limit", "smtpd_recipient_limit=1000"),
-    ("compatibility", "compatibility_level=0"),
-    ("relay", "smtpd_relay_restrictions=permit_mynetworks, permit_sasl_authenticated, defer"),
-    ("relay", "smtpd_relay_restrictions=permit_sasl_authenticated"),
-    ("relay", "smtpd_recipient_restrictions=permit"),
-    ("relay", "smtpd_sender_restrictions="),
-    ("hold", "smtpd_data_restrictions="),
-    ("milter", "smtpd_milters="),
-    ("milter", "smtpd_milters=inet:127.0.0.1:8892"),
-    ("milter", "smtpd_milters=unix:/run/other.sock"),
-    ("milter-timeouts", "milter_content_timeout=20s"),
-    ("milter-timeouts", "milter_command_timeout=5s"),
-]
+def test_the_checklist_does_not_tick_an_open_door(sandbox: Sandbox, copied: Site) -> None:
+    """What each parameter is good for: tests/integration/test_doctor_postfix.py."""
+    planted(copied, "-e", "smtpd_authorized_xclient_hosts=0.0.0.0/0")
+    at_one_port = f"127.0.0.1:{sandbox['SANDBOX_SMTPS_PORT']}/inet/receive_override_options"
+    planted(copied, "-P", f"{at_one_port}=no_milters")
+    done = doctor(sandbox, "--checklist", "--only", "postfix", "--postfix-dir", str(copied.postfix_dir))
+    assert done.returncode == 1
+    others = [line for line in done.stdout.splitlines()[:-1] if not line.startswith("[x] ")]
+    assert others == [
+        f"[!] postfix.rendered: not as the configuration says: {at_one_port}, smtpd_authorized_xclient_hosts",
+        "[ ] postfix.believed: smtpd_authorized_xclient_hosts = 0.0.0.0/0; expected nothing",
+        "[ ] postfix.bypass: receive_override_options = no_milters; expected no_address_mappings",
+    ]
 
 
-@pytest.mark.parametrize(("check", "setting"), MAIN, ids=[setting for _, setting in MAIN])
-def test_a_value_of_postfix_that_is_wrong(copied: Site, check: str, setting: str) -> None:
-    planted(copied, "-e", setting)
-    found = examined(copied, f"postfix.{check}")[f"postfix.{check}"]
-    assert found.result is Result.PROBLEM, found
-    mended(copied, found)
-    assert examined(copied, f"postfix.{check}")[f"postfix.{check}"].result is Result.GOOD
-
-
-OF_ONE_PORT = [
-    ("default-action", "milter_default_action=accept"),
-    ("smuggling", "smtpd_forbid_bare_newline=no"),
-    ("relay", "smtpd_relay_restrictions=permit"),
-    ("milter", "smtpd_milters="),
-    ("hold", "smtpd_data_restrictions="),
-    ("client-share", "smtpd_client_connection_count_limit=51"),
-]
-
-
-@pytest.mark.parametrize(("check", "setting"), OF_ONE_PORT, ids=[setting for _, setting in OF_ONE_PORT])
-def test_a_value_that_is_wrong_at_one_port_only(sandbox: Sandbox, copied: Site, check: str, setting: str) -> None:
-    service = f"127.0.0.1:{sandbox['SANDBOX_SMTPS_PORT']}/inet"
-    planted(copied, "-P", f"{service}/{setting}")
-    found = examined(copied, f"postfix.{check}")[f"postfix.{check}"]
-    assert found.result is Result.PROBLEM, found
-    mended(copied, found)
-    assert examined(copied, f"postfix.{check}")[f"postfix.{check}"].result is Result.GOOD
-
-
-def test_a_milter_with_an_action_of_its_own(copied: Site) -> None:
-    setting = f"smtpd_milters={{ unix:{copied.config.milter.socket}, default_action=accept }}"
-    planted(copied, "-e", setting)
-    assert examined(copied, "postfix.milter")["postfix.milter"].result is Result.PROBLEM
-
-
-@pytest.mark.case(67)
-def test_a_chrooted_port_sees_another_path(sandbox: Sandbox, copied: Site) -> None:
-    service = f"127.0.0.1:{sandbox['SANDBOX_SMTP_PORT']}/inet"
-    planted(copied, "-F", f"{service}/chroot=y")
-    found = examined(copied, "postfix.milter")["postfix.milter"]
-    assert found.result is Result.PROBLEM, found
-
-
-@pytest.mark.parametrize("setting", ["service", "default_process_limit"])
-def test_a_port_with_fewer_processes_than_one_address_may_hold(sandbox: Sandbox, copied: Site, setting: str) -> None:
-    service = f"127.0.0.1:{sandbox['SANDBOX_SMTP_PORT']}/inet"
-    if setting == "service":
-        planted(copied, "-F", f"{service}/process_limit=40")
-    else:
-        planted(copied, "-F", f"{service}/process_limit=-")
-        planted(copied, "-e", "default_process_limit=40")
-    found = examined(copied, "postfix.client-share")["postfix.client-share"]
-    assert found.result is Result.PROBLEM, found
-    assert "50 of 40" in found.seen
-    mended(copied, found)
-    assert examined(copied, "postfix.client-share")["postfix.client-share"].result is Result.GOOD
-
-
-def test_a_port_with_any_number_of_processes_cannot_be_filled(sandbox: Sandbox, copied: Site) -> None:
-    for name in ("SMTP", "SUBMISSION", "SMTPS"):
-        planted(copied, "-F", f"127.0.0.1:{sandbox[f'SANDBOX_{name}_PORT']}/inet/process_limit=0")
-    planted(copied, "-e", "smtpd_client_connection_count_limit=0")
-    assert examined(copied, "postfix.client-share")["postfix.client-share"].result is Result.GOOD
-
-
-def test_cleanup_without_room_for_the_largest_message(copied: Site) -> None:
-    setting = "cleanup/unix/message_size_limit=41943040"
-    planted(copied, "-P", setting)
-    found = examined(copied, "postfix.cleanup-limit")["postfix.cleanup-limit"]
-    assert found.result is Result.PROBLEM, found
-    mended(copied, found)
-    assert examined(copied, "postfix.cleanup-limit")["postfix.cleanup-limit"].result is Result.GOOD
-
-
-def test_a_port_that_postfix_does_not_serve(sandbox: Sandbox, copied: Site) -> None:
-    service = f"127.0.0.1:{sandbox['SANDBOX_SMTPS_PORT']}/inet"
-    planted(copied, "-MX", service)
-    found = examined(copied, "postfix.ports")["postfix.ports"]
-    assert found.result is Result.PROBLEM
-    assert sandbox["SANDBOX_SMTPS_PORT"] in found.seen
-
-
-def test_files_that_postfix_cannot_read(copied: Site) -> None:
-    (copied.postfix_dir / "main.cf").unlink()
-    findings = examined(copied, "postfix")
-    assert findings["postfix.configuration"].result is Result.PROBLEM
-    assert {one.result for name, one in findings.items() if name != "postfix.configuration"} == {Result.SKIPPED}
-
-
-def test_a_change_by_hand_and_a_change_not_yet_rendered(copied: Site) -> None:
-    planted(copied, "-e", "smtpd_timeout=300s")
-    found = examined(copied, "postfix.rendered")["postfix.rendered"]
-    assert found.result is Result.WARNING
-    assert "smtpd_timeout" in found.seen
-
-
-CONFIGURED = [
-    ("postfix.size-limit", lambda config: dataclasses.replace(config, size=Size(max_message_bytes=1_000_000))),
-    ("postfix.recipient-limit", lambda config: dataclasses.replace(config, size=Size(max_recipients=7))),
-    (
-        "postfix.client-share",
-        lambda config: dataclasses.replace(config, smtp=dataclasses.replace(config.smtp, client_share_percent=20)),
-    ),
-    ("postfix.milter", lambda config: dataclasses.replace(config, milter=Milter())),
-    ("postfix.ports", lambda config: dataclasses.replace(config, smtp=Smtp(hostname="mail.sandbox.test"))),
-    (
-        "postfix.rendered",
-        lambda config: dataclasses.replace(config, smtp=dataclasses.replace(config.smtp, hostname="new.sandbox.test")),
-    ),
-    (
-        "tls.hostname",
-        lambda config: dataclasses.replace(config, smtp=dataclasses.replace(config.smtp, hostname="new.sandbox.test")),
-    ),
-]
-
-
-@pytest.mark.parametrize(("check", "change"), CONFIGURED, ids=[check for check, _ in CONFIGURED])
-def test_a_configuration_that_was_changed_since(site: Site, check: str, change: Callable[[Config], Config]) -> None:
-    found = examined(dataclasses.replace(site, config=change(site.config)), check)[check]
-    assert found.result in {Result.PROBLEM, Result.WARNING}, found
-    assert found.mend
-
-
-def test_ports_that_are_services_of_another_instance(site: Site, tmp_path: Path) -> None:
-    """The other instance is as careless as it likes; only what holds at our ports is judged."""
-    shared = dataclasses.replace(site, postfix_dir=tmp_path)
-    (tmp_path / "main.cf").write_text(
-        f"queue_directory = {tmp_path}\nmynetworks = 0.0.0.0/0\nsmtpd_delay_reject = yes\n"
-        "milter_default_action = accept\nmessage_size_limit = 1000000\nsoft_bounce = yes\n"
-    )
-    (tmp_path / "master.cf").write_text("smtp inet n - y - - smtpd\ncleanup unix n - y - 0 cleanup\n")
-    ours = {
-        line.partition(" =")[0]: line.partition(" =")[2].strip()
-        for line in subprocess.run(
-            ["postconf", "-c", str(site.postfix_dir), "-n"], check=True, capture_output=True, text=True
-        ).stdout.splitlines()
-    }
-    for name in ("queue_directory", "config_directory", "data_directory", "syslog_name"):
-        ours.pop(name)
-    options = " ".join(f"-o {{{name} = {value}}}" for name, value in ours.items())
-    with (tmp_path / "master.cf").open("a") as master:
-        for port in (site.config.smtp.relay_port, site.config.smtp.submission_port, site.config.smtp.smtps_port):
-            master.write(f"127.0.0.1:{port} inet n - n - 100 smtpd {options} ")
-            master.write("-o soft_bounce=no -o cleanup_service_name=opensend-cleanup\n")
-        master.write(f"opensend-cleanup unix n - n - 0 cleanup {options} -o message_size_limit=52428800\n")
-    _let_rest(shared)
-    findings = examined(shared, "postfix")
-    wrong = {name for name, one in findings.items() if one.result in {Result.PROBLEM, Result.WARNING}}
-    assert wrong == {"postfix.running"}, [findings[name] for name in wrong]
-    assert findings["postfix.compatibility"].result is findings["postfix.rendered"].result is Result.SKIPPED
+def test_a_certificate_of_another_name(site: Site) -> None:
+    smtp = dataclasses.replace(site.config.smtp, hostname="new.sandbox.test")
+    found = examined(dataclasses.replace(site, config=dataclasses.replace(site.config, smtp=smtp)), "tls.hostname")
+    assert found["tls.hostname"].result in {Result.PROBLEM, Result.WARNING}
+    assert found["tls.hostname"].mend
 
 
 # ---------------------------------------------------------------- planted in a copy of Dovecot's files

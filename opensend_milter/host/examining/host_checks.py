@@ -95,8 +95,8 @@ def _proxied(config: Config, read: Read) -> frozenset[int]:
         instance = read()
     except PostfixUnreadable:
         return frozenset()
-    doors = instance.doors(config.smtp).items()
-    return frozenset(port for port, door in doors if instance.value("smtpd_upstream_proxy_protocol", door))
+    doors = instance.doors(config.smtp)
+    return frozenset(door.port for door in doors if instance.value("smtpd_upstream_proxy_protocol", door))
 
 
 def _is_copied(site: Site) -> Seen:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from opensend_milter.config import Config
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped, warning
-from opensend_milter.host.examining.postconf import Instance, Service
-from opensend_milter.host.examining.postfix_rules import Rule, rules
-from opensend_milter.host.rendering.certificates import find_certificate
-from opensend_milter.host.rendering.postfix import PostfixSite, client_connections, render_postfix
+from opensend_milter.host.examining.postconf import Instance
+from opensend_milter.host.examining.postfix_rendered import differences, is_shared, words
+from opensend_milter.host.examining.postfix_rules import Place, Rule, rules
+from opensend_milter.host.installing import shipped_units
+from opensend_milter.host.rendering.postfix import client_connections
+from opensend_milter.host.rendering.postfix_files import Service
 
 READABLE = "postfix.configuration"
 OLDEST = (3, 6)
@@ -40,12 +42,14 @@ def checks(config: Config, directory: Path, read: Read) -> Iterator[Check]:
         ("compatibility", "an old level brings old, unsafe defaults back", _compatibility, False),
         ("ports", "a port of the configuration that Postfix does not serve is closed", _ports, False),
         ("milter", "only the milter records a message; over TCP, it believes whoever connects", _milter, True),
-        ("relay", "whoever may send without a key makes an open relay of this host", _relay, True),
-        ("hold", "should a message ever pass the milter, it is to wait for a person, not to be sent on", _hold, True),
+        ("programs", "one more port, another program, or one that logs all it hears (-v), is a way around the rest",
+         _programs, True),
+        ("proxies", "a port that believes the PROXY protocol lets whoever connects say who he is", _proxies, True),
         ("milter-timeouts", "Postfix must wait longer for the milter than that for the database", _timeouts, False),
         ("client-share", "a client address that holds all of a port closes it for the others", _client_share, False),
         ("cleanup-limit", "cleanup measures the queue file, which is larger than the message", _cleanup_limit, False),
-        ("rendered", "a change of the configuration holds only when Postfix is rendered again", _rendered, False),
+        ("rendered", "a change by hand may open a door; one of the configuration holds only when it is rendered",
+         _rendered, True),
         ("held", "a held message was taken by Postfix, and by nobody else: its client was told 250", _held, True),
         ("running", "without its master process nothing listens", _running, False),
     )  # fmt: skip
@@ -73,29 +77,42 @@ def _asked(look: Callable[[Config, Instance], Seen], config: Config, read: Read)
 
 def _obeyed(config: Config, read: Read, rule: Rule) -> Seen:
     instance = read()
-    wrong: dict[str, Service] = {}
-    shown = ""
-    for door in instance.doors(config.smtp).values():
-        service = (instance.cleanup_of(door) if rule.place == "cleanup" else door) or door
-        value = instance.value(rule.parameter, service)
-        if value is None:
-            return problem(f"this Postfix knows no {rule.parameter}", "apt-get install --only-upgrade postfix")
-        shown = value
-        if value not in {rule.wanted, *rule.also}:
-            wrong[f"{rule.parameter} = {value}"] = service
-    if not wrong:
-        return good(f"{rule.parameter} = {shown}".rstrip())
-    mends = [_mend(instance, rule.parameter, rule.wanted, service) for service in wrong.values()]
-    return problem("; ".join(wrong) + f"; expected {rule.wanted or 'nothing'}", "\n".join(dict.fromkeys(mends)))
+    if rule.place == "instance" and is_shared(config, instance):
+        return skipped("the instance is not ours alone")
+    faults, mends, shown = [], [], ""
+    for parameter, wanted in rule.wanted.items():
+        for service in _heeding(config, instance, rule.place, parameter):
+            value = instance.value(parameter, service)
+            if value is None:
+                return problem(f"this Postfix knows no {parameter}", "apt-get install --only-upgrade postfix")
+            shown = f"{parameter} = {value}".rstrip()
+            if words(value) not in map(words, wanted):
+                faults.append(f"{shown}; expected {wanted[0] or 'nothing'}")
+                mends.append(_mend(config, instance, parameter, wanted[0], service))
+    if faults:
+        return problem("; ".join(dict.fromkeys(faults)), "\n".join(dict.fromkeys(mends)))
+    return good(shown if len(rule.wanted) == 1 else f"{len(rule.wanted)} parameters are as they must be")
 
 
-def _mend(instance: Instance, parameter: str, value: str, service: Service | None = None) -> str:
+def _heeding(config: Config, instance: Instance, place: Place, parameter: str) -> list[Service | None]:
+    """Return whose values count; None: main.cf's own."""
+    doors = instance.doors(config.smtp)
+    match place:
+        case "smtpd":
+            return [*doors]
+        case "cleanup":
+            return [instance.cleanup_of(door) or door for door in doors]
+        case "instance":
+            return [None, *(service for service in instance.services if parameter in service.overrides)]
+
+
+def _mend(config: Config, instance: Instance, parameter: str, value: str, service: Service | None = None) -> str:
     folder = shlex.quote(str(instance.directory))
-    if service and parameter in service.own:
-        # postconf puts no white space there; a comma between two restrictions means the same.
-        written = re.sub(r",?\s+", ",", value)
-        setting = shlex.quote(f"{service.name}/{service.kind}/{parameter}={written}")
-        return f"postconf -c {folder} -P {setting} && postfix -c {folder} reload"
+    if service and parameter in service.overrides:
+        if is_shared(config, instance):
+            return "opensend-milter install --apply"
+        setting = shlex.quote(f"{service.key}/{parameter}")
+        return f"postconf -c {folder} -PX {setting} && postfix -c {folder} reload"
     return f"postconf -c {folder} -e {shlex.quote(f'{parameter}={value}')} && postfix -c {folder} reload"
 
 
@@ -127,18 +144,12 @@ def _version(_: Config, instance: Instance) -> Seen:
     )
 
 
-def _is_shared(config: Config, instance: Instance) -> bool:
-    """Tell whether our ports are services of an instance that has others too, and a life of its own."""
-    doors = instance.doors(config.smtp)
-    return any(service.kind == "inet" and service.port not in doors for service in instance.services)
-
-
 def _compatibility(config: Config, instance: Instance) -> Seen:
-    if _is_shared(config, instance):
+    if is_shared(config, instance):
         return skipped("the instance is not ours alone")
     level = instance.values.get("compatibility_level", "0")
     if numbers(level) < OLDEST:
-        return problem(f"compatibility_level = {level}", _mend(instance, "compatibility_level", "3.6"))
+        return problem(f"compatibility_level = {level}", _mend(config, instance, "compatibility_level", "3.6"))
     return good(f"compatibility_level = {level}")
 
 
@@ -146,31 +157,67 @@ def _ports(config: Config, instance: Instance) -> Seen:
     smtp = config.smtp
     doors = instance.doors(smtp)
     wanted = {"relay_port": smtp.relay_port, "submission_port": smtp.submission_port, "smtps_port": smtp.smtps_port}
-    missing = [f"smtp.{name} {port}" for name, port in wanted.items() if port and port not in doors]
+    served = sorted(door.port for door in doors)
+    missing = [f"smtp.{name} {port}" for name, port in wanted.items() if port and port not in served]
     if missing:
         return problem(f"no service in master.cf for {', '.join(missing)}", "opensend-milter install --apply")
-    return good(f"services at {', '.join(map(str, sorted(doors)))}")
+    return good(f"services at {', '.join(map(str, served))}")
+
+
+def _programs(config: Config, instance: Instance) -> Seen:
+    doors, is_ours_alone = instance.doors(config.smtp), not is_shared(config, instance)
+    for service in instance.services:
+        if service in doors and (service.command, service.arguments) != ("smtpd", ""):
+            given = f"{service.command} {service.arguments}".rstrip()
+            return problem(f"{service.name} is served by {given}", "opensend-milter install --apply")
+        if service not in doors and service.kind == "inet" and is_ours_alone:
+            return problem(f"{service.name} is no port of the configuration", "opensend-milter install --apply")
+    return good("smtpd at our ports, and no others")
+
+
+def _proxies(config: Config, instance: Instance) -> Seen:
+    name, proxies = "smtpd_upstream_proxy_protocol", config.smtp.proxies
+    for door in instance.doors(config.smtp):
+        value = instance.value(name, door)
+        if value and not proxies:
+            return problem(f"port {door.port}: {name} = {value}", _mend(config, instance, name, "", door))
+        if value and is_shared(config, instance):
+            return problem(
+                f"port {door.port}: {name} = {value}, and nothing keeps others from it than the balancers",
+                "leave smtp.proxies out, or use a Postfix of our own: opensend-milter install --undo, then --apply",
+            )
+    if not proxies:
+        return good("no port believes the PROXY protocol")
+    unit = shipped_units.for_balancers_only(proxies)
+    if not unit.path.is_file() or unit.path.read_bytes() != unit.content:
+        return warning(
+            f"{unit.path} does not keep all but {proxies} from our ports",
+            "opensend-milter install --apply   # without systemd it is the firewall's work",
+        )
+    return good(f"only {proxies} may connect")
 
 
 def _milter(config: Config, instance: Instance) -> Seen:
     seen = set()
-    for door in instance.doors(config.smtp).values():
+    for door in instance.doors(config.smtp):
         asked = instance.value("smtpd_milters", door) or ""
-        kind, _, place = asked.strip("{} ").split(",")[0].strip().partition(":")
-        if not asked:
-            return problem(f"port {door.port} asks no milter", _wanted_milter(config, instance, door))
-        if kind == "inet":
-            return problem(f"port {door.port}: {asked}", _wanted_milter(config, instance, door))
-        if kind != "unix" or _seen_from(instance, door, place) != config.milter.socket:
+        kind, _, place = _only_milter(asked).partition(":")
+        action = re.search(r"default_action\s*=\s*(\w+)", asked)
+        is_ours = kind == "unix" and _seen_from(instance, door, place) == config.milter.socket
+        if not is_ours or (action and action[1] != "tempfail"):
             return problem(
-                f"port {door.port}: {asked}, and the milter is at {config.milter.socket}",
+                f"port {door.port}: smtpd_milters = {asked or 'nothing'}; the milter is at {config.milter.socket}",
                 _wanted_milter(config, instance, door),
             )
-        action = re.search(r"default_action\s*=\s*(\w+)", asked)
-        if action and action[1] != "tempfail":
-            return problem(f"port {door.port}: {asked}", _wanted_milter(config, instance, door))
         seen.add(asked)
     return good(f"smtpd_milters = {', '.join(sorted(seen))}")
+
+
+def _only_milter(asked: str) -> str:
+    """Return the milter, where one alone is asked; in braces it may have settings of its own."""
+    has_settings = asked.startswith("{") and asked.endswith("}")
+    first, *others = words(asked[1:-1] if has_settings else asked).split() or [""]
+    return "" if "{" in asked[1:] or (others and not has_settings) else first
 
 
 def _seen_from(instance: Instance, door: Service, place: str) -> Path:
@@ -182,34 +229,8 @@ def _seen_from(instance: Instance, door: Service, place: str) -> Path:
 def _wanted_milter(config: Config, instance: Instance, door: Service) -> str:
     socket, queue = config.milter.socket, instance.path("queue_directory")
     if door.chroot and socket.is_relative_to(queue):
-        return _mend(instance, "smtpd_milters", f"unix:{socket.relative_to(queue)}", door)
-    return _mend(instance, "smtpd_milters", f"unix:{socket}", door)
-
-
-def _relay(config: Config, instance: Instance) -> Seen:
-    wanted = "permit_sasl_authenticated, reject"
-    for door in instance.doors(config.smtp).values():
-        for name in ("smtpd_relay_restrictions", "smtpd_recipient_restrictions"):
-            value = instance.value(name, door) or ""
-            words = [word for word in re.split(r"[\s,]+", value) if word]
-            if words != wanted.replace(",", "").split():
-                return problem(f"port {door.port}: {name} = {value}", _mend(instance, name, wanted, door))
-        senders = instance.value("smtpd_sender_restrictions", door) or ""
-        if not re.match(r"permit_sasl_authenticated\b", senders) or not re.search(r"\breject$", senders):
-            return problem(
-                f"port {door.port}: smtpd_sender_restrictions = {senders}",
-                _mend(instance, "smtpd_sender_restrictions", wanted, door),
-            )
-    return good("only whoever is authenticated may send")
-
-
-def _hold(config: Config, instance: Instance) -> Seen:
-    for door in instance.doors(config.smtp).values():
-        value = instance.value("smtpd_data_restrictions", door) or ""
-        if not re.search(r"static:\s*(?:\{\s*)?HOLD", value):
-            mend = _mend(instance, "smtpd_data_restrictions", "check_sender_access static:HOLD", door)
-            return problem(f"port {door.port}: smtpd_data_restrictions = {value or 'nothing'}", mend)
-    return good("what passes the milter by mistake is held")
+        return _mend(config, instance, "smtpd_milters", f"unix:{socket.relative_to(queue)}", door)
+    return _mend(config, instance, "smtpd_milters", f"unix:{socket}", door)
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
@@ -222,28 +243,29 @@ def _seconds(value: str | None) -> float:
 
 def _timeouts(config: Config, instance: Instance) -> Seen:
     least = config.milter.hard_timeout_s
-    for door in instance.doors(config.smtp).values():
+    for door in instance.doors(config.smtp):
         for name in ("milter_command_timeout", "milter_content_timeout"):
             value = instance.value(name, door)
             if _seconds(value) <= least:
-                mend = _mend(instance, name, f"{int(least) + 5}s", door)
+                mend = _mend(config, instance, name, f"{int(least) + 5}s", door)
                 return problem(f"port {door.port}: {name} = {value}, milter.hard_timeout_s is {least:g}", mend)
     return good(f"longer than milter.hard_timeout_s ({least:g})")
 
 
 def _client_share(config: Config, instance: Instance) -> Seen:
     name = "smtpd_client_connection_count_limit"
-    for door in instance.doors(config.smtp).values():
-        most, value = client_connections(config, door.processes), int(instance.value(name, door) or 0)
-        if door.processes and not 0 < value <= most:
-            held = f"{value or 'all'} of {door.processes} connections"
-            mend = _mend(instance, name, str(most), door)
-            return problem(f"port {door.port}: one client address may hold {held}", mend)
+    for door in instance.doors(config.smtp):
+        processes, value = instance.processes(door), int(instance.value(name, door) or 0)
+        most = client_connections(config, processes)
+        if processes and not 0 < value <= most:
+            held = f"{value or 'all'} of {processes} connections"
+            mend = _mend(config, instance, name, str(most), door)
+            return problem(f"port {door.port}: {name} = {value}: one client address may hold {held}", mend)
     return good(f"at most {config.smtp.client_share_percent} % of a port's connections")
 
 
 def _cleanup_limit(config: Config, instance: Instance) -> Seen:
-    for door in instance.doors(config.smtp).values():
+    for door in instance.doors(config.smtp):
         cleanup = instance.cleanup_of(door)
         value = int(instance.value("message_size_limit", cleanup) or 0)
         if 0 < value < config.size.max_message_bytes * 9 // 8:
@@ -256,34 +278,10 @@ def _cleanup_limit(config: Config, instance: Instance) -> Seen:
 
 
 def _rendered(config: Config, instance: Instance) -> Seen:
-    if _is_shared(config, instance):
-        return skipped("the instance is not ours alone: `opensend-milter install --plan` compares its services")
-    log_file = instance.values.get("maillog_file", "")
-    pair = find_certificate(config.tls, config.smtp.hostname)
-    doors = instance.doors(config.smtp)
-    site = PostfixSite(
-        config_dir=instance.path("config_directory"),
-        queue_dir=instance.path("queue_directory"),
-        data_dir=instance.path("data_directory"),
-        log_file=Path(log_file) if log_file else None,
-        certificate=pair,
-        hostname=instance.values.get("myhostname", ""),
-        syslog_name=instance.values.get("syslog_name", ""),
-    )
-    differing = []
-    for name, content in render_postfix(config, site).items():
-        wanted, found = _lines(content), _lines((instance.directory / name).read_text(errors="replace"))
-        differing += sorted({line.split("=")[0].split()[0] for line in wanted ^ found})
+    differing = differences(config, instance)
     if differing:
-        return warning(f"not as the configuration says: {', '.join(differing[:8])}", "opensend-milter install --apply")
-    return good(f"as the configuration says, {len(doors)} ports")
-
-
-def _lines(content: str) -> frozenset[str]:
-    """Return the entries of a file; a comment is none, and neither is the number of processes of a service."""
-    joined = re.sub(r"\n[ \t]+", " ", re.sub(r"(?m)^[ \t]*(?:#.*\n?|\n)", "", content))
-    entries = (" ".join(line.split()) for line in joined.splitlines())
-    return frozenset(re.sub(r"^(\S+ inet n - \w -) \d+ smtpd", r"\1 N smtpd", entry) for entry in entries if entry)
+        return warning(f"not as the configuration says: {', '.join(differing)}", "opensend-milter install --apply")
+    return good(f"as the configuration says, {len(instance.doors(config.smtp))} ports")
 
 
 def _held(config: Config, instance: Instance) -> Seen:
@@ -295,12 +293,9 @@ def _held(config: Config, instance: Instance) -> Seen:
     if held:
         where = shlex.quote(str(instance.directory))
         mend = f"postqueue -c {where} -p   # then look at each: postcat -c {where} -q ID"
-        is_shared = _is_shared(config, instance)
-        return (
-            warning(f"{held} held message(s), ours or not", mend)
-            if is_shared
-            else problem(f"{held} held message(s)", mend)
-        )
+        if is_shared(config, instance):
+            return warning(f"{held} held message(s), ours or not", mend)
+        return problem(f"{held} held message(s)", mend)
     return good("no held message")
 
 

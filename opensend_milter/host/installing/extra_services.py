@@ -5,76 +5,52 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from opensend_milter.config import Config
 from opensend_milter.core.errors import ConfigError
 from opensend_milter.host import requirements
 from opensend_milter.host.installing.plan import Command, Root, program
+from opensend_milter.host.rendering import postfix_files
 from opensend_milter.host.rendering.postfix import PostfixSite, render_postfix
+from opensend_milter.host.rendering.postfix_files import COLUMNS, Service, pairs, settings
 
 CLEANUP = "opensend-cleanup"
 EXISTING = Path("/etc/postfix")
-_COLUMNS = 8
 # What belongs to the instance as a whole, and is the existing one's business.
 _OF_THE_INSTANCE = frozenset({
-    "alias_database", "alias_maps", "anvil_rate_time_unit", "authorized_submit_users", "bounce_queue_lifetime",
-    "compatibility_level", "config_directory", "data_directory", "default_transport", "disable_dns_lookups",
-    "inet_protocols", "local_transport", "mailbox_size_limit", "maillog_file", "maillog_file_prefixes",
-    "queue_directory", "relayhost", "service_throttle_time", "smtp_dns_support_level", "syslog_name",
-    "transport_maps", "virtual_mailbox_limit",
+    "alias_database", "alias_maps", "anvil_rate_time_unit", "authorized_flush_users", "authorized_mailq_users",
+    "authorized_submit_users", "bounce_queue_lifetime", "compatibility_level", "config_directory", "data_directory",
+    "default_transport", "disable_dns_lookups", "inet_protocols", "local_transport", "mailbox_size_limit",
+    "maillog_file", "maillog_file_prefixes", "queue_directory", "relay_transport", "relayhost",
+    "sender_dependent_default_transport_maps", "sender_dependent_relayhost_maps", "service_throttle_time",
+    "smtp_dns_support_level", "syslog_name", "transport_maps", "virtual_mailbox_limit", "virtual_transport",
 })  # fmt: skip
 _OF_CLEANUP = frozenset({
-    "always_add_missing_headers", "append_dot_mydomain", "body_checks", "canonical_maps", "enable_long_queue_ids",
-    "enable_original_recipient", "header_checks", "header_size_limit", "in_flow_delay", "local_header_rewrite_clients",
-    "masquerade_domains", "message_drop_headers", "message_reject_characters", "non_smtpd_milters",
-    "remote_header_rewrite_domain", "smtputf8_enable", "virtual_alias_domains", "virtual_alias_maps",
+    "always_add_missing_headers", "always_bcc", "append_dot_mydomain", "body_checks", "canonical_maps",
+    "enable_long_queue_ids", "enable_original_recipient", "header_checks", "header_size_limit", "in_flow_delay",
+    "local_header_rewrite_clients", "masquerade_domains", "message_drop_headers", "message_reject_characters",
+    "message_strip_characters", "mime_header_checks", "nested_header_checks", "non_smtpd_milters",
+    "recipient_bcc_maps", "recipient_canonical_maps", "remote_header_rewrite_domain", "sender_bcc_maps",
+    "sender_canonical_maps", "smtputf8_enable", "soft_bounce", "virtual_alias_domains", "virtual_alias_maps",
 })  # fmt: skip
 # What our own instance leaves at its default and another main.cf may set: it must not reach our services.
-_RESET = frozenset({
-    "always_bcc", "content_filter", "delay_warning_time", "milter_header_checks", "mime_header_checks",
-    "nested_header_checks", "recipient_bcc_maps", "recipient_canonical_maps", "sender_bcc_maps",
-    "sender_canonical_maps", "smtpd_client_port_logging", "smtpd_command_filter", "smtpd_milter_maps",
-    "smtpd_proxy_filter", "smtpd_restriction_classes", "smtpd_sasl_exceptions_networks",
-    "smtpd_upstream_proxy_protocol", "soft_bounce",
-})  # fmt: skip
+_RESET = frozenset({"cleanup_replace_stray_cr_lf", "delay_warning_time", "smtpd_client_port_logging"})
 _RESET_WHERE_SET = re.compile("smtpd_|milter_|tls_")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
-    """One entry of master.cf."""
-
-    columns: tuple[str, ...]
-    overrides: Mapping[str, str]
-
-    @property
-    def key(self) -> str:
-        """Return what postconf calls it."""
-        return f"{self.columns[0]}/{self.columns[1]}"
-
-    def line(self) -> str:
-        """Return the entry as one logical line."""
-        return " ".join((*self.columns, *(f"-o {{{name} = {value}}}" for name, value in self.overrides.items())))
-
-    def text(self) -> str:
-        """Return the entry as people read it."""
-        return "\n".join((" ".join(self.columns), *(f"  -o {name}={value}" for name, value in self.overrides.items())))
 
 
 def services(config: Config, site: PostfixSite, config_dir: Path) -> list[Service]:
     """Return our entries, with all that must not come from the main.cf of this directory."""
     rendered = render_postfix(config, site)
-    main = _settings(rendered["main.cf"])
+    main = settings(rendered["main.cf"])
     ours = {name: value for name, value in main.items() if name not in _OF_THE_INSTANCE}
     resets = _defaults(config_dir, _to_reset(config_dir, ours))
     found = []
-    for service in _entries(rendered["master.cf"]):
-        if service.columns[1] == "inet":
+    for service in postfix_files.services(rendered["master.cf"]):
+        if service.kind == "inet":
             overrides = {**resets, **ours, **service.overrides, "cleanup_service_name": CLEANUP}
             found.append(Service(columns=service.columns, overrides=overrides))
-        elif service.columns[0] == "cleanup":
+        elif service.name == "cleanup":
             # Also what our main.cf has for all services: syslog's name above all.
             kept = {name: value for name, value in {**resets, **ours}.items() if _is_cleanup_s(name)}
             overrides = {"syslog_name": site.syslog_name, **kept, **service.overrides}
@@ -107,7 +83,7 @@ def taken(found: Sequence[Service], config_dir: Path, ours: str) -> Iterator[str
     for service in found:
         there = _overrides(service.key, config_dir)
         if there is not None and not there.get("syslog_name", "").startswith(ours):
-            yield service.columns[0]
+            yield service.name
 
 
 def listening(config_dir: Path) -> list[str]:
@@ -118,25 +94,25 @@ def listening(config_dir: Path) -> list[str]:
 def _is_there(service: Service, config_dir: Path) -> bool:
     entry = _postconf(config_dir, "-M", service.key).split()
     there = _overrides(service.key, config_dir)
-    return tuple(entry[:_COLUMNS]) == service.columns and there == dict(service.overrides)
+    return tuple(entry[:COLUMNS]) == service.columns and there == dict(service.overrides)
 
 
 def _overrides(key: str, config_dir: Path) -> Mapping[str, str] | None:
     if not _postconf(config_dir, "-M", key).strip():
         return None
     lines = _postconf(config_dir, "-P", key).splitlines()
-    return _pairs(line.removeprefix(f"{key}/") for line in lines)
+    return pairs(line.removeprefix(f"{key}/") for line in lines)
 
 
 def _to_reset(config_dir: Path, ours: Collection[str]) -> list[str]:
-    where_set = _pairs(_postconf(config_dir, "-n").splitlines())
+    where_set = pairs(_postconf(config_dir, "-n").splitlines())
     found = _RESET | {name for name in where_set if _RESET_WHERE_SET.match(name)}
     return sorted(found - set(ours) - _OF_THE_INSTANCE)
 
 
 def _defaults(config_dir: Path, names: Sequence[str]) -> Mapping[str, str]:
     # A name that this Postfix does not know is a warning, and no line.
-    return _pairs(_postconf(config_dir, "-d", *names).splitlines())
+    return pairs(_postconf(config_dir, "-d", *names).splitlines())
 
 
 def _is_cleanup_s(name: str) -> bool:
@@ -149,21 +125,3 @@ def _postconf(config_dir: Path, *arguments: str) -> str:
     if done.returncode:
         raise ConfigError(f"{config_dir}: postconf: {done.stderr.strip()}")
     return done.stdout
-
-
-def _pairs(lines: Iterator[str] | Sequence[str]) -> Mapping[str, str]:
-    split = (line.partition("=") for line in lines if "=" in line)
-    return {name.strip(): value.strip() for name, _, value in split}
-
-
-def _settings(text: str) -> Mapping[str, str]:
-    kept = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return _pairs(re.sub(r"\n[ \t]+", " ", "\n".join(kept)).splitlines())
-
-
-def _entries(text: str) -> Iterator[Service]:
-    kept = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    for line in re.sub(r"\n[ \t]+", " ", "\n".join(kept)).splitlines():
-        words = line.split()
-        overrides = _pairs([word for word in words[_COLUMNS:] if word != "-o"])
-        yield Service(columns=tuple(words[:_COLUMNS]), overrides=overrides)

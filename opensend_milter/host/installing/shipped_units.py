@@ -83,14 +83,18 @@ def drop_ins(config: Config) -> Iterator[File]:
         text = f"[Socket]\nListenStream=\nListenStream={listen}\n{owner}"
         yield _drop_in("opensend-http.socket", "listen.conf", text, "http listens elsewhere")
     if config.smtp.proxies:
-        text = f"[Service]\nIPAddressDeny=any\nIPAddressAllow=localhost {config.smtp.proxies}\n"
-        yield _drop_in(
-            "opensend-postfix.service", "proxies.conf", text, "the balancers' word is believed: nobody else gets in"
-        )
+        yield for_balancers_only(config.smtp.proxies)
     certificate = certificate_file(config.tls)
     if certificate:
         text = f"[Path]\nPathChanged=\nPathChanged={certificate}\n"
         yield _drop_in("opensend-certificate.path", "place.conf", text, "reloads when this certificate changes")
+
+
+def for_balancers_only(proxies: str) -> File:
+    """Return what keeps everybody else from our Postfix."""
+    text = f"[Service]\nIPAddressDeny=any\nIPAddressAllow=localhost {proxies}\n"
+    why = "the balancers' word is believed: nobody else gets in"
+    return _drop_in("opensend-postfix.service", "proxies.conf", text, why)
 
 
 def reload_of_existing_postfix() -> File:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from opensend_milter.config import Config, check_front_door
 from opensend_milter.host.rendering import templates
 from opensend_milter.host.rendering.certificates import CertificatePair
+from opensend_milter.host.rendering.postfix_files import settings
 
 SMTPD_PROCESSES = 100
 
@@ -33,6 +35,13 @@ class PostfixSite:
 def client_connections(config: Config, processes: int = SMTPD_PROCESSES) -> int:
     """Return how many connections one client address may hold at a port with so many processes."""
     return max(1, processes * config.smtp.client_share_percent // 100)
+
+
+@cache
+def pinned() -> Mapping[str, str]:
+    """Return what main.cf says on every host, whatever its configuration."""
+    main = settings(templates.read("postfix", "main.cf.in"))
+    return {name: value for name, value in main.items() if "@" not in value}
 
 
 def render_postfix(config: Config, site: PostfixSite) -> Mapping[str, str]:
