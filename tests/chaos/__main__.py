@@ -8,61 +8,119 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Protocol
+
+import psycopg
 
 from tests.chaos.clients import sending
-from tests.chaos.conductor import Conductor, schedule
+from tests.chaos.conductor import Conductor
 from tests.chaos.faults import GROUPS, KINDS
 from tests.chaos.ledger import Ledger, audit
 from tests.chaos.report import Report
 from tests.chaos.stand import Stand, whole_stand
 from tests.waiting import scaled_s
 
-FAULTS = 200
-DRAIN_S = 180.0
-PAUSE_S = 0.5
-STILL, HASTENED_EVERY = 240, 20
-"""Looks at what is on its way, after which it has stopped; and after which it is asked to hurry."""
+FAULTS, MINUTES = 200, 75.0
+LAST_FAULT_S, DRAIN_S = 360.0, 180.0
+"""For what is still on when the minutes are over: a fault, and what clients have."""
+PAUSE_S, LOOKS, HASTENED_EVERY = 0.5, 600, 20
+"""Looks at what was taken and has not left; a courier that was left alone is tried again after two minutes."""
 say = partial(print, file=sys.stderr, flush=True)
 
 
-def settle(stand: Stand) -> None:
-    """Wait until nothing is on its way any more, as long as it becomes less."""
-    still, least = 0, stand.waiting()
-    while least and still < STILL:
-        if still % HASTENED_EVERY == 1:
-            stand.hasten()
+class Road(Protocol):
+    """What was taken and has not left."""
+
+    def on_its_way(self) -> list[str]: ...
+    def hasten(self) -> None: ...
+
+
+class TimeIsOver(BaseException):  # nobody who mends a fault is to take it for one
+    """It was to be done by now."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Leave the body where it is after so long."""
+
+    def end(*_: object) -> None:
+        raise TimeIsOver
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except TimeIsOver:
+        say(f"left where it was, after {seconds / 60:.0f} minutes")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def heed_interrupts() -> threading.Event:
+    """Let the first Ctrl-C, or SIGTERM, make this fault the last, so that all is counted; the second ends the run."""
+    enough = threading.Event()
+
+    def note(number: int, _: object) -> None:
+        if enough.is_set():
+            sys.exit(128 + number)
+        enough.set()
+        say("this fault is the last, and what was done is counted; once more to leave at once")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return enough
+
+
+def settle(road: Road, looks: int = LOOKS) -> list[str]:
+    """Wait until nothing is on its way any more, for so many looks; return what still is, and what it waits for."""
+    left = _left(road)
+    for look in range(looks):
+        if not left:
+            break
+        if look % HASTENED_EVERY == 0:
+            with suppress(psycopg.Error):
+                road.hasten()
         time.sleep(scaled_s(PAUSE_S))
-        now = stand.waiting()
-        still, least = (0, now) if now < least else (still + 1, least)
+        left = _left(road)
+    return left
 
 
-def attack(stand: Stand, kinds: Sequence[str], wish: argparse.Namespace) -> Report:
+def _left(road: Road) -> list[str]:
+    try:
+        return road.on_its_way()
+    except psycopg.Error as error:
+        return [f"the database does not say: {error}"]
+
+
+def attack(stand: Stand, kinds: Sequence[str], wish: argparse.Namespace, enough: threading.Event) -> Report:
     """Play faults until there were enough of them and of messages, or the time is over."""
     began = time.monotonic()
-    not_run: dict[str, str] = {}
     with sending(stand.sandbox, stand.senders, wish.seed, DRAIN_S) as ledger:
         conductor = Conductor(stand, ledger, wish.seed, say)
         if (whole_s := ledger.await_whole(began, DRAIN_S)) is None:
             sys.exit(f"no good answer, before any fault, for {', '.join(ledger.not_whole(began))}")
         ledger.windows[0].whole_s = whole_s
-        for kind in schedule(kinds, wish.seed):
-            if kind not in not_run:
-                if why := conductor.play(kind):
-                    not_run[kind] = why
-                say(f"{minutes_since(began):5.1f} min {f'{kind}: not run: {why}' if why else progress(ledger)}")
-            if len(not_run) == len(kinds) or minutes_since(began) > wish.minutes or is_enough(ledger, wish):
-                break
+        with at_most(wish.minutes * 60 + LAST_FAULT_S):
+            for kind in conductor.kinds(kinds):
+                why = conductor.play(kind)
+                say(f"{minutes_since(began):5.1f} min {f'{kind}: {why}' if why else progress(ledger)}")
+                if enough.is_set() or minutes_since(began) > wish.minutes or is_enough(ledger, wish):
+                    break
     say("all clients are done; what was taken is let go out")
-    settle(stand)
+    for line in settle(stand):
+        say(f"still on its way: {line}")
     became = stand.became()
     uncertain = sum(states.count("uncertain") for states in became.rows.values())
     return Report.of(
         ledger, [*audit(ledger, became)], seed=wish.seed, minutes=minutes_since(began), uncertain=uncertain,
-        not_run=not_run,
+        not_run=conductor.not_run, broken=conductor.broken,
     )  # fmt: skip
 
 
@@ -95,7 +153,7 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", choices=[*KINDS, *GROUPS], metavar="KIND", help="a fault, or a group"
     )
-    parser.add_argument("--minutes", type=float, default=90.0, help="no fault begins later")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="no fault begins later")
     parser.add_argument("--messages", type=int, default=50_000, help="go on until so many are accepted")
     parser.add_argument("--faults", type=int, default=FAULTS, help="and so many faults are over")
     parser.add_argument("--list", action="store_true", help="name all kinds")
@@ -105,11 +163,11 @@ def main() -> None:
     if wish.list:
         print(listed())  # noqa: T201  # what was asked for
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    enough = heed_interrupts()
     kinds = list(dict.fromkeys(name for one in wish.only or KINDS for name in GROUPS.get(one, {one: None})))
     say(f"seed {wish.seed}")
     with whole_stand(say) as stand:
-        found = attack(stand, kinds, wish)
+        found = attack(stand, kinds, wish, enough)
         if not found.good:
             logs = Path(f"/tmp/chaos-{wish.seed}-logs")
             shutil.copytree(stand.directory / "log", logs, dirs_exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from tests.chaos.faults import KINDS
@@ -36,9 +36,21 @@ class Conductor:
     ledger: Ledger
     seed: int
     say: Callable[[str], None]
+    not_run: dict[str, str] = field(default_factory=dict)
+    """What cannot be done here, and why."""
+    broken: dict[str, str] = field(default_factory=dict)
+    """What could not be done or undone as it was meant, and what went wrong."""
+
+    def kinds(self, wanted: Sequence[str]) -> Iterator[str]:
+        """Yield those that can be done, for as long as there are any."""
+        for kind in schedule(wanted, self.seed):
+            if len(self.not_run) == len(wanted):
+                return
+            if kind not in self.not_run:
+                yield kind
 
     def play(self, kind: str) -> str:
-        """Do one fault; return why it could not be done, or nothing."""
+        """Do one fault; return why it was not done, or not as it was meant; else nothing."""
         number = len(self.ledger.windows)
         chance = Random(f"{self.seed} {number} {kind}")
         time.sleep(chance.uniform(*FIRST_S))
@@ -48,14 +60,17 @@ class Conductor:
                 self._hold(window, chance, again)
         except NotRun as reason:
             self.ledger.withdraw(window)
-            return str(reason)
+            self.not_run[kind] = str(reason)
+            return f"not run: {reason}"
+        except Exception as error:  # noqa: BLE001  # of a run of an hour, all that was counted is to be told
+            self.broken[kind] = f"{type(error).__name__}: {error}"
         healed_at = time.monotonic()
         window.whole_s = self.ledger.await_whole(healed_at, WHOLE_AT_MOST_S)
         if window.whole_s is None:
             self.say(f"not served again: {', '.join(self.ledger.not_whole(healed_at))}")
         self.ledger.await_true(lambda: window.answers >= ANSWERS, WHOLE_AT_MOST_S)
         self.stand.forget()
-        return ""
+        return f"broken: {self.broken[kind]}" if kind in self.broken else ""
 
     def _hold(self, window: Window, chance: Random, again: Callable[[], None]) -> None:
         """Let it last for its time and for as long as the answers take; what is a blow is dealt again."""

@@ -58,11 +58,13 @@ class Report:
     findings: Sequence[Finding]
     uncertain: int
     not_run: Mapping[str, str]
+    broken: Mapping[str, str]
+    """Faults that went otherwise than they were meant: what their lines say proves nothing."""
 
     @classmethod
     def of(
         cls, ledger: Ledger, findings: Sequence[Finding], *, seed: int, minutes: float, uncertain: int,
-        not_run: Mapping[str, str],
+        not_run: Mapping[str, str], broken: Mapping[str, str],
     ) -> Report:  # fmt: skip
         """Sum up what the ledger has."""
         before, *faults = ledger.windows
@@ -77,12 +79,13 @@ class Report:
         ]
         total = replace(Row.of("all", ledger.windows, findings), times=len(faults))
         return cls(
-            seed=seed, minutes=minutes, rows=rows, total=total, findings=findings, uncertain=uncertain, not_run=not_run
-        )
+            seed=seed, minutes=minutes, rows=rows, total=total, findings=findings, uncertain=uncertain,
+            not_run=not_run, broken=broken,
+        )  # fmt: skip
 
     @property
     def good(self) -> bool:
-        return not self.findings and not self.total.wrong and self.total.whole_s is not None
+        return not (self.findings or self.broken or self.total.wrong) and self.total.whole_s is not None
 
     def summary(self) -> str:
         unexplained = sum(one.fault == "unexplained" for one in self.findings)
@@ -105,6 +108,7 @@ class Report:
                 right = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
                 yield " ".join([kind.ljust(widths[0]), *right])
             yield from (f"{kind}: not run: {why}" for kind, why in self.not_run.items())
+            yield from (f"{kind}: broken: {why}" for kind, why in self.broken.items())
             yield self.summary()
             yield from (f"{one.fault}: {one.mark} during {one.kind}: {one.what}" for one in self.findings)
 
@@ -113,7 +117,10 @@ class Report:
     def as_markdown(self) -> str:
         lines = [_HEAD, ("---", *["--:"] * (len(_HEAD) - 1)), *self._lines()]
         not_run = [f"Not run: {kind} ({why})." for kind, why in self.not_run.items()]
-        return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", f"{self.summary()}.", *not_run, ""])
+        broken = [f"Broken: {kind} ({why})." for kind, why in self.broken.items()]
+        return "\n".join(
+            [*(f"| {' | '.join(line)} |" for line in lines), "", f"{self.summary()}.", *not_run, *broken, ""]
+        )
 
     def as_json(self) -> dict[str, object]:
         return {"good": self.good, **asdict(self)}

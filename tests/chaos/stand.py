@@ -86,8 +86,9 @@ class Stand:
 
     def sql(self) -> psycopg.Connection[TupleRow]:
         """Connect as superuser, past the cable and past what is done to others."""
-        options = "-c default_transaction_read_only=off -c lock_timeout=30s"
-        return psycopg.connect(self.sandbox["SANDBOX_DATABASE_URL"], autocommit=True, options=options)
+        options = "-c default_transaction_read_only=off -c lock_timeout=30s -c statement_timeout=60s"
+        url = self.sandbox["SANDBOX_DATABASE_URL"]
+        return psycopg.connect(url, autocommit=True, options=options, connect_timeout=10)
 
     @contextmanager
     def keeper_asleep(self) -> Iterator[None]:
@@ -140,10 +141,22 @@ class Stand:
         with sink._lock:
             sink._open[:] = [one for one in sink._open if one.fileno() >= 0]
 
-    def waiting(self) -> int:
-        """Return how many are still on their way."""
-        ((count,),) = rows(self.sandbox, "SELECT count(*) FROM opensend_milter.jobs WHERE state <> 'uncertain'")
-        return int(count)
+    def on_its_way(self) -> list[str]:
+        """Describe what is: how many messages, in which state, and what they wait for."""
+        query = """
+            SELECT count(*), j.state, e.status::text, coalesce(nullif(j.courier, ''), 'the default'), j.last_error,
+                round(extract(epoch FROM min(j.not_before) - now())),
+                round(extract(epoch FROM min(j.announce_at) - now())),
+                round(extract(epoch FROM min(j.lease_until) - now()))
+            FROM opensend_milter.jobs j LEFT JOIN emails e ON e.id = j.email_id
+            WHERE j.state <> 'uncertain' GROUP BY 2, 3, 4, 5 ORDER BY 1 DESC"""
+        with self.sql() as connection:
+            found = connection.execute(query).fetchall()
+        return [
+            f"{count} {state} (email {status}) by {courier}: due in {due} s, announced in {told} s,"
+            f" lease ends in {lease} s; last error: {error}"
+            for count, state, status, courier, error, due, told, lease in found
+        ]
 
     def hasten(self) -> None:
         """Let all that waits for its time be due: a pause after a fault may be one of minutes."""
@@ -151,7 +164,8 @@ class Stand:
             "UPDATE opensend_milter.jobs SET not_before = least(not_before, now()), announce_at = now()"
             " WHERE state = 'waiting' AND greatest(not_before, announce_at) > now()"
         )
-        rows(self.sandbox, query)
+        with self.sql() as connection:
+            connection.execute(query)
 
     def became(self) -> Became:
         """Read what is stored and what was delivered."""

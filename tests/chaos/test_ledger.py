@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import pytest
@@ -80,9 +81,40 @@ def test_a_wrong_answer_is_counted_for_the_fault_it_came_in() -> None:
     ledger.note(told("taken", "a.1"))
     ledger.open("harm").whole_s = 0.0
     ledger.note(told("wrong", "a.2"))
-    summed = Report.of(ledger, [], seed=0, minutes=0, uncertain=0, not_run={})
+    summed = Report.of(ledger, [], seed=0, minutes=0, uncertain=0, not_run={}, broken={})
     assert [row.wrong for row in summed.rows] == [0, 1]
     assert not summed.good
+
+
+def test_a_fault_that_went_otherwise_proves_nothing() -> None:
+    ledger = Ledger("a")
+    for window in (ledger.window, ledger.open("harm")):
+        window.whole_s = 0.0
+    good = Report.of(ledger, [], seed=0, minutes=0, uncertain=0, not_run={}, broken={})
+    assert good.good
+    broken = replace(good, broken={"harm": "OSError: no such harm"})
+    assert not broken.good
+    for text in (broken.as_text(), broken.as_markdown()):
+        assert "OSError: no such harm" in text
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A road on which nothing moves until it is asked to."""
+
+    asked: int = 0
+    enough: int = 1
+
+    def on_its_way(self) -> list[str]:
+        return [] if self.asked >= self.enough else ["1 waiting"]
+
+    def hasten(self) -> None:
+        self.asked += 1
+
+
+def test_what_waits_is_hastened_and_named_where_it_never_goes() -> None:
+    assert settle(Waiting()) == []
+    assert settle(Waiting(enough=2), looks=1) == ["1 waiting"]
 
 
 def test_the_longest_refusal_is_from_the_first_bad_answer_to_the_end_of_the_next_good_one() -> None:
@@ -125,7 +157,7 @@ def test_some_faults_under_load_lose_and_double_nothing(stand: Stand) -> None:
     with sending(stand.sandbox, stand.senders, SEED, patience_s()) as ledger:
         conductor = Conductor(stand, ledger, SEED, lambda _: None)
         assert [conductor.play(kind) for kind in QUICK] == [""] * len(QUICK)
-    settle(stand)
+    assert settle(stand) == []
     assert [*audit(ledger, stand.became())] == []
     assert [window.wrong for window in ledger.windows] == [[]] * (len(QUICK) + 1)
     assert all(window.answers for window in ledger.windows[1:])
