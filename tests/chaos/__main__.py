@@ -24,13 +24,12 @@ from tests.chaos.faults import GROUPS, KINDS
 from tests.chaos.ledger import Ledger, audit
 from tests.chaos.report import Report
 from tests.chaos.stand import Stand, whole_stand
-from tests.waiting import scaled_s
 
 FAULTS, MINUTES = 200, 75.0
-LAST_FAULT_S, DRAIN_S = 360.0, 180.0
-"""For what is still on when the minutes are over: a fault, and what clients have."""
-PAUSE_S, LOOKS, HASTENED_EVERY = 0.5, 600, 20
-"""Looks at what was taken and has not left; a courier that was left alone is tried again after two minutes."""
+LAST_FAULT_S, DRAIN_S, SETTLED_S = 360.0, 180.0, 300.0
+"""For what is still on when the minutes are over: a fault, what clients have, and what was taken and has not left; a
+courier that was left alone is tried again after two minutes."""
+PAUSE_S, HASTENED_EVERY = 0.5, 20
 say = partial(print, file=sys.stderr, flush=True)
 
 
@@ -78,17 +77,15 @@ def heed_interrupts() -> threading.Event:
     return enough
 
 
-def settle(road: Road, looks: int = LOOKS) -> list[str]:
-    """Wait until nothing is on its way any more, for so many looks; return what still is, and what it waits for."""
-    left = _left(road)
-    for look in range(looks):
-        if not left:
-            break
-        if look % HASTENED_EVERY == 0:
+def settle(road: Road, longest_s: float = SETTLED_S) -> list[str]:
+    """Wait until nothing is on its way any more, for so long at most; return what still is, and what it waits for."""
+    looks, until = 0, time.monotonic() + longest_s
+    while (left := _left(road)) and time.monotonic() < until:
+        if looks % HASTENED_EVERY == 0:
             with suppress(psycopg.Error):
                 road.hasten()
-        time.sleep(scaled_s(PAUSE_S))
-        left = _left(road)
+        looks += 1
+        time.sleep(PAUSE_S)
     return left
 
 

@@ -277,7 +277,8 @@ def sending(sandbox: Sandbox, senders: Sequence[str], seed: int, drain_s: float)
         over.set()
         given_up.set()
         for client, thread in zip(clients, threads, strict=True):
-            with suppress(OSError):
-                if thread.is_alive() and client.door.line:
-                    client.door.line.shutdown(socket.SHUT_RDWR)
-            thread.join()
+            while thread.is_alive():
+                with suppress(OSError):
+                    if line := client.door.line:
+                        line.shutdown(socket.SHUT_RDWR)
+                thread.join(scaled_s(PAUSE_S))

@@ -178,8 +178,9 @@ class Stand:
             " ELSE e.status::text END"
             " FROM emails e LEFT JOIN opensend_milter.jobs j ON j.email_id = e.id"
         )
-        for subject, state in rows(self.sandbox, query, f"%{REFUSED[4:]}%"):
-            stored.setdefault(subject.removeprefix("chaos "), []).append(state)
+        with self.sql() as connection:
+            for subject, state in connection.execute(query, [f"%{REFUSED[4:]}%"]):
+                stored.setdefault(subject.removeprefix("chaos "), []).append(state)
         ses = self.amazon.sent if self.amazon else Counter[str]()
         return Became(rows=stored, delivered=self._delivered + ses)
 

@@ -114,7 +114,7 @@ class Waiting:
 
 def test_what_waits_is_hastened_and_named_where_it_never_goes() -> None:
     assert settle(Waiting()) == []
-    assert settle(Waiting(enough=2), looks=1) == ["1 waiting"]
+    assert settle(Waiting(enough=2), longest_s=0) == ["1 waiting"]
 
 
 def test_the_longest_refusal_is_from_the_first_bad_answer_to_the_end_of_the_next_good_one() -> None:
@@ -157,7 +157,7 @@ def test_some_faults_under_load_lose_and_double_nothing(stand: Stand) -> None:
     with sending(stand.sandbox, stand.senders, SEED, patience_s()) as ledger:
         conductor = Conductor(stand, ledger, SEED, lambda _: None)
         assert [conductor.play(kind) for kind in QUICK] == [""] * len(QUICK)
-    assert settle(stand) == []
+    assert settle(stand, patience_s()) == []
     assert [*audit(ledger, stand.became())] == []
     assert [window.wrong for window in ledger.windows] == [[]] * (len(QUICK) + 1)
     assert all(window.answers for window in ledger.windows[1:])
