@@ -13,6 +13,7 @@ from opensend_milter.config.loader import (
 )
 from opensend_milter.config.option import Option
 from opensend_milter.config.sections import (
+    DEAD_NETWORK,
     Api,
     Auth,
     Aws,
@@ -39,6 +40,7 @@ from opensend_milter.config.sections import (
 from opensend_milter.config.values import MASK
 
 __all__ = [
+    "DEAD_NETWORK",
     "DEFAULT_PATH",
     "KEYS",
     "MASK",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,12 @@ from opensend_milter.config.option import (
 )
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.model import Limits, OnSuppressed
+
+DEAD_NETWORK: Mapping[str, str] = {
+    "keepalives_idle": "5", "keepalives_interval": "2", "keepalives_count": "3", "tcp_user_timeout": "5000",
+}  # fmt: skip
+"""When a connection to the database is given up that brings nothing through any more, in libpq's words, unless the URL
+says otherwise; Linux by itself would wait for a quarter of an hour, and for hours where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

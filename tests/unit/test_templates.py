@@ -188,6 +188,17 @@ def test_dovecot_2_3_asks_with_the_hash() -> None:
     assert "args = /etc/opensend-dovecot/dovecot-sql.conf" in files["dovecot.conf"]
 
 
+@pytest.mark.parametrize(
+    ("version", "file", "sign"), [("2.3", "dovecot-sql.conf", "="), ("2.4", "dovecot.conf", " = ")]
+)
+def test_dovecot_gives_a_dead_network_up(version: Version, file: str, sign: str) -> None:
+    """As soon as all others do, unless the URL says when."""
+    for url, expected in ((DATABASE.url, "5000"), (f"{DATABASE.url}&tcp_user_timeout=60000", "60000")):
+        rendered = render_dovecot(Config(database=Database(url=url)), replace(DOVECOT, version=version))[file]
+        assert re.findall(rf"tcp_user_timeout{sign}(\d+)", rendered) == [expected]
+        assert f"keepalives_idle{sign}5" in rendered
+
+
 @pytest.mark.case(68)
 def test_dovecot_2_4_hexlifies() -> None:
     files = render_dovecot(Config(database=DATABASE), replace(DOVECOT, version="2.4"))

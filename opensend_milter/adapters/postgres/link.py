@@ -22,6 +22,7 @@ from psycopg import conninfo
 from psycopg.rows import TupleRow
 
 from opensend_milter import adapters
+from opensend_milter.config import DEAD_NETWORK
 from opensend_milter.core import counting
 from opensend_milter.core.errors import ConfigError, RowRefused, StoreUnavailable, TablesDiffer
 
@@ -52,7 +53,7 @@ def conninfo_for(url: str, password_dir: Path | None, role: Role | None, **more:
     settings: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT_S, "client_encoding": "UTF8", **more}
     if role and password_dir:
         settings |= {"user": role, "password": _read_password(password_dir / role)}
-    return conninfo.make_conninfo(url, **settings)
+    return conninfo.make_conninfo("", **{**DEAD_NETWORK, **conninfo.conninfo_to_dict(url, **settings)})
 
 
 def _read_password(path: Path) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 import psycopg
 from psycopg import conninfo
 
-from opensend_milter.config import Config, Database
+from opensend_milter.config import DEAD_NETWORK, Config, Database
 from opensend_milter.core.errors import ConfigError
 from opensend_milter.host.rendering import templates
 
@@ -86,7 +86,7 @@ def connection_parameters(database: Database) -> Mapping[str, str]:
         given = conninfo.conninfo_to_dict(database.url)
     except psycopg.ProgrammingError as error:
         raise ConfigError("database.url: cannot be read by libpq") from error
-    parameters = {name: str(value) for name, value in given.items() if name not in _OURS}
+    parameters = {**DEAD_NETWORK, **{name: str(value) for name, value in given.items() if name not in _OURS}}
     if database.password_dir:
         parameters |= {"user": ROLE, "password": _password(database.password_dir / ROLE)}
     if "user" not in parameters:
