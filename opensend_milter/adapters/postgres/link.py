@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, LiteralString, Protocol
+from typing import Any, ClassVar, Literal, LiteralString, Protocol
 
 import psycopg
 from psycopg import conninfo
@@ -102,6 +102,9 @@ class Tables(Protocol):
 class Link:
     """One connection for one thread, opened when first needed and again after it was lost."""
 
+    _lost_at: ClassVar = float("-inf")
+    """When any of them last lost its own: those that were open then may be dead too, and give no sign of it."""
+
     def __init__(self, info: str, *, name: str, timeout_s: float, tables: Tables | None = None) -> None:
         """`tables`: lend only where they fit."""
         self._info = info
@@ -109,6 +112,7 @@ class Link:
         self._timeout_s = timeout_s
         self._tables = tables
         self._connection: Connection | None = None
+        self._opened_at = 0.0
         self._cutter = _Cutter(name)
 
     def close(self) -> None:
@@ -120,10 +124,11 @@ class Link:
     @contextmanager
     def lend(self) -> Iterator[Connection]:
         """Lend the connection for as long as `timeout_s`, and drop it when it fails."""
-        if self._connection is not None and _was_ended(self._connection):
+        if self._connection is not None and (self._opened_at < Link._lost_at or _was_ended(self._connection)):
             self._connection.close()
         if self._connection is None or self._connection.closed:
             self._connection = connect(self._info, application_name=self._name)
+            self._opened_at = time.monotonic()
         connection = self._connection
         try:
             with self._cutter.after(self._timeout_s, connection.fileno()), store_errors():
@@ -138,6 +143,8 @@ class Link:
         except StoreUnavailable:
             self._doubt()
             self._connection = None
+            if connection.broken:
+                Link._lost_at = time.monotonic()
             with suppress(Exception):  # it is lost already; closing only frees the descriptor
                 connection.close()
             raise
