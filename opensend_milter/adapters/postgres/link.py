@@ -67,10 +67,20 @@ def connect(info: str, *, application_name: str, autocommit: bool = True) -> Con
     """Open a connection that is set up for what we do."""
     with store_errors():
         connection = psycopg.connect(info, autocommit=autocommit, application_name=application_name)
-        connection.execute(_SETTINGS)
+        if is_pooled(connection):
+            # What one statement leaves behind in a session, the next one may find in another.
+            connection.prepare_threshold = None
+        else:
+            connection.execute(_SETTINGS)
         if not autocommit:
             connection.commit()
         return connection
+
+
+def is_pooled(connection: Connection) -> bool:
+    """Tell whether a pooler answers: the session that works for us is not the one that greeted us."""
+    ((session,),) = connection.execute("SELECT pg_backend_pid()")
+    return bool(session != connection.info.backend_pid)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Literal, LiteralString
 
 from psycopg import errors
 
-from opensend_milter.adapters.postgres.link import Connection, connect, conninfo_for, store_errors
+from opensend_milter.adapters.postgres.link import Connection, connect, conninfo_for, is_pooled, store_errors
 from opensend_milter.adapters.schema import facts, roles
 from opensend_milter.adapters.schema.fitting import differences
 from opensend_milter.adapters.schema.needs import needs_of_all
@@ -173,6 +173,8 @@ def _explained() -> Iterator[None]:
 def _locked(url: str) -> Iterator[Connection]:
     with _connected(url) as connection:
         _check_server(connection)
+        if is_pooled(connection):
+            raise UsageError("database.url leads to a pooler, where a lock is nobody's: name Postgres itself")
         connection.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])  # closing the connection gives it back
         yield connection
 
