@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+
+from idna import uts46_remap, valid_contextj
 
 from opensend_milter.core.budget import Budget
 from opensend_milter.core.model import Address, Mailbox
@@ -46,6 +47,7 @@ _MOST_CHARACTERS = 1_024
 """Of a domain, before it is looked at: no name is longer in any spelling."""
 MAX_ADDRESS_OCTETS = 320
 _STEPS_A_PIECE = 4
+_JOINER = re.compile("[\u200c\u200d]")
 
 
 class NotAnAddressListError(ValueError):
@@ -240,9 +242,10 @@ def domain_of(address: str) -> str:
 
 
 def normal_domain(domain: str) -> str | None:
-    """Return the domain in lower case with A-labels (RFC 5890), or None where it is no domain name.
+    """Return the domain as DNS has it, in lower case with A-labels (RFC 5890), or None where it is no domain name.
 
-    A trailing dot is no part of an address (RFC 5321, 2.3.5), so such a name is none.
+    What is not ASCII is mapped by UTS-46 first, as Postfix maps it. A trailing dot is no part of an address
+    (RFC 5321, 2.3.5), so such a name is none.
     """
     # First of all: what is longer is neither remembered nor gone into, which would take the square of its length.
     return _normal_domain(domain) if len(domain) <= _MOST_CHARACTERS else None
@@ -250,16 +253,47 @@ def normal_domain(domain: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _normal_domain(domain: str) -> str | None:
-    labels = []
-    for label in unicodedata.normalize("NFC", domain).lower().split("."):
-        if len(label) > _MAX_LABEL:
-            return None
-        spelled = label if label.isascii() else "xn--" + label.encode("punycode").decode("ascii")
-        if not _LABEL.fullmatch(spelled):
-            return None
-        labels.append(spelled)
+    labels = _labels(domain)
     name = ".".join(labels)
     return name if len(name) <= MAX_DOMAIN_OCTETS and len(labels) > 1 else None
+
+
+def _labels(domain: str) -> list[str]:
+    """Return A-labels, or nothing where one of them cannot be."""
+    try:
+        # Not IDNA 2008's own rules: they refuse names that DNS has and mail goes to.
+        shown = domain.lower() if domain.isascii() else uts46_remap(domain, std3_rules=False)
+        labels = [_a_label(label) for label in shown.split(".")]
+    except ValueError:
+        return []
+    return labels if all(map(_LABEL.fullmatch, labels)) else []
+
+
+def _a_label(label: str) -> str:
+    if label.isascii():
+        return label
+    # An invisible joiner is a letter of some scripts; between others a server of older rules leaves it out.
+    if len(label) > _MAX_LABEL or not all(valid_contextj(label, one.start()) for one in _JOINER.finditer(label)):
+        return ""
+    return "xn--" + label.encode("punycode").decode("ascii")
+
+
+def unicode_domain(ascii_domain: str) -> str:
+    """Return a domain's other spelling, with U-labels."""
+    if "xn--" not in ascii_domain:
+        return ascii_domain
+    return ".".join(map(_u_label, ascii_domain.split(".")))
+
+
+def _u_label(label: str) -> str:
+    if not label.startswith("xn--"):
+        return label
+    try:
+        shown = label[4:].encode("ascii").decode("punycode")
+    except UnicodeError:
+        return label
+    # What is mapped to another name is no spelling of this one.
+    return shown if _labels(shown) == [label] else label
 
 
 def spellings(address: Address) -> tuple[str, ...]:
@@ -272,18 +306,13 @@ def spellings(address: Address) -> tuple[str, ...]:
     return tuple({lowered, f"{local.lower()}@{ascii_domain}", f"{local.lower()}@{unicode_domain(ascii_domain)}"})
 
 
-def unicode_domain(ascii_domain: str) -> str:
-    """Return a domain's other spelling, with U-labels."""
-    return ".".join(_unicode_label(label) for label in ascii_domain.split("."))
-
-
-def _unicode_label(label: str) -> str:
-    if not label.startswith("xn--"):
-        return label
-    try:
-        return label[4:].encode("ascii").decode("punycode")
-    except UnicodeError:
-        return label
+def mapped(address: Address) -> Address | None:
+    """Return an address with its domain as it is mapped, in U-labels; None where it has none. ASCII stays as it is."""
+    local, _, domain = address.rpartition("@")
+    if domain.isascii():
+        return address
+    name = normal_domain(domain)
+    return Address(f"{local}@{unicode_domain(name)}") if name else None
 
 
 def same_recipient(address: Address) -> tuple[str, str]:
@@ -300,10 +329,11 @@ def envelope_address(argument: str) -> Address | None:
     """
     bare = argument[1:-1] if argument.startswith("<") and argument.endswith(">") else argument
     match = _MAILBOX.fullmatch(bare) if len(bare) <= MAX_ADDRESS_OCTETS else None
-    if not match or _UNWRITABLE.search(bare) or len(bare.encode()) > MAX_ADDRESS_OCTETS:
+    if not match or _UNWRITABLE.search(bare):
         return None
     local, quoted, domain = match.groups()
     if local is None:
         content = re.sub(r"\\(.)", r"\1", quoted)
         local = content if _DOT_ATOM.fullmatch(content) else '"' + re.sub(r'(["\\])', r"\\\1", content) + '"'
-    return Address(f"{local}@{domain}")
+    found = mapped(Address(f"{local}@{domain}"))
+    return found if found and len(found.encode()) <= MAX_ADDRESS_OCTETS else None

@@ -15,6 +15,7 @@ from itertools import islice
 
 from opensend_milter.core.address import (
     NotAnAddressListError,
+    mapped,
     parse_addresses,
     parse_some_addresses,
 )
@@ -179,7 +180,8 @@ def _only_sender(fields: tuple[tuple[str, str], ...], limits: Limits, budget: Bu
                                        "write it as: Name <user@domain>") from None  # fmt: skip
     if len(found) != 1:
         raise _no(Rule.FROM_NOT_ONE, f"the From header field holds {len(found)} addresses; it must hold exactly one")
-    return found[0]
+    (sender,) = found
+    return Mailbox(sender.name, mapped(sender.address) or sender.address)
 
 
 def _wishes(fields: tuple[tuple[str, str], ...], budget: Budget) -> Wishes:

@@ -158,6 +158,12 @@ def test_how_it_is_called(program: Program, monkeypatch: pytest.MonkeyPatch) -> 
     assert "SECRET_OF_OURS" not in (program.folder / "env").read_text()
 
 
+def test_what_was_stored_before_domains_were_mapped_still_goes(program: Program) -> None:
+    earlier = tuple(map(Address, ("jürgen@EXÄMPLE.net", "a@ｅxample.net")))
+    program.courier(program.takes_all).send(parcel(recipients=earlier))
+    assert program.arguments[3:] == ["--", *earlier]
+
+
 @pytest.mark.parametrize(
     "odd",
     [

@@ -12,10 +12,12 @@ from opensend_milter.core.address import (
     parse_some_addresses,
     same_recipient,
     spellings,
+    unicode_domain,
 )
 from opensend_milter.core.budget import Budget
 from opensend_milter.core.model import Address
 from opensend_milter.core.words import decode_words
+from tests.linear import lines_run
 
 
 def parsed(value: str) -> list[tuple[str, str]]:
@@ -118,7 +120,13 @@ def test_counts_addresses() -> None:
         ("EXÄMPLE.org", "xn--exmple-cua.org"),
         ("exa\u0308mple.org", "xn--exmple-cua.org"),
         ("xn--exmple-cua.org", "xn--exmple-cua.org"),
+        ("foo_bar.example.com", "foo_bar.example.com"),
+        ("ab--cd.com", "ab--cd.com"),
+        ("r3---sn-abc.example", "r3---sn-abc.example"),
+        ("xn--zz.example", "xn--zz.example"),
+        ("foo_bär.example", "xn--foo_br-fua.example"),
         ("example.org.", None),
+        ("example.org。", None),
         ("[192.0.2.1]", None),
         ("localhost", None),
         ("a..b", None),
@@ -131,6 +139,55 @@ def test_counts_addresses() -> None:
 )
 def test_a_domain_has_one_normal_form(domain: str, expected: str | None) -> None:
     assert normal_domain(domain) == expected
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "ｅxample.net",
+        "ＥＸＡＭＰＬＥ．ＮＥＴ",
+        "example。net",
+        "example｡net",
+        "exa\u00admple.net",
+        "exa\u200bmple.net",
+        "example\u2060.net",
+        "exam\ufe0fple.net",
+        "ⓔxample.net",
+        "𝓮𝔵𝕒𝖒𝗉𝘭𝙚.𝚗𝐞𝑡",
+        "example.ne\u1d57",
+        "exampl\u2147.net",
+    ],
+)
+def test_a_domain_is_mapped_as_postfix_maps_it(spelled: str) -> None:
+    assert normal_domain(spelled) == "example.net"
+    assert envelope_address(f"a@{spelled}") == "a@example.net"
+
+
+@pytest.mark.parametrize(
+    "spelled", ["exam\u200dple.net", "exam\u200cple.net", "ex\u202eample.net", "example／a.net", "\u00ad.net"]
+)
+def test_what_servers_map_differently_is_no_domain(spelled: str) -> None:
+    """A joiner between letters that it does not join, a character that turns the direction, a delimiter in disguise."""
+    assert normal_domain(spelled) is None
+    assert envelope_address(f"a@{spelled}") is None
+
+
+def test_dns_has_names_that_idna_2008_forbids() -> None:
+    assert normal_domain("☕.example") == "xn--53h.example"
+    assert unicode_domain("xn--53h.example") == "☕.example"
+    assert normal_domain("نامه\u200cای.example") == "xn--mgba3gch31f060k.example", "there a joiner is a letter"
+
+
+@pytest.mark.parametrize("shown", ["ｅxample", "ÄB", "ſo", "a\u200bb"])
+def test_what_is_mapped_to_another_name_is_no_spelling(shown: str) -> None:
+    """DNS may have such a name, and it is another than that to which its letters are mapped."""
+    label = "xn--" + shown.encode("punycode").decode().lower()
+    assert normal_domain(f"{label}.example") == f"{label}.example"
+    assert unicode_domain(f"{label}.example") == f"{label}.example"
+
+
+def test_a_longer_name_than_any_is_not_looked_at() -> None:
+    assert lines_run(lambda: normal_domain("e." * 1_000)) < lines_run(lambda: normal_domain("new.example"))
 
 
 def test_two_domains_that_older_rules_mapped_together_stay_two() -> None:
@@ -162,6 +219,12 @@ def test_only_the_domain_is_without_case() -> None:
         ("<a%b@example.org>", "a%b@example.org"),
         ("<user@[192.0.2.1]>", "user@[192.0.2.1]"),
         ("<jürgen@exämple.org>", "jürgen@exämple.org"),
+        ("<jürgen@EXÄMPLE.org>", "jürgen@exämple.org"),
+        ("<ｊürgen@ＥＸＡＭＰＬＥ.org>", "ｊürgen@example.org"),
+        ("<a@[１92.0.2.1]>", None),
+        ("<a@㎒.example>", "a@mhz.example"),
+        ("<a@\ufdfa.example>", None),
+        ("<" + "ü" * 64 + "@" + ".".join(["漢" * 15] * 5) + ">", None),
         ("<@relay:a@example.org>", "a@example.org"),
         ('<"a"@example.org>', "a@example.org"),
         ('<"a\\b"@example.org>', "ab@example.org"),

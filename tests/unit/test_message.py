@@ -89,6 +89,15 @@ def test_raw_utf8_and_latin1_display_names_are_legal() -> None:
     assert reading("From: Jürgen <a@example.org>\r\n\r\n".encode("latin-1")).sender.name == "Jürgen"
 
 
+def test_the_domain_of_from_is_mapped() -> None:
+    for shown, meant in (
+        ("app@ＳＡＮＤＢＯＸ．test", "app@sandbox.test"),
+        ("ＡＰＰ@EXÄMPLE.test", "ＡＰＰ@exämple.test"),
+        ("app@exam\u200dple.test", "app@exam\u200dple.test"),
+    ):
+        assert reading(f"From: {shown}\r\n\r\n".encode()).sender.address == meant
+
+
 def test_text_html_and_attachment() -> None:
     found = reading(
         multipart(

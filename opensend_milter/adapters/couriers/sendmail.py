@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import IO
 
 from opensend_milter.config import Sendmail
-from opensend_milter.core.address import envelope_address
+from opensend_milter.core.address import envelope_address, mapped
 from opensend_milter.core.errors import DeliveryDeferred, DeliveryRefused, DeliveryUncertain
 from opensend_milter.core.model import Address, Parcel, Sent
 
@@ -130,7 +130,8 @@ def _stdin(process: subprocess.Popen[bytes]) -> IO[bytes]:
 
 def _is_argument(address: Address) -> bool:
     """Tell whether it is one plain mailbox: sendmail takes each argument for a list of addresses, comments and all."""
-    return envelope_address(address) == address
+    found = envelope_address(address)
+    return found is not None and found == mapped(address)
 
 
 def _first_line(errors: IO[bytes]) -> str:

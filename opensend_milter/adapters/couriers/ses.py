@@ -142,7 +142,7 @@ def _spelled(address: Address) -> str | None:
     """Return the address in ASCII, or None where it has no such form or SES would read it as another one."""
     local, domain = address.rpartition("@")[0], domain_of(address)
     said = f"{local}@{normal_domain(domain) or domain}"
-    return said if said.isascii() and envelope_address(address) == address else None
+    return said if said.isascii() and envelope_address(said) == said else None
 
 
 def _without_instructions(content: bytes) -> bytes:
