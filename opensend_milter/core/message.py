@@ -24,6 +24,7 @@ from opensend_milter.core.charsets import decode, decode_pieces
 from opensend_milter.core.control import METADATA, ControlFieldError, Wishes, wishes
 from opensend_milter.core.doubts import Doubts
 from opensend_milter.core.mime import PartHeader, part_header
+from opensend_milter.core.misleading import misleading
 from opensend_milter.core.model import Attachment, Limits, Mailbox, Reading, Refuse, refuse
 from opensend_milter.core.rules import Rule
 from opensend_milter.core.texts import Texts, TooMuchTextError
@@ -181,6 +182,9 @@ def _only_sender(fields: tuple[tuple[str, str], ...], limits: Limits, budget: Bu
     if len(found) != 1:
         raise _no(Rule.FROM_NOT_ONE, f"the From header field holds {len(found)} addresses; it must hold exactly one")
     (sender,) = found
+    _pay_for_words(values[0], budget)
+    if why := misleading(values[0], sender.address):
+        raise _no(Rule.FROM_MALFORMED, f"readers may take the From header field for something else: {why}")
     return Mailbox(sender.name, mapped(sender.address) or sender.address)
 
 
@@ -207,9 +211,13 @@ def _first(fields: tuple[tuple[str, str], ...], name: str) -> str | None:
 
 
 def _words(value: str, budget: Budget) -> str:
+    _pay_for_words(value, budget)
+    return decode_words(value)
+
+
+def _pay_for_words(value: str, budget: Budget) -> None:
     if "=?" in value:
         budget.spend(_STEPS_A_WORD * value.count("=?") + value.count("=") // 3, "words")
-    return decode_words(value)
 
 
 def _text(value: bytes) -> str:

@@ -24,9 +24,12 @@ class _Word:
 
 def decode_words(value: str) -> str:
     """Decode encoded words; what cannot be decoded stays as it is. No control character and no surrogate survives."""
-    if "=?" in value:
-        value = "".join(_texts(value))
-    return without_surrogates(_CONTROL.sub(" ", value)).strip()
+    return without_surrogates(_CONTROL.sub(" ", undone(value))).strip()
+
+
+def undone(value: str) -> str:
+    """Decode encoded words and leave whatever they say, line ends too."""
+    return "".join(_texts(value)) if "=?" in value else value
 
 
 def _texts(value: str) -> Iterator[str]:

@@ -125,6 +125,8 @@ def test_a_key_lists_its_own_messages(sandbox: Sandbox) -> None:
     ("changes", "status", "code", "field"),
     [
         ({"to": "suppressed@example.net"}, 400, "validation_failed", "to"),
+        ({"from": '"a@bank.example> "@sandbox.test'}, 400, "validation_failed", "from"),
+        ({"from": '"Zoë ceo@bank.example" <app@sandbox.test>'}, 400, "validation_failed", "from"),
         ({"from": "a@unverified.test"}, 400, "validation_failed", "from"),
         ({"from": "a@b@sandbox.test"}, 400, "validation_failed", "from"),
         ({"to": []}, 400, "validation_failed", "to"),

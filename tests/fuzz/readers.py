@@ -26,6 +26,7 @@ from opensend_milter.core.fields import MOST_ERRORS, FieldError
 from opensend_milter.core.identity import identify, row_digest
 from opensend_milter.core.links import Links
 from opensend_milter.core.message import read
+from opensend_milter.core.misleading import misleading
 from opensend_milter.core.model import Address, EmailId, Limits, Mailbox, Reading, Refuse, Route
 from opensend_milter.core.request import RequestLimits, SendRequest, parse_json, read_send
 from opensend_milter.core.rules import Rule
@@ -77,6 +78,7 @@ def _read_addresses(value: str) -> None:
         local, domain = same_recipient(mailbox.address)
         sound([mailbox.name, mailbox.address, local, domain])
         sound(spellings(mailbox.address))
+        sound([misleading(value, mailbox.address) or ""])
     name = normal_domain(value)
     if name is not None:
         assert normal_domain(name) == name
