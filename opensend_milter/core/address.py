@@ -12,7 +12,7 @@ from idna import uts46_remap, valid_contextj
 
 from opensend_milter.core.budget import Budget
 from opensend_milter.core.model import Address, Mailbox
-from opensend_milter.core.words import decode_words
+from opensend_milter.core.words import decode_words, undone
 
 # Possessive or atomic throughout: what a stranger left open is gone over once. Not `(...)*+`: Python before 3.11.5
 # goes on behind the part of a last turn that failed.
@@ -324,8 +324,9 @@ def same_recipient(address: Address) -> tuple[str, str]:
 def envelope_address(argument: str) -> Address | None:
     """Read a RCPT argument as Postfix hands it over; None where it is no mailbox.
 
-    What another server would read as some other address is none: comments, a trailing dot, an unquoted backslash. One
-    mailbox has one spelling, so that a list of addresses cannot be got around: no route, no quotes without need.
+    What another server would read as some other address is none: comments, a trailing dot, an unquoted backslash, an
+    encoded word. One mailbox has one spelling, so that a list of addresses cannot be got around: no route, no quotes
+    without need.
     """
     bare = argument[1:-1] if argument.startswith("<") and argument.endswith(">") else argument
     match = _MAILBOX.fullmatch(bare) if len(bare) <= MAX_ADDRESS_OCTETS else None
@@ -335,5 +336,7 @@ def envelope_address(argument: str) -> Address | None:
     if local is None:
         content = re.sub(r"\\(.)", r"\1", quoted)
         local = content if _DOT_ATOM.fullmatch(content) else '"' + re.sub(r'(["\\])', r"\\\1", content) + '"'
+    if undone(local) != local:
+        return None
     found = mapped(Address(f"{local}@{domain}"))
     return found if found and len(found.encode()) <= MAX_ADDRESS_OCTETS else None

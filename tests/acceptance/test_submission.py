@@ -678,6 +678,7 @@ def test_recipients_beyond_ascii(sandbox: Sandbox, client: smtplib.SMTP) -> None
 
 
 @pytest.mark.case(22)
+@pytest.mark.case(77)
 @pytest.mark.parametrize(
     "recipient",
     [
@@ -698,6 +699,7 @@ def test_recipients_beyond_ascii(sandbox: Sandbox, client: smtplib.SMTP) -> None
         "Jane <a@example.net>",
         "a\x01b@example.net",
         "'; DROP TABLE emails; --@example.net",
+        "=?utf-8?q?a=40b?=@example.net",
     ],
 )
 def test_what_is_no_mailbox_is_refused_and_not_tried(sandbox: Sandbox, client: smtplib.SMTP, recipient: str) -> None:
