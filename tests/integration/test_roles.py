@@ -39,6 +39,7 @@ INTAKE_TABLES = {
     "opensend_milter.fingerprints": {"SELECT", "INSERT", "DELETE"},
     "opensend_milter.pieces": {"SELECT", "INSERT", "DELETE"},
     "opensend_milter.key_settings": {"SELECT"},
+    "opensend_milter.odd_spellings": {"SELECT"},
     "opensend_milter.raw_chunks": {"INSERT"},
     "opensend_milter.jobs": {"INSERT"},
     "opensend_milter.refusals": {"INSERT"},
@@ -80,6 +81,7 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.refusals": {"SELECT", "DELETE"},
         "opensend_milter.fingerprints": {"SELECT", "DELETE"},
         "opensend_milter.row_digests": {"SELECT", "DELETE"},
+        "opensend_milter.odd_spellings": {"SELECT", "INSERT", "DELETE"},
     },
 }
 

@@ -65,6 +65,7 @@ GRANT SELECT (id, user_id, permission, domain, last_used_at), UPDATE (last_used_
     ON public.api_keys TO opensend_milter, opensend_http;
 GRANT SELECT (id, name, status, user_id) ON public.domains TO opensend_milter, opensend_http;
 GRANT SELECT (user_id, email, reason) ON public.email_suppressions TO opensend_milter, opensend_http;
+GRANT SELECT ON opensend_milter.odd_spellings TO opensend_milter, opensend_http;
 GRANT SELECT (id, user_id, created_at, status, scheduled_at, idempotency_key), UPDATE (idempotency_key)
     ON public.emails TO opensend_milter, opensend_http;
 GRANT INSERT ON public.emails, public.email_events, public.webhook_deliveries, public.logs,
@@ -110,6 +111,7 @@ GRANT SELECT (id, status, scheduled_at, user_id, created_at, provider_retry_coun
 GRANT SELECT, INSERT ON public.email_events TO opensend_worker;
 GRANT SELECT, INSERT, UPDATE (reason, source_event_id, source_email_id, source_message_id, metadata, updated_at)
     ON public.email_suppressions TO opensend_worker;
+GRANT SELECT, INSERT, DELETE ON opensend_milter.odd_spellings TO opensend_worker;
 GRANT SELECT (id, url, user_id, status, event_types) ON public.webhooks TO opensend_worker;
 GRANT SELECT, INSERT, UPDATE ON public.webhook_deliveries TO opensend_worker;
 GRANT SELECT (id, name, status, user_id, region, ses_configuration_set_name, track_opens, track_clicks,
