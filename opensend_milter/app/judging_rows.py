@@ -12,9 +12,9 @@ from opensend_milter.adapters.admin.switching import BoundKey, Domain, SentRow, 
 from opensend_milter.core.address import (
     domain_of,
     envelope_address,
+    listings,
     normal_domain,
     same_recipient,
-    spellings,
     unicode_domain,
 )
 from opensend_milter.core.message import read
@@ -171,7 +171,7 @@ def _suppressed(reader: SwitchingReader, drafts: Sequence[_Draft]) -> dict[int, 
             for place, draft in enumerate(drafts)
             if draft.row.user_id is not None
             for recipient in draft.message.envelope.recipients
-            for spelling in spellings(recipient)
+            for spelling in listings(recipient)
         ]
     )
     return {place: {Address(address): reason for address, reason in listed} for place, listed in found.items()}

@@ -21,6 +21,7 @@ from opensend_milter.adapters.postgres import link
 from opensend_milter.adapters.postgres.backlog import PostgresBacklog
 from opensend_milter.adapters.postgres.feedback import PostgresFeedbackBook, PostgresFeedbackBox
 from opensend_milter.adapters.postgres.jobs import Keeping, PostgresJobStore
+from opensend_milter.adapters.postgres.spellings import PostgresSpellings
 from opensend_milter.adapters.postgres.webhooks import PostgresWebhooks, lease_of
 from opensend_milter.adapters.webhook_calls import HttpMessenger
 from opensend_milter.app.fitting import watched
@@ -69,6 +70,7 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
     queue = _sqs_queue(config) if config.queue.url else None
     tables = watched(config)
     couriers = partial(open_couriers, config)
+    spellings = PostgresSpellings(_info(config), name="opensend-spellings", timeout_s=STORE_TIMEOUT_S, tables=tables)
     if delivers:
         # What is wrong with a courier's settings is to be known now.
         for courier in couriers().values():
@@ -81,7 +83,7 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
                 default=delivery.courier,
                 compose=composer(config),
                 queue=queue,
-                steps={**(further_steps(config, tables) if delivers else {}), **steps},
+                steps={"opensend-spellings": spellings, **(further_steps(config, tables) if delivers else {}), **steps},
             ),
             Settings(
                 concurrency=delivery.concurrency,

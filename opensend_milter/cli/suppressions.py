@@ -76,8 +76,13 @@ def remove(
     """Let a user's mail reach an address again."""
     with admin.opened(config) as (_, store):
         admin.confirm(f"Let mail of user {user} reach {plain(email)} again?", yes=yes)
-        row = store.remove_suppression(user, email)
-    show({"removed": row}, as_json=as_json, table=lambda: f"{row.email} is no longer suppressed for user {row.user_id}")
+        row, *others = store.remove_suppression(user, email)
+    also = f", listed as {plain(', '.join(one.email for one in others))} too" if others else ""
+    show(
+        {"removed": row, "other_spellings": others},
+        as_json=as_json,
+        table=lambda: f"{row.email} is no longer suppressed for user {row.user_id}{also}",
+    )
 
 
 @app.command("import")

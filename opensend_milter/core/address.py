@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,6 +49,11 @@ _MOST_CHARACTERS = 1_024
 MAX_ADDRESS_OCTETS = 320
 _STEPS_A_PIECE = 4
 _JOINER = re.compile("[\u200c\u200d]")
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Unicode's Default_Ignorable_Code_Point."""
 
 
 class NotAnAddressListError(ValueError):
@@ -297,7 +303,7 @@ def _u_label(label: str) -> str:
 
 
 def spellings(address: Address) -> tuple[str, ...]:
-    """Return how a suppression list may spell an address: lower case, the domain in both forms."""
+    """Return how another program may write an address: lower case, the domain in both forms."""
     local, _, domain = address.rpartition("@")
     lowered = f"{local}@{domain}".lower()
     ascii_domain = normal_domain(domain)
@@ -313,6 +319,31 @@ def mapped(address: Address) -> Address | None:
         return address
     name = normal_domain(domain)
     return Address(f"{local}@{unicode_domain(name)}") if name else None
+
+
+def folded(address: Address) -> str:
+    """Return what an address has in common with all that some server may take for it.
+
+    Letters that differ in case, width or style only are one letter, invisible ones are none; the domain has A-labels.
+    """
+    if address.isascii():
+        return address.lower()
+    local, _, domain = address.rpartition("@")
+    return f"{_fold(local)}@{normal_domain(domain) or domain.lower()}"
+
+
+def _fold(text: str) -> str:
+    """Leave out what is a matter of case, width and style (Unicode 3.13, D146)."""
+    if text.isascii():
+        return text.lower()
+    once = unicodedata.normalize("NFD", _UNSEEN.sub("", text)).casefold()
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", once).casefold())
+
+
+def listings(address: Address) -> tuple[str, ...]:
+    """Return how a suppression list may have an address; what it has in other spellings is noted beside it, folded."""
+    found = spellings(address)
+    return found if address.isascii() else tuple({*found, *spellings(Address(folded(address)))})
 
 
 def same_recipient(address: Address) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from opensend_milter.core.address import envelope_address
 from opensend_milter.core.errors import UsageError
+from opensend_milter.core.model import Address
 
 Reason = Literal["manual", "bounced", "complained"]
 FormatName = Literal["opensend-milter", "postmark", "sendgrid", "ses", "addresses"]
@@ -41,7 +42,7 @@ class Entry:
     """One suppressed address."""
 
     line: int
-    address: str
+    address: Address
     reason: Reason
     since: datetime | None
 
@@ -213,9 +214,9 @@ def _shown(text: str) -> str:
     return repr(text.strip()[:SHOWN_CHARACTERS])
 
 
-def _address(text: str) -> str | None:
+def _address(text: str) -> Address | None:
     address = envelope_address(text.strip())
-    return address.lower() if address else None
+    return Address(address.lower()) if address else None
 
 
 def _moment(text: str) -> datetime | None:

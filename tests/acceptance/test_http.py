@@ -121,10 +121,12 @@ def test_a_key_lists_its_own_messages(sandbox: Sandbox) -> None:
         assert answer.body["errors"][0]["field"] == query.partition("=")[0]
 
 
+@pytest.mark.case(75)
 @pytest.mark.parametrize(
     ("changes", "status", "code", "field"),
     [
         ({"to": "suppressed@example.net"}, 400, "validation_failed", "to"),
+        ({"to": "ſuppre\u00adſſed@ｅxample.net"}, 400, "validation_failed", "to"),
         ({"from": '"a@bank.example> "@sandbox.test'}, 400, "validation_failed", "from"),
         ({"from": '"Zoë ceo@bank.example" <app@sandbox.test>'}, 400, "validation_failed", "from"),
         ({"from": "a@unverified.test"}, 400, "validation_failed", "from"),

@@ -620,6 +620,30 @@ def test_a_domain_beyond_ascii_is_suppressed_in_both_spellings(sandbox: Sandbox,
             assert submit(client, account.message(), spelled, options="SMTPUTF8").codes == NO, spelled
 
 
+@pytest.mark.case(75)
+def test_the_letters_of_a_suppressed_address_are_no_way_around(sandbox: Sandbox, account: Account) -> None:
+    """Postfix takes each of these domains for example.net, and some servers each of these names for bad."""
+    account.suppress("bad@example.net", "bounced")
+    spelled = ("bad@ｅxample.net", "bad@example。net", "bad@exa\u00admple.net", "bad@ⓔxample.net",
+               "bad@exam\u200bple.net", "ｂad@example.net", "b\u200bad@example.net", "𝓫𝕒𝖉@𝐞xample.net")  # fmt: skip
+    with nothing_stored(sandbox), account.logged_in() as client:
+        for one in spelled:
+            assert submit(client, account.message(), one, options="SMTPUTF8").codes == NO, ascii(one)
+        for one in ("bad@exam\u200dple.net", "bad@ex\u202eample.net"):
+            assert submit(client, account.message(), one, options="SMTPUTF8").codes in NO_ADDRESS, ascii(one)
+
+
+@pytest.mark.case(75)
+def test_an_address_that_the_list_spells_oddly_is_suppressed(sandbox: Sandbox, account: Account) -> None:
+    """As soon as the worker has gone through the list, which is OpenSend's."""
+    account.suppress("ſo@ｅxample.net", "bounced")
+    noted = "SELECT folded FROM opensend_milter.odd_spellings WHERE user_id = %s"
+    await_true(lambda: rows(sandbox, noted, account.user_id) == [("so@example.net",)], "the spelling is noted")
+    with nothing_stored(sandbox), account.logged_in() as client:
+        refused = submit(client, account.message(), "So@example.net")
+    assert (refused.codes, "So@example.net (bounced)" in refused.text) == (NO, True)
+
+
 @pytest.mark.case(37)
 def test_one_suppressed_of_fifty_stops_them_all(sandbox: Sandbox, account: Account) -> None:
     account.suppress("r25@example.net", "complained")

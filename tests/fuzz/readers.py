@@ -11,6 +11,8 @@ from opensend_milter.core.address import (
     MAX_ADDRESS_OCTETS,
     NotAnAddressListError,
     envelope_address,
+    folded,
+    listings,
     normal_domain,
     parse_addresses,
     parse_some_addresses,
@@ -77,7 +79,8 @@ def _read_addresses(value: str) -> None:
     for mailbox in found:
         local, domain = same_recipient(mailbox.address)
         sound([mailbox.name, mailbox.address, local, domain])
-        sound(spellings(mailbox.address))
+        sound([*spellings(mailbox.address), *listings(mailbox.address)])
+        assert folded(Address(folded(mailbox.address))) == folded(mailbox.address)
         sound([misleading(value, mailbox.address) or ""])
     name = normal_domain(value)
     if name is not None:

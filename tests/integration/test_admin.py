@@ -468,6 +468,7 @@ def test_domains(run: Run) -> None:
         assert run("domain", "add", wrong).exit_code == 64, wrong
 
 
+@pytest.mark.case(75)
 def test_suppressions(run: Run) -> None:
     assert field(parsed(run("suppression", "add", "  Some@One.Example ", "--json")), "email") == "some@one.example"
     assert (
@@ -480,6 +481,14 @@ def test_suppressions(run: Run) -> None:
     assert run("suppression", "remove", "SOME@one.example", "--yes").exit_code == 0
     assert run("suppression", "remove", "some@one.example").exit_code == 64
     assert run("suppression", "add", "no-address").exit_code == 64
+    for odd in ("SOME@ｏne.example", "ſome@one.example", "some@one.example"):
+        assert run("suppression", "add", odd).exit_code == 0
+    listed = parsed(run("suppression", "list", "--json"))
+    assert isinstance(listed, list)
+    assert {field(row, "email") for row in listed} == {"some@one.example", "ſome@one.example"}
+    lifted = run("suppression", "remove", "ｓome@one.example", "--yes")
+    assert (lifted.exit_code, parsed(run("suppression", "list", "--json"))) == (0, [])
+    assert "some@one.example is no longer suppressed for user default, listed as ſome@one.example too" in lifted.stdout
     assert run("suppression", "add", "a@b.example", "--reason", "dislike").exit_code == 2
 
 

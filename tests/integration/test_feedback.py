@@ -156,6 +156,16 @@ def test_the_next_message_to_it_finds_it_suppressed(
     assert sorted(facts.suppressed) == sorted([(to[0], "bounced"), (to[1], "bounced")])
 
 
+@pytest.mark.case(75)
+def test_whoever_bounced_in_an_odd_spelling_is_noted_by_what_it_is_compared(
+    database: Database, box: PostgresFeedbackBox, book: PostgresFeedbackBook
+) -> None:
+    box.put([report(sent_email(database, "ſo@x.net"), "bounced", "ſo@x.net", permanent=True)])
+    assert book.apply(100) == 1
+    assert suppressed(database) == [("u1", "ſo@x.net", "bounced")]
+    assert rows(database, "SELECT * FROM opensend_milter.odd_spellings") == [("u1", "ſo@x.net", "so@x.net")]
+
+
 @pytest.mark.parametrize(
     ("kinds", "last"),
     [

@@ -25,11 +25,11 @@ from tests.integration.serving import Serving, serving
 from tests.milter_client import Answer
 from tests.waiting import await_true
 
-OPENSEND: tuple[StatementFile, ...] = ("intake", "submissions", "rates", "jobs")
+OPENSEND: tuple[StatementFile, ...] = ("intake", "submissions", "rates", "jobs", "spellings")
 STANDALONE: tuple[StatementFile, ...] = (*OPENSEND, "feedback", "webhooks")
 NOT_OF_A_PROCESS = frozenset({"add", "list", "remove", "rotate", "replay", "deliveries"})
 """Of webhooks.sql: commands of a person."""
-INCOMING = "CREATE TEMPORARY TABLE incoming (email text, reason text, since timestamptz)"
+INCOMING = "CREATE TEMPORARY TABLE incoming (email text, folded text, reason text, since timestamptz)"
 """What an import of suppressed addresses makes for itself."""
 FUNCTIONS = {"function": "SELECT opensend_milter.key_id('x')"}
 TRY_AGAIN = 451

@@ -34,6 +34,8 @@ FILL = f"""
     INSERT INTO opensend_milter.domain_settings (domain_id) SELECT id FROM domains;
     INSERT INTO email_suppressions (id, user_id, email, reason)
         SELECT gen_random_uuid(), '{USER}', 'u' || i || '@example.net', 'bounce' FROM generate_series(1, {ROWS}) i;
+    INSERT INTO opensend_milter.odd_spellings (user_id, email, folded)
+        SELECT '{USER}', 'O' || i || '@example.net', 'o' || i || '@example.net' FROM generate_series(1, {ROWS}) i;
     INSERT INTO emails (id, user_id, "from", "to", subject, status, idempotency_key)
         SELECT gen_random_uuid(), '{USER}', 'a@d1.example', '["b@example.net"]', '', 'sent', 'k' || i
         FROM generate_series(1, {ROWS}) i;
@@ -98,6 +100,20 @@ def test_a_key_restricted_to_a_domain_costs_no_more(filled: Connection) -> None:
     rows = filled.execute(statements("intake")["facts_for"], asked, prepare=True).fetchall()
     assert read_in_sequence(filled) == before
     assert {row[3] for row in rows} == {"d7.example"}
+
+
+def test_an_address_that_is_listed_oddly_costs_no_more(filled: Connection) -> None:
+    filled.execute(
+        "INSERT INTO email_suppressions (id, user_id, email, reason)"
+        " SELECT gen_random_uuid(), user_id, email, 'odd' FROM opensend_milter.odd_spellings"
+    )
+    filled.execute("ANALYZE email_suppressions")
+    asked = questions(filled, 20)
+    asked = {**asked, "spellings": array(f"o{number}@example.net" for number in range(1, 21))}
+    before = read_in_sequence(filled)
+    rows = filled.execute(statements("intake")["facts_for"], asked, prepare=True).fetchall()
+    assert read_in_sequence(filled) == before
+    assert [row[5][0][1] for row in rows] == ["odd"] * 20
 
 
 def test_a_domain_stored_in_capitals_is_found_all_the_same(filled: Connection) -> None:

@@ -135,6 +135,18 @@ def test_what_is_there_already_stays_as_it_is(
     assert put(POSTMARK)["added"] == 0
 
 
+@pytest.mark.case(75)
+def test_an_odd_spelling_is_noted_by_what_it_is_compared(
+    database: Database, put: Callable[..., dict[str, object]]
+) -> None:
+    odd = "ſome@example.org,manual,\nJane@ｅxample.org,bounced,\njane@bücher.example,bounced,\n".encode()
+    assert put(OURS + odd)["added"] == 6
+    with database.connect() as connection:
+        noted = dict(connection.execute("SELECT email, folded FROM opensend_milter.odd_spellings").fetchall())
+    assert noted == {"ſome@example.org": "some@example.org", "jane@bücher.example": "jane@xn--bcher-kva.example"}
+    assert {*noted, "jane@example.org"} < stored(database).keys()
+
+
 def test_a_reason_for_all(database: Database, put: Callable[..., dict[str, object]]) -> None:
     put(POSTMARK, "--reason", "manual")
     assert set(stored(database).values()) == {"manual"}

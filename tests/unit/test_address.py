@@ -7,6 +7,8 @@ import pytest
 from opensend_milter.core.address import (
     NotAnAddressListError,
     envelope_address,
+    folded,
+    listings,
     normal_domain,
     parse_addresses,
     parse_some_addresses,
@@ -141,6 +143,7 @@ def test_a_domain_has_one_normal_form(domain: str, expected: str | None) -> None
     assert normal_domain(domain) == expected
 
 
+@pytest.mark.case(75)
 @pytest.mark.parametrize(
     "spelled",
     [
@@ -163,6 +166,7 @@ def test_a_domain_is_mapped_as_postfix_maps_it(spelled: str) -> None:
     assert envelope_address(f"a@{spelled}") == "a@example.net"
 
 
+@pytest.mark.case(75)
 @pytest.mark.parametrize(
     "spelled", ["exam\u200dple.net", "exam\u200cple.net", "ex\u202eample.net", "example／a.net", "\u00ad.net"]
 )
@@ -195,8 +199,64 @@ def test_two_domains_that_older_rules_mapped_together_stay_two() -> None:
     assert normal_domain("faß.example") != normal_domain("fass.example")
 
 
+LISTED = "suppressed@example.net"
+
+
+@pytest.mark.case(75)
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "Suppressed@Example.NET",
+        "suppressed@ｅxample.net",
+        "suppressed@example。net",
+        "ｓｕｐｐｒｅｓｓｅｄ@example.net",
+        "ſuppreſſed@example.net",
+        "sup\u00adpressed@example.net",
+        "\u200bsup\u200dpressed\ufeff@example.net",
+        "sup\u202epressed@exa\u00admple.net",
+        "su\U000e0070ppressed@example.net",
+        "ⓢuppressed@example.net",
+        "𝓈𝓊𝓅𝓅𝓇ℯ𝓈𝓈ℯ𝒹@example.net",
+        "ˢuppressed@example.net",
+    ],
+)
+def test_a_suppressed_address_is_one_in_whatever_letters(spelled: str) -> None:
+    address = envelope_address(spelled)
+    assert address is not None
+    assert folded(Address(spelled)) == folded(address) == LISTED
+    assert LISTED in listings(address)
+
+
+@pytest.mark.case(36)
+@pytest.mark.case(75)
+def test_other_addresses_are_not_taken_for_it() -> None:
+    for other in (
+        "suppressed+tag@example.net",
+        "suppresséd@example.net",
+        "suppressed@exämple.net",
+        "ѕuppressed@example.net",
+    ):
+        assert folded(Address(other)) != LISTED
+        assert LISTED not in listings(Address(other))
+
+
+def test_what_is_folded_stays_so() -> None:
+    once = folded(Address("a".join(map(chr, range(0x30000))) + "@example.net"))
+    stays = folded(Address(once)) == once
+    assert stays
+
+
 @pytest.mark.case(36)
 def test_a_suppressed_address_is_found_in_any_spelling() -> None:
+    assert listings(Address("Jane@Example.ORG")) == ("jane@example.org",)
+    for one in ("Jane@exämple.org", "jane@xn--exmple-cua.org", "JANE@XN--exmple-cua.org"):
+        assert set(listings(Address(one))) == {"jane@exämple.org", "jane@xn--exmple-cua.org"}
+    names, domains = ("straße", "strasse"), ("exämple.org", "xn--exmple-cua.org")
+    assert set(listings(Address("Straße@exämple.org"))) == {f"{name}@{domain}" for name in names for domain in domains}
+
+
+@pytest.mark.case(36)
+def test_another_program_may_write_an_address_in_several_ways() -> None:
     assert spellings(Address("Jane@Example.ORG")) == ("jane@example.org",)
     assert set(spellings(Address("jane@exämple.org"))) == {"jane@exämple.org", "jane@xn--exmple-cua.org"}
     assert set(spellings(Address("jane@xn--exmple-cua.org"))) == {"jane@exämple.org", "jane@xn--exmple-cua.org"}

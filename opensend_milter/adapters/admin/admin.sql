@@ -102,12 +102,17 @@ UPDATE public.domains SET status = 'verified' WHERE id = %(id)s::uuid;
 DELETE FROM public.domains WHERE id = %(id)s::uuid;
 
 -- put_suppression -- suppress an address, or say anew why it is
-INSERT INTO public.email_suppressions (user_id, email, reason) VALUES (%(user_id)s, %(email)s, %(reason)s)
+WITH listed AS (SELECT %(user_id)s::text AS user_id, %(email)s::text AS email, %(folded)s::text AS folded),
+-- include: odd
+INSERT INTO public.email_suppressions (user_id, email, reason) SELECT user_id, email, %(reason)s FROM listed
 ON CONFLICT (user_id, email) DO UPDATE SET reason = excluded.reason, updated_at = now()
 RETURNING user_id, email, reason, suppressed_at, updated_at;
 
--- delete_suppression -- let mail reach an address again
-DELETE FROM public.email_suppressions WHERE user_id = %(user_id)s AND email = %(email)s
+-- delete_suppression -- let mail reach an address again, in whatever spellings it is suppressed
+DELETE FROM public.email_suppressions
+WHERE user_id = %(user_id)s AND (email = ANY (%(spellings)s::text[]) OR email IN (
+    SELECT o.email FROM opensend_milter.odd_spellings o
+    WHERE o.user_id = %(user_id)s AND o.folded = ANY (%(spellings)s::text[])))
 RETURNING user_id, email, reason, suppressed_at, updated_at;
 
 -- list_suppressions -- suppressed addresses of one user or of all, latest first

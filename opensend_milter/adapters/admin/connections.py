@@ -43,8 +43,8 @@ class RoleUse:
 
 def needed(config: Config, cores: int | None = None) -> Mapping[Role, int]:
     """Return how many the processes of one host hold at most: two lanes and a limiter a process, and so on."""
-    # Housekeeping, and the commands of both timers.
-    worker = 3 + bool(config.queue.url) + bool(config.metrics.worker_port)
+    # Housekeeping, spellings, and the commands of both timers.
+    worker = 4 + bool(config.queue.url) + bool(config.metrics.worker_port)
     if config.profile == "standalone":
         # Leases, feedback, webhooks and, at the start, the secret.
         worker += config.delivery.concurrency + 4 + bool(config.feedback.queue_url)

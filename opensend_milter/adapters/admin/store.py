@@ -42,6 +42,7 @@ from opensend_milter.adapters.admin.typed import (
 )
 from opensend_milter.adapters.admin.verification import find_domain
 from opensend_milter.adapters.postgres.link import Connection, statements
+from opensend_milter.core.address import folded, listings
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.model import EmailId, KeyId, UserId
 from opensend_milter.core.rules import Rule
@@ -203,15 +204,16 @@ class AdminStore:
     def add_suppression(self, user_id: UserId, email: str, reason: Reason) -> SuppressionRow:
         """Suppress an address for a user, or say anew why it is suppressed."""
         address = suppressed_address(email)
-        return self._rows("put_suppression", SuppressionRow, user_id=user_id, email=address, reason=reason)[0]
+        values = {"user_id": user_id, "email": address, "folded": folded(address), "reason": reason}
+        return self._rows("put_suppression", SuppressionRow, **values)[0]
 
-    def remove_suppression(self, user_id: str, email: str) -> SuppressionRow:
-        """Let a user's mail reach an address again; return what is gone."""
+    def remove_suppression(self, user_id: str, email: str) -> list[SuppressionRow]:
+        """Let a user's mail reach an address again; return what is gone, in all its spellings."""
         address = suppressed_address(email)
-        rows = self._rows("delete_suppression", SuppressionRow, user_id=user_id, email=address)
+        rows = self._rows("delete_suppression", SuppressionRow, user_id=user_id, spellings=list(listings(address)))
         if not rows:
             raise UsageError(f"{address} is not suppressed for user {user_id!r}: see `suppression list`")
-        return rows[0]
+        return sorted(rows, key=lambda row: (row.email != address, row.email))
 
     def list_suppressions(self, user_id: str | None = None, *, limit: int) -> list[SuppressionRow]:
         """List suppressed addresses of one user or of all, latest first."""

@@ -9,6 +9,7 @@ from psycopg import Rollback
 
 from opensend_milter.adapters.admin.explaining import explained
 from opensend_milter.adapters.postgres.link import Connection, statements
+from opensend_milter.core.address import folded
 from opensend_milter.core.model import UserId
 from opensend_milter.core.suppression_list import Entry
 
@@ -30,7 +31,7 @@ def import_entries(
         connection.execute(SQL["make_incoming"])
         with connection.cursor().copy(SQL["fill_incoming"]) as copy:
             for count, entry in enumerate(entries, start=1):
-                copy.write_row((entry.address, entry.reason, entry.since))
+                copy.write_row((entry.address, folded(entry.address), entry.reason, entry.since))
                 progress(count)
         added = connection.execute(SQL["add_incoming"], {"user_id": user_id}).rowcount
         if dry_run:

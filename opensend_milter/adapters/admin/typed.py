@@ -6,6 +6,7 @@ import re
 
 from opensend_milter.core.address import envelope_address, normal_domain
 from opensend_milter.core.errors import UsageError
+from opensend_milter.core.model import Address
 from opensend_milter.core.policy import network_of
 
 MAX_NAME_CHARS = 255
@@ -20,12 +21,12 @@ def domain_name(text: str) -> str:
     return name
 
 
-def suppressed_address(text: str) -> str:
+def suppressed_address(text: str) -> Address:
     """Return an address as the suppression list has it: lower case."""
     address = envelope_address(text.strip())
     if address is None:
         raise UsageError(f"{text.strip()!r} is no address such as someone@example.org")
-    return address.lower()
+    return Address(address.lower())
 
 
 def listed_address(text: str) -> str:

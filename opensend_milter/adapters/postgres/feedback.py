@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from opensend_milter.adapters.postgres.link import Connection, Link, Tables, statements, store_errors
 from opensend_milter.adapters.postgres.signing import signing_secret
 from opensend_milter.core import counting
+from opensend_milter.core.address import folded
 from opensend_milter.core.errors import RowRefused, StoreUnavailable
 from opensend_milter.core.feedback import (
     Affected,
@@ -258,6 +259,7 @@ class _Application:
             source_id=self.report.source_id,
             provider_id=self.report.provider_id,
             emails=list(evidence),
+            folded=[folded(Address(email)) for email in evidence],
             metadata=[json.dumps(one) for one in evidence.values()],
         )
 

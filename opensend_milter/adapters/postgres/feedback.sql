@@ -61,10 +61,15 @@ ON CONFLICT (email_id, address) DO UPDATE SET outcome = excluded.outcome, reason
 WHERE recipient_results.outcome = ANY (%(weaker)s);
 
 -- suppress -- no more mail of this user to these; a complaint outweighs a bounce, and neither what a person decided
+WITH listed AS (
+    SELECT %(user_id)s::text AS user_id, email, folded, metadata
+    FROM unnest(%(emails)s::text[], %(folded)s::text[], %(metadata)s::jsonb[]) AS s (email, folded, metadata)
+),
+-- include: odd
 INSERT INTO public.email_suppressions (user_id, email, reason, source_event_id, source_email_id, source_message_id,
     metadata)
-SELECT %(user_id)s, s.email, %(reason)s, %(source_id)s, %(id)s::uuid, nullif(%(provider_id)s, ''), s.metadata
-FROM unnest(%(emails)s::text[], %(metadata)s::jsonb[]) AS s (email, metadata) ORDER BY s.email
+SELECT user_id, email, %(reason)s, %(source_id)s, %(id)s::uuid, nullif(%(provider_id)s, ''), metadata
+FROM listed ORDER BY email
 ON CONFLICT (user_id, email) DO UPDATE SET reason = excluded.reason, source_event_id = excluded.source_event_id,
     source_email_id = excluded.source_email_id, source_message_id = excluded.source_message_id,
     metadata = excluded.metadata, updated_at = now()

@@ -15,7 +15,7 @@ from psycopg import errors
 from opensend_milter.adapters.postgres import intake_rows
 from opensend_milter.adapters.postgres.intake_rows import Step, array, columns
 from opensend_milter.adapters.postgres.link import Link, Tables, statements
-from opensend_milter.core.address import spellings
+from opensend_milter.core.address import listings
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.errors import AlreadyStored
 from opensend_milter.core.model import (
@@ -112,7 +112,7 @@ class PostgresIntakeStore:
             (ordinal, recipient, spelling)
             for ordinal, question in enumerate(questions, 1)
             for recipient in question.recipients
-            for spelling in spellings(recipient)
+            for spelling in listings(recipient)
         ]
         return {
             "key_ids": array(question.key_id for question in questions),

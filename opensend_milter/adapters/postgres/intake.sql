@@ -32,7 +32,13 @@ WITH asked AS (
     FROM unnest(%(ordinals)s::bigint[], %(recipients)s::text[], %(spellings)s::text[])
             AS r (ordinal, recipient, spelling)
         JOIN keyed k ON k.ordinal = r.ordinal
-        JOIN public.email_suppressions s ON s.user_id = k.user_id AND s.email = r.spelling
+        CROSS JOIN LATERAL (
+            SELECT reason FROM public.email_suppressions WHERE user_id = k.user_id AND email = r.spelling
+            UNION ALL
+            SELECT l.reason FROM opensend_milter.odd_spellings o
+                JOIN public.email_suppressions l ON l.user_id = o.user_id AND l.email = o.email
+            WHERE o.user_id = k.user_id AND o.folded = r.spelling
+        ) s
     GROUP BY r.ordinal
 )
 SELECT k.known,

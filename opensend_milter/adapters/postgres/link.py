@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Connection = psycopg.Connection[TupleRow]
 Role = Literal["opensend_dovecot_auth", "opensend_milter", "opensend_worker", "opensend_http"]
 StatementFile = Literal[
-    "intake", "billing", "jobs", "feedback", "webhooks", "submissions", "rates",
+    "intake", "billing", "jobs", "feedback", "spellings", "webhooks", "submissions", "rates",
     "admin", "deliveries", "inspection", "suppression_files", "switching", "verification",
 ]  # fmt: skip
 _FOLDERS = dict.fromkeys(
