@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 import yaml
 
 from opensend_milter.adapters.admin.store import AdminStore
@@ -25,6 +27,9 @@ from tests.waiting import await_of, patience_s, scaled_s
 TIMEOUT_S, LONGEST_S = 3.0, 9.0
 """Above the two seconds that Dovecot lets a wrong key wait; and the most that may be configured."""
 HANG_UP = ""
+needs_dovecot = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("dovecot", path="/usr/sbin:/usr/bin"), reason="Dovecot and root are needed"
+)
 REFUSED = "FAIL\t{}\treason=the password must be an API key"
 
 

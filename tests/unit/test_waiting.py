@@ -14,6 +14,7 @@ from tests.waiting import MOST_SLOWNESS, PATIENCE_S, await_found, await_of, awai
 TESTS = Path(__file__).parents[1]
 DEADLINE = "monotonic() " + "+"
 THEIR_OWN = {
+    "chaos/__main__.py": "a run has so many minutes, and its end as many as stand there; what is left is told",
     "chaos/amazon.py": "for how long a notice is hidden is what it was asked for",
     "chaos/clients.py": "its clients have so long to get rid of what they have; the account says what is left",
     "integration/private_postgres.py": "one for all starts and their answers together, and it scales",
