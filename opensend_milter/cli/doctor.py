@@ -18,6 +18,7 @@ from opensend_milter.app.examining import examination, made_key, some_user
 from opensend_milter.app.switching import before_switching
 from opensend_milter.cli.exits import exits
 from opensend_milter.cli.output import AsJson, ConfigPath, plain, show
+from opensend_milter.core.address import normal_domain
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.findings import Check, Finding, Result, chosen, examine
 from opensend_milter.host.examining.host_checks import Site
@@ -134,7 +135,9 @@ def _draft(store: Callable[[], AdminStore], sender: str | None, recipient: str |
     user = some_user(store())
     if sender is None:
         verified = [domain.name for domain in store().list_domains(user) if domain.status == "verified"]
-        sender = f"postmaster@{verified[0]}" if verified else "postmaster@localhost"
+        # As every SMTP client can say it.
+        domains = [normal_domain(name) or name for name in verified]
+        sender = f"postmaster@{domains[0]}" if domains else "postmaster@localhost"
     return Draft(sender=sender, recipient=recipient or sender)
 
 

@@ -32,6 +32,7 @@ from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.aws import sns_inspection, sqs_inspection
 from opensend_milter.adapters.schema.roles import CONNECTION_LIMITS
 from opensend_milter.app.examining import examination, made_key, some_user
+from opensend_milter.cli import doctor
 from opensend_milter.config import (
     Auth,
     Aws,
@@ -368,6 +369,14 @@ def test_a_key_made_for_the_moment_is_gone_afterwards_and_ends_by_itself(databas
             assert key.expires_at
             assert dt.timedelta(0) < key.expires_at - dt.datetime.now(dt.UTC) < dt.timedelta(minutes=11)
         assert store.list_keys("shop") == []
+
+
+def test_a_probe_is_from_a_domain_that_every_client_can_say(database: Database) -> None:
+    with database.connect() as connection:
+        store = AdminStore(connection, makes_users=True)
+        store.ensure_user("shop")
+        connection.execute("INSERT INTO domains (name, status, user_id) VALUES ('bücher.example', 'verified', 'shop')")
+        assert doctor._draft(lambda: store, None, None).sender == "postmaster@xn--bcher-kva.example"
 
 
 # ---------------------------------------------------------------- queue
