@@ -139,10 +139,10 @@ class _Account:
         assert self._stored() == len(self.known), outcome
 
     def _move_on(self, status: str) -> None:
-        """What becomes of the newest."""
-        if self.known:
-            newest = self.known[-1]
-            newest.holds = newest.holds and status not in _GIVEN_UP
+        """What becomes of the newest; what was given up is at its end."""
+        newest = self.known[-1] if self.known else None
+        if newest and newest.holds:
+            newest.holds = status not in _GIVEN_UP
             self.connection.execute("UPDATE emails SET status = %s WHERE id = %s", [status, newest.email_id])
 
     def _rest_takes(self, domain: str, how: int) -> None:
