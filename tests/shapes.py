@@ -254,6 +254,12 @@ LARGE = (
     Shape(3, "text in utf-16", lambda: text(b"utf-16", lines(b"2ADYANgA", MOST), BASE64)),
     Shape(3, "text in big5: nothing of it is", lambda: text(b"big5", lines(b"\xff", SOME))),
     Shape(3, "text in ascii: nothing of it is", lambda: text(b"us-ascii", lines(b"\xff", MOST))),
+    Shape(0, "text in utf-7 with one smile", lambda: text(b"utf-7", b"+2D3eAA-" + much(b"abc\r\n", MOST))),
+    Shape(
+        0,
+        "text in iso-2022-jp-2004 with one rare letter",
+        lambda: text(b"iso-2022-jp-2004", b"GyQoUS4iGyhC\r\n" + lines(b"YWJjYWIK", MOST), BASE64),
+    ),
     Shape(6, "a part: 38 MB of fields", lambda: split([much(b"a:\r\n", MOST) + b"\r\nx"])),
     Shape(6, "a part: fields without an end", lambda: mail(HIDDEN, b"--bx\r\n" + much(b"a:\r\n", SOME))),
     Shape(6, "a part: one field, folded", lambda: split([b"a:\r\n" + much(b" c\r\n", SOME)])),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from codecs import charmap_decode, getincrementaldecoder, register_error
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from encodings.aliases import aliases
 from functools import cache, lru_cache
@@ -81,8 +80,11 @@ def without_surrogates(text: str) -> str:
     if len(text) <= _LETTERS_AT_ONCE:
         return _SURROGATE.sub("\ufffd", text)
     # One expression holds the interpreter to its end.
-    pieces = (text[at : at + _LETTERS_AT_ONCE] for at in range(0, len(text), _LETTERS_AT_ONCE))
-    return "".join(_SURROGATE.sub("\ufffd", piece) for piece in pieces)
+    return "".join(map(without_surrogates, _cut(text)))
+
+
+def _cut(text: str) -> Iterator[str]:
+    return (text[at : at + _LETTERS_AT_ONCE] for at in range(0, len(text), _LETTERS_AT_ONCE))
 
 
 def _normal(label: str) -> str:
@@ -102,7 +104,7 @@ def _read_pieces(codec: str, pieces: Iterable[bytes]) -> Iterator[str]:
 
 def _read_together(codec: str, pieces: Iterable[bytes]) -> Iterator[str]:
     """Python's readers of pieces raise where a border parts an escape sequence of more than eight octets."""
-    yield _read(codec, b"".join(pieces))
+    return _cut(_read(codec, b"".join(pieces)))
 
 
 @cache
@@ -120,15 +122,18 @@ def _look_up_pieces(codec: str, pieces: Iterable[bytes]) -> Iterator[str]:
 
 
 def _read_while_faults_are_few(codec: str, octets: bytes) -> str:
-    """Read what costs ten times as much at a fault; who sends many of them does not write that charset."""
-    _patience.faults = _FREE_FAULTS + len(octets) // _OCTETS_A_FAULT
-    with suppress(UnicodeDecodeError):
-        return without_surrogates(str(octets, codec, _FEW_FAULTS))
-    return _read("utf_8", octets)
+    return "".join(_read_few_faults_together(codec, (octets,)))
 
 
 def _read_few_faults_together(codec: str, pieces: Iterable[bytes]) -> Iterator[str]:
-    yield _read_while_faults_are_few(codec, b"".join(pieces))
+    """Read what costs ten times as much at a fault; who sends many of them does not write that charset."""
+    octets = b"".join(pieces)
+    _patience.faults = _FREE_FAULTS + len(octets) // _OCTETS_A_FAULT
+    try:
+        text = str(octets, codec, _FEW_FAULTS)
+    except UnicodeDecodeError:
+        text = _read("utf_8", octets)
+    return map(without_surrogates, _cut(text))
 
 
 def _bear(fault: UnicodeError) -> tuple[str, int]:
