@@ -34,6 +34,8 @@ HALF = b"=?utf-7?Q?a_+2AA-_b?="
 """An encoded word with half of a surrogate pair."""
 MARKS = "\u0315\u0300".encode()
 """Two that change places when a name is normalised."""
+EURO = "\u20ac\r\n".encode()
+"""In a line; with one of these, Python takes two octets for each letter of the text."""
 SMILE = "\U0001f600".encode()
 """With one of these, Python takes four octets for each letter of the text."""
 
@@ -278,6 +280,8 @@ LARGE = (
     Shape(0, "text with one smile", lambda: text(b"utf-8", SMILE + much(b"abc\r\n", MOST))),
     Shape(0, "two texts with one smile each", lambda: alike(PLAIN, 2, SMILE + much(b"abc\r\n", MOST // 2))),
     Shape(0, "text with one smile that just fits", lambda: text(b"utf-8", SMILE + much(b'"bc\r\n', 9_900_000))),
+    Shape(0, "text in utf-8: euro signs here and there", lambda: text(b"utf-8", much(b"a" * 300 + EURO, MOST))),
+    Shape(0, "text with one euro sign that just fits", lambda: text(b"utf-8", EURO + much(b'"bc\r\n', 19_900_000))),
     Shape(0, "text of quotation marks", lambda: text(b"utf-8", lines(b'"', MOST))),
     Shape(0, "text of quotation marks that just fits", lambda: text(b"utf-8", lines(b'"', 21_000_000))),
     Shape(0, "HTML of umlauts", lambda: mail(b"Content-Type: text/html\r\n", lines("\u00e4".encode(), MOST))),

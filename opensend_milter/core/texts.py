@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from sys import getsizeof
 
-_MOST_WIDE_LETTERS = 10_000_000
+_MOST_LETTERS = {2: ("a letter beyond Latin-1", 20_000_000), 4: ("an emoji or the like", 10_000_000)}
+"""Where each takes so many octets of memory, because of what is among them."""
 _SHORT = 1_000
+_LATIN_1_ENDS = "\xff"
 _BASIC_PLANE_ENDS = "\uffff"
 
 
@@ -24,7 +26,7 @@ class Texts:
         self._most_octets = most_octets
         self._octets = 0
         self._letters = 0
-        self._is_wide = False
+        self._width = 1
 
     def take(self, pieces: Iterable[str]) -> str:
         """Put a text together, with CRLF at the end of each line and without NUL; raise TooMuchTextError."""
@@ -41,17 +43,21 @@ class Texts:
             self._octets += len(text)
         else:
             self._octets += len(text.encode())
-            self._is_wide = self._is_wide or _is_wide(text)
+            self._width = max(self._width, _width(text))
         if self._octets > self._most_octets:
             raise TooMuchTextError(f"texts of more than {self._most_octets} octets in UTF-8")
-        if self._is_wide and self._letters > _MOST_WIDE_LETTERS:
-            raise TooMuchTextError(f"texts with an emoji or the like among more than {_MOST_WIDE_LETTERS} letters")
+        if self._width in _MOST_LETTERS:
+            wide, most = _MOST_LETTERS[self._width]
+            if self._letters > most:
+                raise TooMuchTextError(f"texts with {wide} among more than {most} letters")
 
 
-def _is_wide(text: str) -> bool:
-    """Tell whether a letter is in it that makes all letters take four octets of memory each."""
-    # What a long one takes says so at once.
-    return max(text, default="") > _BASIC_PLANE_ENDS if len(text) < _SHORT else getsizeof(text) > 3 * len(text) + _SHORT
+def _width(text: str) -> int:
+    """Tell how many octets of memory its widest letter makes all letters take."""
+    if len(text) >= _SHORT:  # what it takes says so at once
+        return getsizeof(text) // len(text)
+    widest = max(text, default="")
+    return 4 if widest > _BASIC_PLANE_ENDS else 2 if widest > _LATIN_1_ENDS else 1
 
 
 def _with_line_ends(pieces: Iterable[str]) -> Iterator[str]:

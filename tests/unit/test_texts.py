@@ -39,15 +39,25 @@ def test_as_much_as_may_be_is_taken() -> None:
 
 
 @pytest.mark.case(74)
-def test_one_letter_does_not_make_a_large_text_four_times_as_large() -> None:
-    pieces = [SMILE, *["abc\r\n" * 200_000] * 30]
+@pytest.mark.parametrize(
+    ("letter", "refused"), [(SMILE, "emoji .* more than 10000000"), ("€", "beyond Latin-1 .* more than 20000000")]
+)
+@pytest.mark.parametrize("after", ["", "a" * 1_000])
+def test_one_letter_does_not_make_a_large_text_twice_or_four_times_as_large(
+    letter: str, refused: str, after: str
+) -> None:
+    pieces = [letter + after, *["abc\r\n" * 200_000] * 30]
     tracemalloc.start()
     try:
-        with pytest.raises(TooMuchTextError, match="emoji"):
+        with pytest.raises(TooMuchTextError, match=refused):
             Texts(100_000_000).take(pieces)
         assert tracemalloc.get_traced_memory()[1] < 60_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_letters_of_latin_1_are_as_many_as_fit() -> None:
+    assert len(Texts(60_000_000).take(["é", *["abc\r\n" * 200_000] * 30])) == 30_000_001
 
 
 def test_a_message_of_too_much_text_is_beyond_the_limits() -> None:
