@@ -229,6 +229,8 @@ SMALL = (
     Shape(0, "Subject: words without their ends", lambda: mail(field("Subject", b"=?a?q?"))),
     Shape(0, "Subject: words of one charset", lambda: mail(field("Subject", b"=?utf-8?q?a?= "))),
     Shape(0, "Subject: words of two charsets", lambda: mail(field("Subject", b"=?utf-8?q?a?= =?utf-7?q?+2AA-?= "))),
+    Shape(0, "Subject: words in ascii that are none", lambda: mail(field("Subject", b"=?ascii?q?=FF=FF=FF?= a "))),
+    Shape(0, "Subject: words of letters that Python lacks", lambda: mail(field("Subject", b"=?gbk?q?=80=80=80?= a "))),
     Shape(0, "Subject: beginnings of words", lambda: mail(field("Subject", b"=?"))),
     Shape(0, "Subject: a word of equals signs", lambda: mail(field("Subject", b"=41", b"=?utf-8?q?", b"?="))),
     Shape(0, "names: words", lambda: mail(field("To", b"=?a?q?=41?= ", b"", b"<a@b.c>") * 18)),
@@ -256,7 +258,14 @@ LARGE = (
     Shape(3, "text in utf-16", lambda: text(b"utf-16", lines(b"2ADYANgA", MOST), BASE64)),
     Shape(3, "text in big5: nothing of it is", lambda: text(b"big5", lines(b"\xff", SOME))),
     Shape(3, "text in ascii: nothing of it is", lambda: text(b"us-ascii", lines(b"\xff", MOST))),
+    Shape(0, "text in ascii: umlauts here and there", lambda: text(b"us-ascii", much(b"a" * 300 + b"\xe4\r\n", MOST))),
+    Shape(0, "text in gbk: euro signs here and there", lambda: text(b"gbk", much(b"a" * 300 + b"\x80\r\n", MOST))),
     Shape(0, "text in utf-7 with one smile", lambda: text(b"utf-7", b"+2D3eAA-" + much(b"abc\r\n", MOST))),
+    Shape(
+        0,
+        "text in iso-2022-jp with one circled digit",
+        lambda: text(b"iso-2022-jp", b"GyRCLSEbKEJh\r\n" + lines(b"YWJjYWIK", MOST), BASE64),
+    ),
     Shape(
         0,
         "text in iso-2022-jp-2004 with one rare letter",

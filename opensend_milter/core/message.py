@@ -20,7 +20,7 @@ from opensend_milter.core.address import (
     parse_some_addresses,
 )
 from opensend_milter.core.budget import OCTETS_A_STEP, Budget, OverBudgetError
-from opensend_milter.core.charsets import decode, decode_pieces
+from opensend_milter.core.charsets import codec_of, decode, decode_pieces
 from opensend_milter.core.control import METADATA, ControlFieldError, Wishes, wishes
 from opensend_milter.core.doubts import Doubts
 from opensend_milter.core.mime import PartHeader, part_header
@@ -47,6 +47,7 @@ _BLANKS = (b" ", b"\t")
 _CONTENT_ID = re.compile(r"[!-~]{1,255}")
 _KIND = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,80}/[A-Za-z0-9!#$&^_.+-]{1,80}")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,80}")
+_SHOWN_LABEL = 40
 _FIELD_BYTES = 54_000
 """Longest header field, folding included: Postfix cuts one at 60,000 without a word, at a line's end before that."""
 MOST_HEADER_BYTES = 1_048_576
@@ -120,13 +121,17 @@ def _read(raw: Buffer, limits: Limits, budget: Budget) -> Reading:
     text: list[str] = []
     html: list[str] = []
     attachments: list[Attachment] = []
+    unknown: dict[str, None] = {}
     texts = Texts(limits.max_message_bytes)
     doubts = Doubts()
     for part in _leaves(raw, fields, body, limits, budget, doubts=doubts):
         if not part.is_body:
             attachments.append(part.attachment(len(attachments) + 1))
             continue
-        (text if part.kind == "text/plain" else html).append(_taken(texts, part))
+        label = part.header.parameters.get("charset", "").strip()
+        (text if part.kind == "text/plain" else html).append(_taken(texts, part, label))
+        if label and codec_of(label) is None:
+            unknown[_one_line(label[:_SHOWN_LABEL])] = None
     unfolded = tuple((name, _text(value)) for name, value in fields)
     return Reading(
         sender=_only_sender(unfolded, limits, budget),
@@ -140,6 +145,7 @@ def _read(raw: Buffer, limits: Limits, budget: Budget) -> Reading:
         text="\r\n".join(text),
         html="\r\n".join(html),
         attachments=tuple(attachments),
+        unknown_charsets=tuple(unknown),
         doubt=doubts.place,
     )
 
@@ -155,8 +161,7 @@ def _header(raw: Buffer, start: int, end: int, limits: Limits, budget: Budget) -
     return fields, body
 
 
-def _taken(texts: Texts, part: _Part) -> str:
-    label = part.header.parameters.get("charset", "")
+def _taken(texts: Texts, part: _Part, label: str) -> str:
     pieces = decoded(part.raw, part.start, part.end, part.header.encoding)
     is_small = part.end - part.start <= PIECE_BYTES
     try:
@@ -221,11 +226,11 @@ def _pay_for_words(value: str, budget: Budget) -> None:
 
 
 def _text(value: bytes) -> str:
-    """Raw UTF-8 in a header is legal mail (RFC 6532); what is not UTF-8 is most likely Latin-1."""
+    """Raw UTF-8 in a header is legal mail (RFC 6532); what is not UTF-8 has no label either."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
-        return value.decode("latin-1")
+        return decode(value, "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from opensend_milter.core.model import Address
 from opensend_milter.core.words import undone
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\u2028\u2029]")
-"""Not U+0080 to U+009F: much mail has windows-1252 there and calls it ISO-8859-1."""
+"""Not U+0080 to U+009F: much mail has windows-1250 there and calls it ISO-8859-2."""
 _DELIMITER = re.compile("[@<>]")
 _LOOKS = str.maketrans("\uff20\ufe6b\uff1c\ufe64\uff1e\ufe65\uff0e\ufe52\u2024\u3002\uff61", "@@<<>>.....")
 """Wide and small ones. Not by normalize, whose work on a long field is the square of it."""

@@ -100,6 +100,8 @@ class Reading:
     text: str
     html: str
     attachments: tuple[Attachment, ...]
+    unknown_charsets: tuple[str, ...] = ()
+    """What texts say they are in, and no charset of mail is called."""
     doubt: str = ""
     """Where other mail programs may find other parts than these; empty: nowhere."""
 

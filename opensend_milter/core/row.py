@@ -46,7 +46,7 @@ class Recipients:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headers:
-    """Fields that go along in OpenSend's row, and what its worker or SES could not send of them."""
+    """Fields that go along in OpenSend's row, and what the row could not say as the message did."""
 
     kept: dict[str, str]
     left_out: tuple[str, ...]
@@ -89,7 +89,7 @@ def text(reading: Reading) -> str:
 def headers(reading: Reading) -> Headers:
     """Sort out the fields that SES accepts and OpenSend's worker does not write itself; of repeated ones the first."""
     kept: dict[str, str] = {}
-    left_out: list[str] = []
+    left_out = [f"text in {label}: unknown, read as UTF-8 or windows-1252" for label in reading.unknown_charsets]
     for name, folded in reading.fields:
         value, note = _fitted(name, folded.replace("\t", " "))
         if name in _WRITTEN_BY_THE_WORKER or name in _OF_ONE_HOP or name.startswith(_FAMILIES) or is_control(name):

@@ -73,6 +73,6 @@ def _words(value: str) -> Iterator[_Word]:
 def _octets(text: str, encoding: str, charset: str) -> bytes:
     if encoding in "Bb":
         return a2b_base64(text.encode("ascii") + b"===")  # padding is often wrong; what is too much is passed over
-    # Letters beyond ASCII should not be in it. A field that holds some was read as UTF-8, or else octet by octet.
-    octets = text.encode("utf-8" if charset in {"utf-8", "utf8"} else "latin-1")
+    # Letters beyond ASCII should not be in it. A field that holds some was read as UTF-8, or else as windows-1252.
+    octets = text.encode("utf-8" if charset in {"utf-8", "utf8"} else "cp1252")
     return _ESCAPED.sub(lambda escaped: unhexlify(escaped[1]), octets.replace(b"_", b" "))

@@ -84,7 +84,8 @@ def test_from_is_exactly_one_address(head: bytes, rule: Rule) -> None:
     assert "From" in found.text
 
 
-def test_raw_utf8_and_latin1_display_names_are_legal() -> None:
+def test_raw_utf8_and_windows_1252_fields_are_legal() -> None:
+    assert reading(FROM + b"Subject: \x93Gr\xfc\xdfe\x94 \x80\r\n\r\n").subject == "“Grüße” €"
     assert reading("From: Jürgen <a@example.org>\r\n\r\n".encode()).sender.name == "Jürgen"
     assert reading("From: Jürgen <a@example.org>\r\n\r\n".encode("latin-1")).sender.name == "Jürgen"
 
@@ -154,6 +155,24 @@ def test_any_charset_gives_text_without_nul(charset: bytes) -> None:
     found = reading(FROM + b"Content-Type: text/plain; charset=" + charset + b"\r\n\r\nab\x00\xff\\ud800")
     assert found.text.startswith("ab")
     assert "\x00" not in found.text
+
+
+@pytest.mark.parametrize(
+    ("charset", "unknown"),
+    [
+        (b"utf-8", ()), (b"US-ASCII", ()), (b'""', ()), (b'" "', ()), (b"x-utf-8", ()), (b"x-foo", ("x-foo",)),
+        (b'"' + b"y" * 50 + b'"', ("y" * 40,)), (b'"a\x00b"', ("a b",)),
+    ],
+)  # fmt: skip
+def test_a_charset_that_nobody_knows_is_noted(charset: bytes, unknown: tuple[str, ...]) -> None:
+    part = b"Content-Type: text/plain; charset=" + charset + b"\r\n\r\ncaf\xc3\xa9"
+    assert reading(multipart(part, part)).unknown_charsets == unknown
+    assert reading(multipart(part)).text == "café"
+
+
+def test_the_charset_of_a_file_is_not_looked_at() -> None:
+    part = b"Content-Type: text/plain; charset=x-foo\r\nContent-Disposition: attachment\r\n\r\nx"
+    assert reading(multipart(part)).unknown_charsets == ()
 
 
 @pytest.mark.case(40)

@@ -89,6 +89,11 @@ def test_headers_are_those_ses_accepts_and_the_worker_does_not_write() -> None:
     )
 
 
+def test_a_charset_that_nobody_knows_is_in_the_record() -> None:
+    found = row.headers(reading(b"Content-Type: text/plain; charset=x-foo\r\n"))
+    assert found.left_out == ("text in x-foo: unknown, read as UTF-8 or windows-1252",)
+
+
 @pytest.mark.case(47)
 def test_fields_of_one_hop_are_left_out_without_a_note() -> None:
     names = ["Sender", "Delivered-To", "Authentication-Results", "Return-Path", "X-Originating-IP", "DKIM-Signature",
