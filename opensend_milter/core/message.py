@@ -7,7 +7,6 @@ claims of itself (charset, encoding, boundary) is taken as mail clients take it,
 
 from __future__ import annotations
 
-import mimetypes
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from opensend_milter.core.budget import OCTETS_A_STEP, Budget, OverBudgetError
 from opensend_milter.core.charsets import codec_of, decode, decode_pieces
 from opensend_milter.core.control import METADATA, ControlFieldError, Wishes, wishes
 from opensend_milter.core.doubts import Doubts
-from opensend_milter.core.mime import PartHeader, part_header
+from opensend_milter.core.mime import PartHeader, ending, part_header
 from opensend_milter.core.misleading import misleading
 from opensend_milter.core.model import Attachment, Limits, Mailbox, Reading, Refuse, refuse
 from opensend_milter.core.rules import Rule
@@ -40,9 +39,6 @@ _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:(.*)", re.DOTALL)
 _NO_FIELD = re.compile(rb"^(?![!-9;-~]++[ \t]*+:)[^ \t\r\n]", re.MULTILINE)
 _EIGHT_BIT = re.compile(rb"[\x80-\xff]")
 _KEPT_PARAMETERS = ("method", "smime-type", "charset")
-_TYPES = mimetypes.MimeTypes()
-"""Without this host's own table: a name must not depend on which packages are installed."""
-_TYPES.add_type("text/calendar", ".ics")
 _BLANKS = (b" ", b"\t")
 _CONTENT_ID = re.compile(r"[!-~]{1,255}")
 _KIND = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,80}/[A-Za-z0-9!#$&^_.+-]{1,80}")
@@ -267,9 +263,8 @@ class _Part:
         return kind + "".join(f"; {name}={value}" for name, value in found if _TOKEN.fullmatch(value))
 
     def _default_name(self, number: int) -> str:
-        if self.kind == "message/rfc822":
-            return f"message-{number}.eml"
-        return f"attachment-{number}{_TYPES.guess_extension(self.kind) or '.bin'}"
+        stem = "message" if self.kind == "message/rfc822" else "attachment"
+        return f"{stem}-{number}{ending(self.kind)}"
 
 
 def _one_line(text: str) -> str:
@@ -316,7 +311,12 @@ def _leaves(
 
 
 def _filename(header: PartHeader, budget: Budget) -> str | None:
-    return _one_line(_words(header.filename, budget))[-255:] or None if header.filename else None
+    if not header.filename:
+        return None
+    name = _words(header.filename, budget)
+    if "=?" in name:  # some encode it twice
+        name = _words(name, budget)
+    return _one_line(name)[-255:] or None
 
 
 def _spans(

@@ -5,6 +5,7 @@ Values are cut at semicolons outside quotes and put together by RFC 2231; each o
 
 from __future__ import annotations
 
+import mimetypes
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,10 +27,50 @@ _NAME = r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]++"
 _PLAIN_WORD = re.compile(rf"[ \t]*+{_NAME}(?:/{_NAME})?[ \t]*+")
 _PLAIN_PIECE = re.compile(rf'[ \t]*+(?:{_NAME}[ \t]*+=[ \t]*+(?:[^\s"();\\]++|"(?>(?:[^";\\]+|\\["\\])*)")[ \t]*+)?')
 """Nothing, or a parameter without comments, and without a semicolon that a careless reader would cut at."""
+_NAMES = ("filename", "name")
 _REMEMBERED_CHARACTERS = 120
 _TURNS = {";": 2, "\\": 1, "%": 1}
 """Steps that each of these costs, by making a turn of some loop."""
 NONE: Mapping[str, str] = MappingProxyType({})
+_TYPES = mimetypes.MimeTypes()
+"""Without this host's own table: a name must not depend on which packages are installed."""
+_ENDINGS = {
+    "text/calendar": ".ics",
+    "text/markdown": ".md",
+    "text/rfc822-headers": ".txt",
+    "text/rtf": ".rtf",
+    "text/vcard": ".vcf",
+    "image/webp": ".webp",
+    "image/x-icon": ".ico",
+    "audio/flac": ".flac",
+    "audio/mp4": ".m4a",
+    "audio/ogg": ".ogg",
+    "audio/wav": ".wav",
+    "video/3gpp": ".3gp",
+    "application/epub+zip": ".epub",
+    "application/gzip": ".gz",
+    "application/ics": ".ics",
+    "application/ms-tnef": ".dat",
+    "application/pgp-keys": ".asc",
+    "application/pgp-signature": ".asc",
+    "application/pkcs7-mime": ".p7m",
+    "application/pkcs7-signature": ".p7s",
+    "application/rtf": ".rtf",
+    "application/vnd.oasis.opendocument.presentation": ".odp",
+    "application/vnd.oasis.opendocument.spreadsheet": ".ods",
+    "application/vnd.oasis.opendocument.text": ".odt",
+    "application/vnd.openxmlformats-officedocument.presentationml.presentation": ".pptx",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": ".xlsx",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document": ".docx",
+    "application/x-7z-compressed": ".7z",
+    "application/x-gzip": ".gz",
+    "application/x-pkcs7-mime": ".p7m",
+    "application/x-pkcs7-signature": ".p7s",
+    "application/x-zip-compressed": ".zip",
+    "application/xml": ".xml",
+    "message/delivery-status": ".txt",
+}
+"""Of types that Python does not know, or has another name for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +126,11 @@ def part_header(fields: Iterable[tuple[str, str]], budget: Budget) -> PartHeader
     )
 
 
+def ending(kind: str) -> str:
+    """Return how names of files of that type usually end."""
+    return _ENDINGS.get(kind) or _TYPES.guess_extension(kind) or ".bin"
+
+
 class _Value(NamedTuple):
     word: str
     parameters: Mapping[str, str]
@@ -119,7 +165,10 @@ def _parse(value: str) -> _Value:
         else:
             parameters.setdefault(name, text)
     for name, found in of_parts.items():
-        parameters.setdefault(name, _joined(found))
+        if name in _NAMES:  # the plain one is there for those who know no RFC 2231
+            parameters[name] = _joined(found)
+        else:
+            parameters.setdefault(name, _joined(found))
     is_plain = (
         _PLAIN_WORD.fullmatch(word) is not None
         and all(map(_PLAIN_PIECE.fullmatch, pieces))

@@ -263,6 +263,10 @@ def with_a_labels(address: str) -> str:
     return f"{local}@{domain.encode('idna').decode()}"
 
 
+BETTER_NAMES = {"plain.pdf": "schön.pdf"}
+"""Where a name is there twice the library takes the plain one, mail clients that by RFC 2231."""
+
+
 @pytest.mark.case(41)
 @pytest.mark.case(46)
 @golden
@@ -275,7 +279,8 @@ def test_who_gets_the_row_sees_what_the_message_says(kept: Kept, sent: Mapping[s
     assert found.text.rstrip("\r\n").splitlines() == text.rstrip("\r\n").splitlines()
     assert list(map(comparable, found.attachments)) == list(map(comparable, meant.attachments))
     for there, here in zip(found.attachments, meant.attachments, strict=True):
-        assert there.filename == (re.sub(r'["\\]', "_", here.filename) if here.filename else there.filename)
+        meant_name = BETTER_NAMES.get(here.filename or "", here.filename)
+        assert there.filename == (re.sub(r'["\\]', "_", meant_name) if meant_name else there.filename)
         assert there.filename
 
 

@@ -264,6 +264,53 @@ def test_a_file_name_is_one_line() -> None:
     assert found.attachments[0].filename == "a Bcc: b.png"
 
 
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        (b"filename*=utf-8''%E2%82%AC.pdf; filename=euro.pdf", "€.pdf"),
+        (b"filename=euro.pdf; filename*=utf-8''%E2%82%AC.pdf", "€.pdf"),
+        (b"filename=euro.pdf; filename*0*=utf-8''%E2%82; filename*1*=%AC.pdf", "€.pdf"),
+        (b"filename*=%E2%82%AC.pdf", "€.pdf"),
+        (b"filename*=Gr%FC%DFe.pdf", "Grüße.pdf"),
+        (b"filename*0*=%E2%82; filename*1*=%AC.pdf", "€.pdf"),
+        (b"filename*=windows-1252''%80.pdf", "€.pdf"),
+        (b"filename*=gbk''%80.pdf", "€.pdf"),
+        (b'filename*0="=?utf-8?b?4oKsLn"; filename*1="BkZg==?="', "€.pdf"),
+        (b'filename*0="=?utf-8?q?=E2=82?="; filename*1="=?utf-8?q?=AC.pdf?="', "€.pdf"),
+        (b'filename="=?utf-8?q?=3D=3Futf-8=3Fb=3F4oKsLnBkZg=3D=3D=3F=3D?="', "€.pdf"),
+        (b"filename*=utf-8''%3D%3Futf-8%3Fb%3F4oKsLnBkZg%3D%3D%3F%3D", "€.pdf"),
+        (b"filename*=utf-8''100%25.pdf", "100%.pdf"),
+        (b"filename=100%25.pdf", "100%25.pdf"),
+        (b"filename=Gr\xfc\xdfe.pdf", "Grüße.pdf"),
+        (b'filename=""', "attachment-1.pdf"),
+        (b"size=1", "attachment-1.pdf"),
+    ],
+)
+def test_file_names_as_people_write_them(disposition: bytes, name: str) -> None:
+    found = reading(
+        multipart(b"Content-Type: application/pdf\r\nContent-Disposition: attachment; " + disposition + b"\r\n\r\nx")
+    )
+    assert [attachment.filename for attachment in found.attachments] == [name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("image/jpeg", "attachment-1.jpg"),
+        ("text/calendar", "attachment-1.ics"),
+        ("application/xml", "attachment-1.xml"),
+        ("application/pkcs7-signature", "attachment-1.p7s"),
+        ("application/vnd.openxmlformats-officedocument.wordprocessingml.document", "attachment-1.docx"),
+        ("application/x-nobody-knows", "attachment-1.bin"),
+        ("message/rfc822", "message-1.eml"),
+        ("message/delivery-status", "attachment-1.txt"),
+    ],
+)
+def test_a_file_without_a_name_ends_as_its_type_usually_does(kind: str, name: str) -> None:
+    found = reading(multipart(f"Content-Type: {kind}\r\n\r\nx".encode()))
+    assert [attachment.filename for attachment in found.attachments] == [name]
+
+
 @pytest.mark.case(43)
 def test_an_attached_message_stays_closed() -> None:
     inner = b"From: x@example.org\r\nSubject: inner\r\n\r\ninner text"
