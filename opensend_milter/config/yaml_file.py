@@ -46,6 +46,8 @@ def read_file(path: Path, *, optional: bool) -> Iterator[Written]:
         raise _unreadable(path, error) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise _unreadable(path, error) from error
+    except RecursionError as error:
+        raise Unreadable("sections with keys", "things within things without end", str(path)) from error
     if root is None or _is_empty(root):
         return
     if not isinstance(root, yaml.MappingNode):
