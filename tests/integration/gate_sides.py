@@ -112,13 +112,12 @@ class Gate:
         self.process: subprocess.Popen[bytes] | None = None
 
     def write_config(self, **more: dict[str, object]) -> None:
-        auth: dict[str, object] = {
+        auth = {
             "socket": str(self.socket),
             "socket_group": "postfix",
             "dovecot_socket": str(self.dovecot_socket),
             "timeout_s": min(scaled_s(TIMEOUT_S), LONGEST_S),
         }
-        auth |= more.pop("auth", {})
         self.config.write_text(yaml.safe_dump({"auth": auth, "log": {"level": "debug"}, **more}))
 
     @property
@@ -146,7 +145,7 @@ class Upstream:
         self.heard: list[str] = []
         self.answer: bytes | None = b""
         """None: silence. Empty: end of file."""
-        self.first: list[bytes | None] = []
+        self.first: list[bytes] = []
         """Before that, one after the other."""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
@@ -159,13 +158,13 @@ class Upstream:
     def _serve(self) -> None:
         while True:
             connection, _ = self._listener.accept()
-            with suppress(BrokenPipeError):
-                connection.sendall(b"VERSION\t1\t2\nMECH\tPLAIN\tplaintext\nDONE\n")
             lines = connection.makefile("rb")
             heard: list[str] = []
-            with suppress(ConnectionResetError):  # who has left heard no greeting
-                while not any(line.startswith("AUTH\t") for line in heard) and (line := lines.readline()):
-                    heard.append(line.decode().rstrip("\n"))
+            while not any(line.startswith("AUTH\t") for line in heard):
+                line = lines.readline()
+                if not line:
+                    break
+                heard.append(line.decode().rstrip("\n"))
             lines.close()
             if not heard:
                 connection.close()
@@ -175,18 +174,8 @@ class Upstream:
             if answer is None:
                 self._silent.append(connection)
                 continue
-            connection.sendall(answer)
+            connection.sendall(b"VERSION\t1\t2\nMECH\tPLAIN\tplaintext\nDONE\n" + answer)
             connection.close()
-
-    @property
-    def hung_up_on(self) -> bool:
-        """Tell whether whoever got no answer has left."""
-        with suppress(BlockingIOError):
-            for one in self._silent:
-                while one.recv(65_536, socket.MSG_DONTWAIT):
-                    pass
-            return True
-        return False
 
     def close(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as last:
@@ -217,8 +206,8 @@ class Real:
             (site.config_dir / name).write_text(content)
 
     @contextmanager
-    def dovecot(self) -> Iterator[subprocess.Popen[bytes]]:
+    def dovecot(self) -> Iterator[None]:
         command = ["/usr/sbin/dovecot", "-F", "-c", str(self.gate.directory / "dovecot" / "dovecot.conf")]
         output = self.gate.directory / "dovecot.out"
-        with running(command, output, lambda: connects(self.gate.dovecot_socket)) as process:
-            yield process
+        with running(command, output, lambda: connects(self.gate.dovecot_socket)):
+            yield

@@ -53,7 +53,7 @@ def pooled(database: Database, directory: Path) -> Iterator[Database]:
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=requirements.environment({})
         )
     try:
-        there = replace(database, cluster=Behind(database.cluster, port))
+        there = replace(database, cluster=_Behind(database.cluster, port))
         await_of(process, lambda: _answers(there.url), log.read_text)
         yield there
     finally:
@@ -61,7 +61,7 @@ def pooled(database: Database, directory: Path) -> Iterator[Database]:
         process.wait()
 
 
-class Behind(Cluster):
+class _Behind(Cluster):
     """The same server at another port: whatever names its address names the pooler's."""
 
     def __init__(self, cluster: Cluster, port: int) -> None:

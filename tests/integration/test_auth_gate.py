@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import itertools
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from opensend_milter.adapters.admin.store import AdminStore
-from opensend_milter.servers.dovecot import Dovecot
-from tests.acceptance.test_faults import children_of, name_of
-from tests.chaos.cable import Cable
-from tests.integration.gate_sides import (
-    HANG_UP,
-    LONGEST_S,
-    Client,
-    Gate,
-    Real,
-    Upstream,
-    connects,
-    encoded,
-    needs_dovecot,
-)
-from tests.integration.pooler import Behind
+from tests.integration.gate_sides import HANG_UP, Client, Gate, Real, Upstream, connects, encoded
 from tests.integration.private_postgres import Database
 from tests.waiting import await_found, patience_s
 
@@ -128,79 +111,6 @@ def test_silence_is_a_hang_up(upstream: Upstream, client: Client) -> None:
     upstream.answer = None
     assert client.plain("os_key") == HANG_UP
     assert any(line.startswith("AUTH") for line in upstream.heard), "it was asked, and did not answer"
-
-
-@pytest.mark.case(56)
-def test_who_does_not_answer_is_let_go_and_another_asked(short_dir: Path) -> None:
-    """A process of Dovecot's may hold connections to Postgres that are dead, or that it will not try again for long."""
-    gate = Gate(short_dir)
-    gate.write_config(auth={"timeout_s": LONGEST_S})
-    with closing(Upstream(gate.dovecot_socket)) as upstream, gate.running(), closing(gate.client()) as client:
-        upstream.first, upstream.answer = [None], b"OK\t1\tuser=the-key\n"
-        assert client.plain("os_key") == "OK\t1\tuser=the-key"
-        assert upstream.hung_up_on
-
-
-Behave = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-def answers(path: Path, behave: Behave, questions: int = 1) -> list[str | None]:
-    """Ask a Dovecot that behaves so, so often at once."""
-
-    async def attend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await behave(reader, writer)
-        writer.close()
-        await writer.wait_closed()
-
-    async def ask() -> list[str | None]:
-        dovecot = Dovecot(path, LONGEST_S)
-        attending: list[asyncio.Task[None]] = []
-        begin = lambda *sides: attending.append(asyncio.create_task(attend(*sides)))  # noqa: E731
-        async with await asyncio.start_unix_server(begin, path):
-            found = await asyncio.gather(*(dovecot.ask("os_key", ()) for _ in range(questions)))
-            dovecot.close()
-            await asyncio.gather(*attending)
-            return found
-
-    return asyncio.run(ask())
-
-
-def test_who_answers_others_is_not_let_go(short_dir: Path) -> None:
-    """On a busy machine an answer may take long, and a process that begins anew would make it worse."""
-    asked: list[list[str]] = []
-
-    async def all_but_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        questions: list[str] = []
-        asked.append(questions)
-        writer.write(b"DONE\n")
-        while line := await reader.readline():
-            kind, number, *_ = line.decode().split("\t")
-            if kind == "AUTH":
-                questions.append(number)
-                writer.write(f"OK\t{number}\tuser=the-key\n".encode() if len(questions) > 1 else b"")
-
-    assert answers(short_dir / "dovecot.sock", all_but_the_first, 2) == ["the-key", "the-key"]
-    assert asked == [["1", "2", "3"]]
-
-
-@pytest.mark.case(56)
-def test_who_ends_before_it_greets_takes_nobodys_place(short_dir: Path) -> None:
-    """Debian 12's Dovecot ends where it begins while the database is away; the process that is there finds it again."""
-    begun, fails = itertools.count(), True
-
-    async def first_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal fails
-        if next(begun):
-            fails = False
-            return
-        writer.write(b"DONE\n")
-        while line := await reader.readline():
-            kind, number, *_ = line.decode().split("\t")
-            if kind == "AUTH":
-                answer = "FAIL\t{}\tcode=temp_fail\n" if fails else "OK\t{}\tuser=the-key\n"
-                writer.write(answer.format(number).encode())
-
-    assert answers(short_dir / "dovecot.sock", first_only) == ["the-key"]
 
 
 def test_dovecot_is_asked_for_a_constant_user_and_a_trimmed_key(upstream: Upstream, client: Client) -> None:
@@ -342,6 +252,10 @@ def test_no_directory_is_made_for_the_socket(short_dir: Path) -> None:
 
 # ---------------------------------------------------------------------- the real Dovecot
 
+needs_dovecot = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("dovecot", path="/usr/sbin:/usr/bin"), reason="Dovecot and root are needed"
+)
+
 
 @pytest.fixture
 def real(short_dir: Path, database: Database) -> Iterator[Real]:
@@ -394,29 +308,6 @@ def test_a_database_that_is_down_is_a_hang_up_and_back_is_back(real: Real) -> No
             return said if said.startswith("OK") else None
 
         assert await_found(answer, "a login") == f"OK\t1\tuser={real.key.id}"
-
-
-@needs_dovecot
-@pytest.mark.case(56)
-def test_logins_go_on_where_the_connections_to_the_database_have_died(short_dir: Path, database: Database) -> None:
-    """As after a firewall has forgotten them: nobody hangs up."""
-    gate = Gate(short_dir)
-    gate.write_config(auth={"timeout_s": LONGEST_S}, database={"password_dir": str(database.password_dir)})
-    with Cable(database.cluster.port) as cable:
-        real = Real(gate, replace(database, cluster=Behind(database.cluster, cable.port)))
-        with gate.running(), real.dovecot(), closing(gate.client()) as client:
-            assert client.plain(real.key.token) == f"OK\t1\tuser={real.key.id}"
-            cable.turn_open("silent")
-            assert client.plain(real.key.token) == f"OK\t2\tuser={real.key.id}"
-
-
-@needs_dovecot
-def test_all_questions_go_to_one_process_of_dovecot(real: Real) -> None:
-    with real.dovecot() as dovecot:
-        for _ in range(3):
-            with closing(real.gate.client()) as client:
-                assert client.plain(real.key.token).startswith("OK")
-        assert [name for name in map(name_of, children_of(dovecot.pid)) if name == "auth"] == ["auth"]
 
 
 @needs_dovecot

@@ -199,15 +199,6 @@ def test_dovecot_gives_a_dead_network_up(version: Version, file: str, sign: str)
         assert f"keepalives_idle{sign}5" in rendered
 
 
-@pytest.mark.parametrize(("version", "ends"), [("2.3", "service_count"), ("2.4", "restart_request_count")])
-def test_a_process_of_dovecot_ends_with_the_connection_of_the_gate(version: Version, ends: str) -> None:
-    main = render_dovecot(Config(database=DATABASE), replace(DOVECOT, version=version))["dovecot.conf"]
-    service = main[main.index("service keys") :]
-    assert f"\n  {ends} = 1\n" in service
-    assert "executable = auth" in service
-    assert f"unix_listener {Auth().dovecot_socket.name} " in service.replace("/run/opensend-dovecot/", "")
-
-
 @pytest.mark.case(68)
 def test_dovecot_2_4_hexlifies() -> None:
     files = render_dovecot(Config(database=DATABASE), replace(DOVECOT, version="2.4"))

@@ -49,8 +49,8 @@ def needed(config: Config, cores: int | None = None) -> Mapping[Role, int]:
         # Leases, feedback, webhooks and, at the start, the secret.
         worker += config.delivery.concurrency + 4 + bool(config.feedback.queue_url)
     return {
-        # Of both: for a moment those of before a restart or a change are there too.
-        "opensend_dovecot_auth": 5 * 2,
+        "opensend_dovecot_auth": 5,
+        # For a moment those of before a restart or a change are there too.
         "opensend_milter": config.milter.children(cores) * 3 * 2,
         "opensend_worker": worker,
         "opensend_http": 8 + 1 + 1 + 2 * 2,
