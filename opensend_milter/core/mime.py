@@ -100,21 +100,21 @@ class PartHeader:
 def part_header(fields: Iterable[tuple[str, str]], budget: Budget) -> PartHeader:
     """Read the MIME fields among a part's own; of repeated ones the first counts."""
     found: dict[str, str] = {}
-    unclear: tuple[str, ...] = ()
+    unclear: list[str] = []
     for name, value in fields:
         if not name.startswith("content-"):
             continue
         if name in found or len(value) > LONGEST_VALUE:
-            unclear += (name,)
+            unclear.append(name)
         else:
             found[name] = value
     kind, parameters, is_plain = _parsed(found.get("content-type", ""), budget)
     is_kind = kind.count("/") == 1
     if not is_plain or (kind and not is_kind):
-        unclear += ("content-type",)
+        unclear.append("content-type")
     disposition, disposition_parameters, is_plain = _parsed(found.get("content-disposition", ""), budget)
     if not is_plain:
-        unclear += ("content-disposition",)
+        unclear.append("content-disposition")
     return PartHeader(
         kind=kind if is_kind else "text/plain",
         parameters=parameters,
@@ -122,7 +122,7 @@ def part_header(fields: Iterable[tuple[str, str]], budget: Budget) -> PartHeader
         disposition_parameters=disposition_parameters,
         encoding=found.get("content-transfer-encoding", "").strip().lower(),
         content_id=found.get("content-id", "").strip(" \t<>"),
-        unclear=unclear,
+        unclear=tuple(unclear),
     )
 
 
