@@ -14,6 +14,7 @@ from opensend_milter.adapters.schema import migrations
 from tests.fuzz.grammar import KEY
 from tests.integration.private_postgres import running_cluster
 from tests.integration.serving import Serving, serving
+from tests.log_scan import Grown
 from tests.milter_client import Answer
 from tests.peaks import Peaks
 from tests.shapes import MOST_MB
@@ -46,7 +47,7 @@ class _Talk:
     served: Serving
     peaks: Peaks
     said: int = 0
-    log_at: int = field(default=0)
+    log: Grown = field(default_factory=Grown)
 
     def check(self, octets: bytes) -> float:
         """Say it all, hear all answers, and look at what became of the daemon."""
@@ -56,7 +57,7 @@ class _Talk:
         assert b"451 4.3.0" not in answers, answers
         with self.served.client() as neighbour:
             assert neighbour.message(KEY, _MAIL) == _TAKEN
-        log = self._new_in_log()
+        log = self.log.since_last(self.served.directory / "serve.log")
         assert not any(fault in log for fault in _FAULTS), log.decode(errors="replace")
         peak_mb = self.peaks.mb()
         assert peak_mb < MOST_MB, f"{peak_mb} MB"
@@ -66,24 +67,22 @@ class _Talk:
         return spent_s
 
     def _answers(self, octets: bytes) -> bytes:
-        answers = b""
         with self.served.client() as client:
-            # It hangs up where it has heard enough.
-            with suppress(BrokenPipeError, ConnectionResetError, OSError):
-                client.socket.sendall(octets)
-                client.socket.shutdown(socket.SHUT_WR)
-            with suppress(ConnectionResetError):
-                while piece := client.socket.recv(65_536):
-                    answers += piece
-        return answers
-
-    def _new_in_log(self) -> bytes:
-        with (self.served.directory / "serve.log").open("rb") as log:
-            log.seek(self.log_at)
-            new = log.read()
-        self.log_at += len(new)
-        return new
+            return all_answers(client.socket, octets)
 
     def _cpu_s(self) -> float:
         spent = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.peaks.children)
         return sum(int(fields[11]) + int(fields[12]) for fields in spent) / _TICKS_A_S
+
+
+def all_answers(connection: socket.socket, octets: bytes) -> bytes:
+    """Say it all, and hear until the other side hangs up."""
+    answers = b""
+    # It hangs up where it has heard enough.
+    with suppress(BrokenPipeError, ConnectionResetError, OSError):
+        connection.sendall(octets)
+        connection.shutdown(socket.SHUT_WR)
+    with suppress(ConnectionResetError):
+        while piece := connection.recv(65_536):
+            answers += piece
+    return answers

@@ -6,13 +6,15 @@ import base64
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.fuzz.conversation import all_answers
 from tests.fuzz.grammar import KEY, RUNS, TEXT, cut, joined, several, words
 from tests.fuzz.measures import Check
 from tests.integration.gate_sides import Gate, Upstream
+from tests.log_scan import Grown
 from tests.waiting import patience_s
 
 MOST_MB = 100
@@ -67,7 +69,7 @@ def opened() -> Iterator[Check]:
 class _Talk:
     gate: Gate
     dovecot: Upstream
-    log_at: int = field(default=0)
+    log: Grown = field(default_factory=Grown)
 
     def check(self, octets: bytes) -> float:
         """Say it all, hear all answers, and look at what became of the gate."""
@@ -80,24 +82,16 @@ class _Talk:
         self.dovecot.answer = _WELCOME
         with closing(self.gate.client()) as neighbour:
             assert neighbour.plain("os_neighbour").startswith("OK\t"), "a neighbour is not let in"
-        assert b"Traceback" not in self._new_in_log()
+        assert b"Traceback" not in self.log.since_last(self.gate.directory / "gate.log")
         held_mb = self._held_mb()
         assert held_mb < MOST_MB, f"{held_mb} MB"
         return float(held_mb)
 
     def _answers(self, said: bytes) -> bytes:
-        answers = b""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as smtpd:
             smtpd.settimeout(patience_s())
             smtpd.connect(str(self.gate.socket))
-            # It hangs up where it has heard enough.
-            with suppress(BrokenPipeError, ConnectionResetError, OSError):
-                smtpd.sendall(said)
-                smtpd.shutdown(socket.SHUT_WR)
-            with suppress(ConnectionResetError):
-                while piece := smtpd.recv(65_536):
-                    answers += piece
-        return answers.partition(b"DONE\n")[2]
+            return all_answers(smtpd, said).partition(b"DONE\n")[2]
 
     def _look_at_questions(self) -> None:
         """Dovecot hears one question in one shape, whoever asks."""
@@ -112,13 +106,6 @@ class _Talk:
             nobody, user, key = base64.b64decode(fields[-1].removeprefix("resp="), validate=True).split(b"\0")
             assert (nobody, user) == (b"", b"apikey")
             assert key == key.strip() != b""
-
-    def _new_in_log(self) -> bytes:
-        with (self.gate.directory / "gate.log").open("rb") as log:
-            log.seek(self.log_at)
-            new = log.read()
-        self.log_at += len(new)
-        return new
 
     def _held_mb(self) -> int:
         assert self.gate.process
