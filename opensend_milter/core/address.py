@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 
 from idna import uts46_remap, valid_contextj
 
@@ -33,7 +33,14 @@ _WORDS = r"(?>[A-Za-z0-9]+(?: [A-Za-z0-9]+)*)"
 _USUAL = re.compile(rf"[ ]*+(?:(?:({_WORDS}) )?<({_ATOMS}@{_ATOMS})>|({_ATOMS}@{_ATOMS}))[ ]*+")
 """What almost every From and To is: one mailbox of plain words. The reader below says the same of it, more slowly."""
 _ATEXT = r"""[^\s()<>@,;:\\".\[\]\x00-\x1f\x7f]"""
-_DOT_ATOM = re.compile(rf"(?>{_ATEXT}+(?:\.{_ATEXT}+)*)")
+_ATOMS_AND_DOTS = re.compile(rf"(?>(?:{_ATEXT}|\.)+)")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_QUOTED = re.compile(r'"(?>(?:[^"\\]+|\\.?)*)(?:"|\Z)|\((?>(?:[^()\\]+|\\.?)*)(?:[()]|\Z)', re.DOTALL)
+_ODD_IN_A_NAME = re.compile(r"[\[\],;:@\\<>]")
+_AN_ADDRESS = re.compile(r"[^\s@]@[^\s@]")
+_LOOKS_LIKE_A_BRACKET = {"\uff1c": "<", "\ufe64": "<", "\uff1e": ">", "\ufe65": ">"}
+_LOOKS_LIKE_ONE = re.compile(f"[{''.join(_LOOKS_LIKE_A_BRACKET)}]")
+_SHOWN = 40
 _MAILBOX = re.compile(
     rf"""(?:@[^:<>"]*+:)?                                   # a source route (RFC 5321, 4.1.2): to be left out
     (?:((?>(?:{_ATEXT}|\.)+))|"((?>(?:[^"\\]+|\\.)*))")@
@@ -66,6 +73,8 @@ class _Token:
     text: str
     spaced: bool
     """White space or a comment stands before it."""
+    comment: str
+    """All that stands before it in brackets."""
 
 
 def parse_addresses(
@@ -80,7 +89,10 @@ def parse_addresses(
     usual = _USUAL.fullmatch(value)
     if usual:
         return (Mailbox(usual[1] or "", Address(usual[2] or usual[3])),)
-    return tuple(_Reader(value, at_most, budget or Budget.of(len(value)), plain=plain).read())
+    try:
+        return tuple(_Reader(value, at_most, budget or Budget.of(len(value)), plain=plain).read())
+    except NotAnAddressListError as error:
+        raise NotAnAddressListError((plain and _odd_character(value)) or str(error)) from None
 
 
 def parse_some_addresses(value: str, *, at_most: int, budget: Budget) -> tuple[Mailbox, ...]:
@@ -104,19 +116,26 @@ class _Reader:
         self._plain = plain
         self._tokens = list(_tokens(value, budget))
         self._next = 0
+        self._comments: list[str] = []
+        """Those of the mailbox that is being read."""
         self._at_most = at_most
 
     def _peek(self) -> str:
-        return self._tokens[self._next].text if self._next < len(self._tokens) else ""
+        return self._tokens[self._next].text
 
     def _take(self) -> _Token:
+        """Take a token; what stands in brackets in front of it belongs to the same mailbox."""
+        token = self._tokens[self._next]
         self._next += 1
-        return self._tokens[self._next - 1]
+        if token.comment:
+            self._comments.append(token.comment)
+        return token
 
     def read(self) -> Iterator[Mailbox]:
         found = 0
         in_group = False
-        while self._next < len(self._tokens):
+        while self._peek():
+            self._comments = []
             if self._peek() == ",":
                 self._take()
                 continue
@@ -132,7 +151,7 @@ class _Reader:
                 continue
             mailbox = self._angle(phrase) if self._peek() == "<" else self._bare(phrase)
             if self._peek() not in {"", ",", ";"}:
-                raise NotAnAddressListError(f"unexpected {self._peek()!r} after an address")
+                raise NotAnAddressListError(f"unexpected {_shown(self._peek())} after an address")
             found += 1
             if found > self._at_most:
                 raise NotAnAddressListError(f"more than {self._at_most} addresses")
@@ -146,13 +165,15 @@ class _Reader:
 
     def _words(self) -> list[_Token]:
         words = []
-        while self._next < len(self._tokens) and (
-            self._tokens[self._next].kind in {"atom", "quoted"} or self._peek() == "."
-        ):
+        while self._tokens[self._next].kind in {"atom", "quoted"} or self._peek() == ".":
             words.append(self._take())
         return words
 
     def _angle(self, phrase: list[_Token]) -> Mailbox:
+        address = self._in_brackets()
+        return Mailbox(self._name(_display_name(phrase)), address)
+
+    def _in_brackets(self) -> Address:
         self._take()
         if self._peek() == "@":
             self._refuse_where_plain("a route")
@@ -161,7 +182,7 @@ class _Reader:
         if self._peek() != ">":
             raise NotAnAddressListError("'<' without '>'")
         self._take()
-        return Mailbox(_display_name(phrase), address)
+        return address
 
     def _skip_route(self) -> None:
         while self._peek() and self._peek() != ":":
@@ -173,39 +194,56 @@ class _Reader:
         self._take()
 
     def _bare(self, phrase: list[_Token]) -> Mailbox:
-        return Mailbox("", self._addr_spec(phrase))
+        address = self._addr_spec(phrase)
+        if self._peek() != "<":
+            return Mailbox(self._name(""), address)
+        # Some programs write an address in front of itself, unquoted; another one there is what a reader would see.
+        if self._in_brackets() != address:
+            raise NotAnAddressListError("another address in front of the one between '<' and '>'")
+        return Mailbox(self._name(address), address)
+
+    def _name(self, phrase: str) -> str:
+        """Add what stands in brackets: with some old programs it is the whole name."""
+        comments = [*self._comments, self._tokens[self._next].comment]
+        comment = decode_words(" ".join(filter(None, comments)))
+        return f"{phrase} ({comment})" if phrase and comment else phrase or comment
 
     def _addr_spec(self, local: list[_Token]) -> Address:
         if self._peek() != "@":
-            unexpected = self._peek() and not local
-            raise NotAnAddressListError(f"unexpected {self._peek()!r}" if unexpected else "an address without '@'")
-        if self._take().spaced or (self._peek() and self._tokens[self._next].spaced):
+            ends = self._peek() in {"", ",", ";"} or (local and self._peek() == ">")
+            raise NotAnAddressListError("an address without '@'" if ends else f"unexpected {_shown(self._peek())}")
+        if self._take().spaced or self._tokens[self._next].spaced:
             raise NotAnAddressListError("white space around '@'")
         domain = self._take().text if self._peek().startswith("[") else _dotted(self._words(), "domain")
         return Address(f"{_dotted(local, 'local part')}@{domain}")
 
 
 def _tokens(value: str, budget: Budget) -> Iterator[_Token]:
-    """Split into tokens, comments and white space left out."""
+    """Split into tokens, and an empty one at the end, each with what stands in brackets before it."""
     at = 0
     spaced = False
+    comments: list[str] = []
     while at < len(value):
         budget.spend(1, "addresses")
         match = _TOKEN.match(value, at)
         if not match:
-            raise NotAnAddressListError(f"unexpected {value[at]!r}")
-        at = match.end()
+            what = "a quote that is not closed" if value[at] == '"' else f"unexpected {_shown(value[at])}"
+            raise NotAnAddressListError(what)
+        begin, at = at, match.end()
         kind = match.lastgroup or ""
         if match.group() == "(":
             at = _behind_comment(value, at, budget)
+            comments.append(_ESCAPED.sub(r"\1", value[begin + 1 : at - 1]))
             spaced = True
         elif match.group() == ")":
             raise NotAnAddressListError("')' without '('")
         elif kind == "space":
             spaced = True
         else:
-            yield _Token(kind, match.group(), spaced)
+            yield _Token(kind, match.group(), spaced, " ".join(comments))
             spaced = False
+            comments = []
+    yield _Token("end", "", spaced, " ".join(comments))
 
 
 def _behind_comment(value: str, at: int, budget: Budget) -> int:
@@ -222,24 +260,48 @@ def _behind_comment(value: str, at: int, budget: Budget) -> int:
 def _dotted(words: list[_Token], what: str) -> str:
     """Join a dot-atom or a quoted local part.
 
-    RFC 5322 lets old mail put white space and comments around the dots; readers differ on those, so we refuse them.
+    RFC 5322 lets old mail put white space and comments around the dots; readers differ on those, so we refuse them. It
+    lets no local part begin or end with a dot or have two in a row, but there are mailboxes of such names.
     """
-    for place, word in enumerate(words):
-        if (word.text == ".") != bool(place % 2) or (place and word.spaced):
-            raise NotAnAddressListError(f"a {what} that is not one word")
-        if what == "domain" and word.kind == "quoted":
-            raise NotAnAddressListError("a quoted domain")
-    if len(words) % 2 == 0:
-        raise NotAnAddressListError(f"a {what} that {'ends with a dot' if words else 'is missing'}")
-    return "".join(word.text for word in words)
+    if not words:
+        raise NotAnAddressListError(f"a {what} that is missing")
+    is_quoted = any(word.kind == "quoted" for word in words)
+    if what == "domain" and is_quoted:
+        raise NotAnAddressListError("a quoted domain")
+    if is_quoted and len(words) == 1:
+        return _without_needless_quotes(words[0].text[1:-1])
+    dots = [word.text == "." for word in words]
+    if any(word.spaced for word in words[1:]) or any(not (one or other) for one, other in pairwise(dots)):
+        raise NotAnAddressListError(f"a {what} that is not one word")
+    text = "".join(word.text for word in words)
+    if (what == "domain" or is_quoted) and (dots[0] or dots[-1] or any(one and other for one, other in pairwise(dots))):
+        raise NotAnAddressListError(f"a {what} with a dot too many")
+    return text
 
 
 def _display_name(phrase: list[_Token]) -> str:
     name: list[str] = []
     for word in phrase:
-        text = re.sub(r"\\(.)", r"\1", word.text[1:-1]) if word.kind == "quoted" else word.text
+        text = _ESCAPED.sub(r"\1", word.text[1:-1]) if word.kind == "quoted" else word.text
         name += [" ", text] if word.spaced and name else [text]
     return decode_words("".join(name))
+
+
+def _odd_character(value: str) -> str | None:
+    """Name what must not stand outside quotes in the name before an address, or only looks like a delimiter."""
+    if look := _LOOKS_LIKE_ONE.search(value):
+        return f"{_shown(look[0])} in place of '{_LOOKS_LIKE_A_BRACKET[look[0]]}'"
+    name, bracket, _ = value.rpartition("<")
+    bare = _QUOTED.sub("", name)
+    odd = _ODD_IN_A_NAME.search(bare)
+    return f"{_shown(odd[0])} outside quotes in the name" if bracket and odd and not _AN_ADDRESS.search(bare) else None
+
+
+def _shown(text: str) -> str:
+    """Write a piece of a stranger's field so that an SMTP reply can hold it."""
+    if len(text) == 1 and not "!" <= text <= "~":
+        return f"U+{ord(text):04X}"
+    return f"'{text[:_SHOWN]}'" if text.isascii() else ascii(text[:_SHOWN])
 
 
 def domain_of(address: str) -> str:
@@ -302,8 +364,24 @@ def _u_label(label: str) -> str:
     return shown if _labels(shown) == [label] else label
 
 
+def quoted(address: Address) -> Address:
+    """Return an address as SMTP has it (RFC 5321, 4.1.2): in quotes where its dots are not where they belong."""
+    local, _, domain = address.rpartition("@")
+    return address if local.startswith('"') or _has_its_dots(local) else Address(f'"{local}"@{domain}')
+
+
+def _has_its_dots(text: str) -> bool:
+    """Tell whether each dot stands between two other characters."""
+    return not (text.startswith(".") or text.endswith(".") or ".." in text)
+
+
 def spellings(address: Address) -> tuple[str, ...]:
-    """Return how another program may write an address: lower case, the domain in both forms."""
+    """Return how another program may write an address: lower case, the domain in both forms, quotes where needed."""
+    said = quoted(address)
+    return _spellings(address) if said == address else (*_spellings(address), *_spellings(said))
+
+
+def _spellings(address: Address) -> tuple[str, ...]:
     local, _, domain = address.rpartition("@")
     lowered = f"{local}@{domain}".lower()
     ascii_domain = normal_domain(domain)
@@ -349,7 +427,15 @@ def listings(address: Address) -> tuple[str, ...]:
 def same_recipient(address: Address) -> tuple[str, str]:
     """Return a key equal for two spellings of one mailbox: only the domain is without case (RFC 5321, 2.4)."""
     local, _, domain = address.rpartition("@")
+    if local.startswith('"') and local.endswith('"') and len(local) > 1:
+        local = _without_needless_quotes(local[1:-1])
     return local, normal_domain(domain) or domain.lower()
+
+
+def _without_needless_quotes(content: str) -> str:
+    """Return a local part that stood in quotes in the one spelling that we have for it."""
+    plain = _ESCAPED.sub(r"\1", content)
+    return plain if _ATOMS_AND_DOTS.fullmatch(plain) else '"' + re.sub(r'(["\\])', r"\\\1", plain) + '"'
 
 
 def envelope_address(argument: str) -> Address | None:
@@ -363,10 +449,9 @@ def envelope_address(argument: str) -> Address | None:
     match = _MAILBOX.fullmatch(bare) if len(bare) <= MAX_ADDRESS_OCTETS else None
     if not match or _UNWRITABLE.search(bare):
         return None
-    local, quoted, domain = match.groups()
+    local, in_quotes, domain = match.groups()
     if local is None:
-        content = re.sub(r"\\(.)", r"\1", quoted)
-        local = content if _DOT_ATOM.fullmatch(content) else '"' + re.sub(r'(["\\])', r"\\\1", content) + '"'
+        local = _without_needless_quotes(in_quotes)
     if undone(local) != local:
         return None
     found = mapped(Address(f"{local}@{domain}"))

@@ -17,11 +17,13 @@ from opensend_milter.core.address import (
     mapped,
     parse_addresses,
     parse_some_addresses,
+    quoted,
 )
 from opensend_milter.core.budget import OCTETS_A_STEP, Budget, OverBudgetError
 from opensend_milter.core.charsets import codec_of, decode, decode_pieces
 from opensend_milter.core.control import METADATA, ControlFieldError, Wishes, wishes
 from opensend_milter.core.doubts import Doubts
+from opensend_milter.core.early_end import early_end
 from opensend_milter.core.mime import PartHeader, ending, part_header
 from opensend_milter.core.misleading import misleading
 from opensend_milter.core.model import Attachment, Limits, Mailbox, Reading, Refuse, refuse
@@ -130,7 +132,7 @@ def _read(raw: Buffer, limits: Limits, budget: Budget) -> Reading:
             unknown[_one_line(label[:_SHOWN_LABEL])] = None
     unfolded = tuple((name, _text(value)) for name, value in fields)
     return Reading(
-        sender=_only_sender(unfolded, limits, budget),
+        sender=_only_sender(raw, unfolded, body, limits, budget),
         to=_mailboxes(unfolded, "to", limits, budget),
         cc=_mailboxes(unfolded, "cc", limits, budget),
         reply_to=_mailboxes(unfolded, "reply-to", limits, budget),
@@ -166,9 +168,13 @@ def _taken(texts: Texts, part: _Part, label: str) -> str:
         raise _beyond(str(error)) from None
 
 
-def _only_sender(fields: tuple[tuple[str, str], ...], limits: Limits, budget: Budget) -> Mailbox:
+def _only_sender(
+    raw: Buffer, fields: tuple[tuple[str, str], ...], body: int, limits: Limits, budget: Budget
+) -> Mailbox:
     """Return the one address of the one From field: all that a reader of this mail can be shown."""
     values = [value for name, value in fields if name == "from"]
+    if not values and (why := early_end(raw, body, at_most=limits.max_header_bytes)):
+        raise _no(Rule.FROM_MISSING, f"{why}; the From header field behind it counts as text")
     if not values:
         raise _no(Rule.FROM_MISSING, "the message has no From header field; add one")
     if len(values) > 1:
@@ -183,6 +189,9 @@ def _only_sender(fields: tuple[tuple[str, str], ...], limits: Limits, budget: Bu
     if len(found) != 1:
         raise _no(Rule.FROM_NOT_ONE, f"the From header field holds {len(found)} addresses; it must hold exactly one")
     (sender,) = found
+    if (said := quoted(sender.address)) != sender.address and said.rpartition("@")[0] not in values[0]:
+        text = 'the From address has a dot where none may be; put quotes around the part before the @: ".name."@domain'
+        raise _no(Rule.FROM_MALFORMED, text)
     _pay_for_words(values[0], budget)
     if why := misleading(values[0], sender.address):
         raise _no(Rule.FROM_MALFORMED, f"readers may take the From header field for something else: {why}")

@@ -14,6 +14,7 @@ from opensend_milter.core.address import (
     normal_domain,
     parse_addresses,
     parse_some_addresses,
+    quoted,
     same_recipient,
     spellings,
     unicode_domain,
@@ -21,7 +22,7 @@ from opensend_milter.core.address import (
 from opensend_milter.core.budget import Budget
 from opensend_milter.core.model import Address
 from opensend_milter.core.words import decode_words
-from tests.linear import lines_run
+from tests.linear import assert_linear, lines_run
 
 
 def parsed(value: str) -> list[tuple[str, str]]:
@@ -33,7 +34,15 @@ def parsed(value: str) -> list[tuple[str, str]]:
     ("value", "expected"),
     [
         ("a@example.org", [("", "a@example.org")]),
-        ("(office) a@example.org (home)", [("", "a@example.org")]),
+        ("a@example.org (Jane Doe)", [("Jane Doe", "a@example.org")]),
+        ("a@example.org (=?utf-8?q?J=C3=BCrgen?=)", [("Jürgen", "a@example.org")]),
+        ("(office) a@example.org (\\(home\\))", [("office (home)", "a@example.org")]),
+        ("Jane (Sales (EU)) Doe <a@example.org> (away)", [("Jane Doe (Sales (EU) away)", "a@example.org")]),
+        ("a@example.org (A), (B) b@example.net", [("A", "a@example.org"), ("B", "b@example.net")]),
+        ("a@example.org ()", [("", "a@example.org")]),
+        ("a@example.org <a@example.org>", [("a@example.org", "a@example.org")]),
+        (".a@example.org, b.@example.org", [("", ".a@example.org"), ("", "b.@example.org")]),
+        ("A <a..b@example.org>", [("A", "a..b@example.org")]),
         ('"Doe, Jane" <a@example.org>', [("Doe, Jane", "a@example.org")]),
         ("J. Doe <a@example.org>", [("J. Doe", "a@example.org")]),
         ("Jürgen <a@example.org>", [("Jürgen", "a@example.org")]),
@@ -73,11 +82,57 @@ def test_reads_what_mail_clients_write(value: str, expected: list[tuple[str, str
         "a@ok.example (never closed",
         "<@route a@ok.example>",
         "just a name",
+        "b@evil.example <a@ok.example>",
+        "A@ok.example <a@ok.example>",
+        "a@ok.example <a@ok.example> <a@ok.example>",
+        "a@.ok.example",
+        "a@ok..example",
+        '."a b"@ok.example',
+        "a. b@ok.example",
     ],
 )
 def test_refuses_what_two_readers_could_read_differently(value: str) -> None:
     with pytest.raises(NotAnAddressListError):
         parse_addresses(value, at_most=10)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[App] <a@example.org>", "'[' outside quotes in the name"),
+        ("App ] <a@example.org>", "']' outside quotes in the name"),
+        ("App, Inc. <a@example.org>", "',' outside quotes in the name"),
+        ('"App, Inc"; x <a@example.org>', "';' outside quotes in the name"),
+        ("App @ Home <a@example.org>", "'@' outside quotes in the name"),
+        ("App\\ <a@example.org>", "'\\' outside quotes in the name"),
+        ("<<a@example.org>>", "'<' outside quotes in the name"),
+        ("App ＜a@example.org＞", "U+FF1C in place of '<'"),
+        ("App <a@example.org﹥", "U+FE65 in place of '>'"),
+        ("App <a@example.org", "'<' without '>'"),
+        ("a@example.org>", "unexpected '>' after an address"),
+        ('"App <a@example.org>', "a quote that is not closed"),
+        ("A\x01 <a@example.org>", "unexpected U+0001"),
+        ("A <mailto:a@example.org>", "unexpected ':'"),
+        ("A <a@example.org> via B", "unexpected 'via' after an address"),
+        ("b@evil.example <a@example.org>", "another address in front of the one between '<' and '>'"),
+        ("<>", "unexpected '>'"),
+        ("App", "an address without '@'"),
+        ("d@example.org, b <c@example.org>, e", "an address without '@'"),
+    ],
+)
+def test_says_which_character_is_wrong(value: str, said: str) -> None:
+    with pytest.raises(NotAnAddressListError) as refused:
+        parse_addresses(value, at_most=10, plain=True)
+    assert str(refused.value) == said
+
+
+@pytest.mark.parametrize("piece", ['"', '\\"', "(", "\\(", "()", "a@b ", "<", "[", "a" * 50, "＜"])
+def test_what_is_wrong_is_said_in_the_time_that_it_takes_to_read(piece: str) -> None:
+    def refuse(size: int) -> None:
+        with pytest.raises(NotAnAddressListError):
+            parse_addresses(f"{piece * size}[ ] <a@b", at_most=10**6, plain=True, budget=Budget.of(10**9))
+
+    assert_linear(refuse, 200)
 
 
 @pytest.mark.case(24)
@@ -267,6 +322,19 @@ def test_another_program_may_write_an_address_in_several_ways() -> None:
     assert "jane@example.org" not in spellings(Address("jane+tag@example.org"))
 
 
+@pytest.mark.case(36)
+@pytest.mark.parametrize("local", [".a", "a.", "a..b"])
+def test_dots_that_belong_in_quotes(local: str) -> None:
+    """Mailboxes of such names exist, and everybody but SMTP itself writes them without quotes."""
+    address = Address(f"{local}@example.org")
+    assert quoted(address) == f'"{local}"@example.org' == quoted(quoted(address))
+    assert set(spellings(address)) == {address, quoted(address)}
+    assert same_recipient(address) == same_recipient(quoted(address))
+    assert envelope_address(quoted(address)) == address
+    for other in (Address("a.b@example.org"), Address('"a b"@example.org'), Address("")):
+        assert quoted(other) == other
+
+
 @pytest.mark.case(22)
 def test_only_the_domain_is_without_case() -> None:
     assert same_recipient(Address("a@Example.org")) == same_recipient(Address("a@example.ORG"))
@@ -291,6 +359,9 @@ def test_only_the_domain_is_without_case() -> None:
         ("<" + "ü" * 64 + "@" + ".".join(["漢" * 15] * 5) + ">", None),
         ("<@relay:a@example.org>", "a@example.org"),
         ('<"a"@example.org>', "a@example.org"),
+        ("<.a@example.org>", ".a@example.org"),
+        ("<a.@example.org>", "a.@example.org"),
+        ('<"a..b"@example.org>', "a..b@example.org"),
         ('<"a\\b"@example.org>', "ab@example.org"),
         ('<"a\\"b"@example.org>', '"a\\"b"@example.org'),
         ("<a\\b@example.org>", None),

@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 
+from opensend_milter.core.early_end import early_end
 from opensend_milter.core.message import has_eight_bit, has_longer_line, read
 from opensend_milter.core.model import Attachment, Limits, Reading, Refuse
 from opensend_milter.core.rules import Rule
@@ -82,6 +83,52 @@ def test_from_is_exactly_one_address(head: bytes, rule: Rule) -> None:
     found = refusal(head + b"\r\nhi")
     assert (found.code, found.enhanced, found.rule) == (550, "5.7.1", rule)
     assert "From" in found.text
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ("Hello there, it's 12 o'clock", "line 3 is no header field ('Hxxxx txxxx, ix's 1x o'cxxxx')"),
+        ("X Foo: secret", "line 3 is no header field ('X Fxx: sxxxxx')"),
+        ("X-Größe: 1", "line 3 is no header field ('X-Gx????e: 1')"),
+        (" " * 3, "line 3 holds only blanks"),
+        (" folded", "line 3 is no header field (' fxxxxx')"),
+        ("x" * 80, f"line 3 is no header field ('{'x' * 40}')"),
+        ("", "line 3 is empty"),
+    ],
+)
+def test_says_which_line_ended_the_header_before_from(before: str, said: str) -> None:
+    """Such a line begins the body, for Postfix; so what is behind it is there."""
+    head, end = b"Subject: a\r\n b\r\n\r\n", f"{before}\r\n".encode() if before else b""
+    found = refusal(head + end + b"To: b@example.net\r\nfrom : <a@example.org>\r\n\r\nhi\r\n")
+    assert (found.code, found.enhanced, found.rule) == (550, "5.7.1", Rule.FROM_MISSING)
+    assert found.text == f"{said} and ends the header section; the From header field behind it counts as text"
+
+
+@pytest.mark.parametrize(
+    "body", [b"hi\r\n\r\nFrom: a@example.org\r\n", b" From: a\r\n", b">From: a\r\n", b"", b"From me\r\n"]
+)
+def test_a_from_in_the_text_is_none(body: bytes) -> None:
+    assert refusal(b"Subject: x\r\n\r\n" + body).text == "the message has no From header field; add one"
+
+
+@pytest.mark.parametrize("line", [b"a: b\r\n", b"From\r\n", b"From ", b"\r", b" ", b"\xff"])
+def test_a_long_text_is_looked_through_once_for_it(line: bytes) -> None:
+    assert_linear(lambda size: early_end(b"\r\n" + line * size, 2, at_most=10**9), 100)
+
+
+@pytest.mark.parametrize("local", [".a", "a.", "a..b"])
+def test_dots_of_from_are_in_quotes_where_they_must_be(local: str) -> None:
+    """Amazon and others refuse such a field once it is on its way."""
+    found = refusal(f"From: {local}@example.org\r\n\r\n".encode())
+    assert (found.code, found.rule) == (550, Rule.FROM_MALFORMED)
+    assert "quotes" in found.text
+    assert reading(f'From: "{local}"@example.org\r\n\r\n'.encode()).sender.address == f"{local}@example.org"
+
+
+def test_an_address_in_front_of_itself_is_its_name() -> None:
+    sender = reading(b"From: a@example.org <a@example.org>\r\n\r\n").sender
+    assert (sender.name, sender.address) == ("a@example.org", "a@example.org")
 
 
 def test_raw_utf8_and_windows_1252_fields_are_legal() -> None:
