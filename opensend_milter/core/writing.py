@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from urllib.parse import quote
 
-from opensend_milter.core.address import same_recipient
+from opensend_milter.core.address import quoted, same_recipient
 from opensend_milter.core.control import METADATA, SEND_AT, TAG
 from opensend_milter.core.errors import MalformedMessage
 from opensend_milter.core.model import Address, Mailbox
@@ -125,7 +125,7 @@ def _mailboxes(mailboxes: Sequence[Mailbox]) -> Iterator[str]:
 
 
 def _mailbox(mailbox: Mailbox) -> list[str]:
-    address = ascii_domain(mailbox.address)
+    address = quoted(ascii_domain(mailbox.address))
     if not mailbox.name:
         return [address]
     return [*_phrase(mailbox.name), f"<{address}>"]

@@ -158,6 +158,12 @@ def test_how_it_is_called(program: Program, monkeypatch: pytest.MonkeyPatch) -> 
     assert "SECRET_OF_OURS" not in (program.folder / "env").read_text()
 
 
+def test_dots_that_an_address_has_only_in_quotes(program: Program) -> None:
+    odd = tuple(map(Address, (".a@example.net", '"b."@example.net')))
+    program.courier(program.takes_all).send(parcel(recipients=odd))
+    assert program.arguments[3:] == ["--", '".a"@example.net', '"b."@example.net']
+
+
 def test_what_was_stored_before_domains_were_mapped_still_goes(program: Program) -> None:
     earlier = tuple(map(Address, ("jürgen@EXÄMPLE.net", "a@ｅxample.net")))
     program.courier(program.takes_all).send(parcel(recipients=earlier))

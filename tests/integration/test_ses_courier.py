@@ -207,6 +207,12 @@ def test_an_address_that_would_be_read_as_another_one(
         courier.send(parcel(recipients=(Address(odd),)))
 
 
+def test_dots_that_an_address_has_only_in_quotes(server: HttpServer, courier_to: Callable[..., SesCourier]) -> None:
+    odd = tuple(map(Address, (".a@example.net", '"b."@example.net')))
+    assert courier_to(server.url).send(parcel(recipients=odd)).refused == ()
+    assert server.requests[0].json["Destination"] == {"BccAddresses": ['".a"@example.net', '"b."@example.net']}
+
+
 def test_fields_that_ses_would_obey(server: HttpServer, courier_to: Callable[..., SesCourier]) -> None:
     """A client must not choose another's configuration set, identity or return path."""
     orders = (

@@ -185,6 +185,13 @@ def test_odd_addresses_are_said_as_they_are() -> None:
     assert said == [f"RCPT TO:<{address}>" for address in odd]
 
 
+def test_dots_that_smtp_has_only_in_quotes_are_said_in_quotes() -> None:
+    with Sink() as sink:
+        sent = courier_to(sink).send(parcel(**to(".a@example.net", '"b."@example.net', "c..c@example.net")))
+    assert sent.refused == ()
+    assert sink.delivered[0].recipients == ['".a"@example.net', '"b."@example.net', '"c..c"@example.net']
+
+
 def test_an_address_with_a_line_end_is_not_said() -> None:
     """It would be a command of its own."""
     with Sink() as sink:

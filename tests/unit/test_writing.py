@@ -284,6 +284,7 @@ def test_text_in_a_header_field_is_what_it_is(text: str) -> None:
         ('"a b"@example.net', b'"a b"@example.net'),
         ('"a\\"b\\\\"@example.net', b'"a\\"b\\\\"@example.net'),
         ("a@[192.0.2.1]", b"a@[192.0.2.1]"),
+        (".a@example.net", b'".a"@example.net'),
         ("a!#$%&'*+/=?^_`{|}~-b@example.net", b"a!#$%&'*+/=?^_`{|}~-b@example.net"),
     ],
 )

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import IO
 
 from opensend_milter.config import Sendmail
-from opensend_milter.core.address import envelope_address, mapped
+from opensend_milter.core.address import envelope_address, mapped, quoted
 from opensend_milter.core.errors import DeliveryDeferred, DeliveryRefused, DeliveryUncertain
 from opensend_milter.core.model import Address, Parcel, Sent
 
@@ -42,7 +42,9 @@ class SendmailCourier:
             raise DeliveryRefused(_NOT_AN_ARGUMENT)
         content = parcel.content if parcel.content.endswith(b"\r\n") else parcel.content + b"\r\n"
         with tempfile.TemporaryFile() as errors:
-            reply = self._run([str(self._path), "-i", "-f", parcel.sender, "--", *recipients], content, errors)
+            reply = self._run(
+                [str(self._path), "-i", "-f", parcel.sender, "--", *map(quoted, recipients)], content, errors
+            )
         return Sent(courier="sendmail", reply=reply, refused=refused)
 
     def rest(self) -> None:
@@ -131,7 +133,7 @@ def _stdin(process: subprocess.Popen[bytes]) -> IO[bytes]:
 def _is_argument(address: Address) -> bool:
     """Tell whether it is one plain mailbox: sendmail takes each argument for a list of addresses, comments and all."""
     found = envelope_address(address)
-    return found is not None and found == mapped(address)
+    return found is not None and quoted(found) == mapped(quoted(address))
 
 
 def _first_line(errors: IO[bytes]) -> str:

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 
 from opensend_milter.adapters.amazon import session
 from opensend_milter.config import Aws, Ses
-from opensend_milter.core.address import domain_of, envelope_address, normal_domain
+from opensend_milter.core.address import domain_of, envelope_address, normal_domain, quoted
 from opensend_milter.core.errors import DeliveryDeferred, DeliveryRefused, DeliveryUncertain, OpensendError
 from opensend_milter.core.model import Address, Parcel, Sent
 
@@ -140,9 +140,10 @@ class _Body(io.BytesIO):
 
 def _spelled(address: Address) -> str | None:
     """Return the address in ASCII, or None where it has no such form or SES would read it as another one."""
-    local, domain = address.rpartition("@")[0], domain_of(address)
-    said = f"{local}@{normal_domain(domain) or domain}"
-    return said if said.isascii() and envelope_address(said) == said else None
+    local, domain = quoted(address).rpartition("@")[0], domain_of(address)
+    said = Address(f"{local}@{normal_domain(domain) or domain}")
+    read = envelope_address(said)
+    return said if said.isascii() and read and quoted(read) == said else None
 
 
 def _without_instructions(content: bytes) -> bytes:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from opensend_milter.config import Relay
-from opensend_milter.core.address import domain_of, normal_domain
+from opensend_milter.core.address import domain_of, normal_domain, quoted
 from opensend_milter.core.errors import ConfigError, DeliveryDeferred
 from opensend_milter.core.model import Address
 
@@ -157,8 +157,8 @@ def spelled(address: Address, *, utf8: bool) -> str | None:
     if _UNSPEAKABLE.search(address):
         return None
     if utf8 or address.isascii():
-        return address
-    local, domain = address.rpartition("@")[0], normal_domain(domain_of(address))
+        return quoted(address)
+    local, domain = quoted(address).rpartition("@")[0], normal_domain(domain_of(address))
     return f"{local}@{domain}" if local.isascii() and domain else None
 
 
