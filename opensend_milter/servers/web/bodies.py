@@ -87,7 +87,8 @@ class Bodies:
         read = read_send(payload, asked.dialect, self.limits)
         if not isinstance(read, SendRequest):
             errors = [_told(error) for error in read]
-            text = f"{len(errors)} fields are wrong: {errors[0]['message']}"
+            many = f"{len(errors)} fields are wrong" if len(errors) > 1 else "a field is wrong"
+            text = f"{many}: {errors[0]['message']}"
             return Refused(400, "validation_failed", text, errors=errors)
         sender = read.sender or (Mailbox(read.from_name, Address(self.default_from)) if self.default_from else None)
         if sender and read.from_name:
