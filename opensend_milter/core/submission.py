@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
+from opensend_milter.core.fates import Fate
 from opensend_milter.core.model import EmailId, KeyId
 
 SubmissionState = Literal["received", "smtp_submission_started", "smtp_accepted", "smtp_failed", "rejected", "canceled"]
@@ -43,15 +44,6 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecipientState:
-    """One recipient that fared differently from the message."""
-
-    email: str
-    status: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """One message of a key."""
 
@@ -63,13 +55,18 @@ class Submission:
     created_at: datetime
     updated_at: datetime
     scheduled_at: datetime | None
-    recipients: tuple[str, ...]
-    fared: tuple[RecipientState, ...]
+    fates: tuple[Fate, ...]
+    """Of all recipients, those who were left out too."""
     message_id: str | None
     queue_id: str
     provider_id: str | None
     reply: str
     """What the next hop said last, empty where it was not asked."""
+
+    @property
+    def recipients(self) -> tuple[str, ...]:
+        """Return whom it goes to."""
+        return tuple(fate.email for fate in self.fates if fate.status != "suppressed")
 
     @property
     def state(self) -> SubmissionState:

@@ -160,7 +160,7 @@ SELECT state, attempts, not_before, announce_at, lease_until, worker, last_error
     recipients, uncertain_at
 FROM opensend_milter.jobs WHERE email_id = %(id)s::uuid;
 
--- show_recipients -- who fared differently from the message
+-- show_results -- who fared differently from the message
 SELECT address, outcome, reason, courier, noted_at
 FROM opensend_milter.recipient_results WHERE email_id = %(id)s::uuid ORDER BY address;
 

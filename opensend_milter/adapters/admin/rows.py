@@ -220,14 +220,26 @@ class JobRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecipientRow:
-    """A recipient that fared differently from its message."""
+class ResultRow:
+    """What was recorded of a recipient that fared differently from its message."""
 
     address: str
     outcome: str
     reason: str
     courier: str | None
     noted_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipientRow:
+    """Where a recipient stands."""
+
+    address: str
+    status: str
+    reason: str | None
+    courier: str | None
+    noted_at: datetime | None
+    """None: nothing was heard of this one alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import LiteralString, TypeVar
 
@@ -28,6 +28,7 @@ from opensend_milter.adapters.admin.rows import (
     Reason,
     RecipientRow,
     RefusalRow,
+    ResultRow,
     SecretRow,
     SubmissionRow,
     SuppressionRow,
@@ -44,6 +45,7 @@ from opensend_milter.adapters.admin.verification import find_domain
 from opensend_milter.adapters.postgres.link import Connection, statements
 from opensend_milter.core.address import folded, listings
 from opensend_milter.core.errors import UsageError
+from opensend_milter.core.fates import Result, Work, fates
 from opensend_milter.core.model import EmailId, KeyId, UserId
 from opensend_milter.core.rules import Rule
 
@@ -245,11 +247,13 @@ class AdminStore:
         if not emails and not submissions and not refusals:
             raise UsageError(f"no email has the id or queue id {wanted!r}: see `email list`, `email refusals`")
         jobs = self._rows("show_job", JobRow, id=email_id) if email_id else []
+        results = self._rows("show_results", ResultRow, id=email_id) if email_id else []
+        known = emails and submissions
         return EmailDetail(
             email=emails[0] if emails else None,
             submission=submissions[0] if submissions else None,
             job=jobs[0] if jobs else None,
-            recipients=self._rows("show_recipients", RecipientRow, id=email_id) if email_id else [],
+            recipients=list(_recipients(emails[0], submissions[0], jobs, results)) if known else [],
             events=self._rows("show_events", EventRow, id=email_id) if email_id else [],
             refusals=refusals,
         )
@@ -299,3 +303,26 @@ def _new_token() -> tuple[str, str, str]:
 
 def _statement(name: str) -> LiteralString:
     return statements("admin")[name]
+
+
+def _recipients(
+    email: EmailFields, submission: SubmissionRow, jobs: list[JobRow], results: list[ResultRow]
+) -> Iterator[RecipientRow]:
+    """Say where each recipient stands, those who were left out too."""
+    noted = {result.address: result for result in results}
+    work = [Work(state=job.state, attempts=job.attempts, left=job.recipients, reason=job.last_error) for job in jobs]
+    for fate in fates(
+        status=email.status,
+        recipients=submission.recipients,
+        results={result.address: Result(outcome=result.outcome, reason=result.reason) for result in results},
+        left_out={one["email"]: one["reason"] for one in submission.dropped or ()},
+        work=next(iter(work), None),
+    ):
+        result = noted.get(fate.email)
+        yield RecipientRow(
+            address=fate.email,
+            status=fate.status,
+            reason=fate.reason,
+            courier=result.courier if result else None,
+            noted_at=result.noted_at if result else None,
+        )

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from opensend_milter.adapters.postgres.link import Link, Tables, statements
 from opensend_milter.core.errors import StoreUnavailable
+from opensend_milter.core.fates import Result, Work, fates
 from opensend_milter.core.model import EmailId, KeyId
-from opensend_milter.core.submission import Caller, RecipientState, Rejection, Submission
+from opensend_milter.core.submission import Caller, Rejection, Submission
 
 SQL = statements("submissions")
 
@@ -36,17 +37,22 @@ class SubmissionRow(NamedTuple):
     email_id: EmailId
     status: str
     attempts: int
-    is_uncertain: bool
     created_at: datetime
     updated_at: datetime
     scheduled_at: datetime | None
     recipients: list[str]
     fared: list[tuple[str, str, str]] | None
     """Address, outcome, reason."""
+    dropped: list[dict[str, str]] | None
     message_id: str | None
     queue_id: str
     provider_id: str | None
     reply: str
+    work_state: str | None
+    """None: the delivery is finished, or not ours."""
+    work_attempts: int | None
+    work_left: list[str] | None
+    work_reason: str | None
 
 
 class RejectionRow(NamedTuple):
@@ -160,16 +166,24 @@ class PostgresSubmissions:
 
 
 def _submission(row: SubmissionRow) -> Submission:
+    work = None
+    if row.work_state:
+        work = Work(state=row.work_state, attempts=row.work_attempts or 0, left=row.work_left, reason=row.work_reason)
     return Submission(
         email_id=row.email_id,
         status=row.status,
         attempts=row.attempts,
-        is_uncertain=row.is_uncertain,
+        is_uncertain=row.work_state == "uncertain",
         created_at=row.created_at,
         updated_at=row.updated_at,
         scheduled_at=row.scheduled_at,
-        recipients=tuple(row.recipients),
-        fared=tuple(RecipientState(email=email, status=how, reason=why) for email, how, why in row.fared or ()),
+        fates=fates(
+            status=row.status,
+            recipients=row.recipients,
+            results={email: Result(outcome=how, reason=why) for email, how, why in row.fared or ()},
+            left_out={one["email"]: one["reason"] for one in row.dropped or ()},
+            work=work,
+        ),
         message_id=row.message_id,
         queue_id=row.queue_id,
         provider_id=row.provider_id,

@@ -12,16 +12,22 @@ FROM public.api_keys k LEFT JOIN opensend_milter.key_settings c ON c.key_id = k.
 WHERE k.id = %(key_id)s::uuid AND k.user_id IS NOT NULL;
 
 -- submission -- one message of a key
-SELECT s.email_id::text AS email_id, e.status, coalesce(j.attempts, 0) AS attempts,
-    coalesce(j.state = 'uncertain', false) AS is_uncertain, e.created_at,
-    coalesce(e.sent_at, r.at, e.created_at) AS updated_at, e.scheduled_at, s.recipients, r.fared, s.message_id,
-    s.queue_id, s.provider_id, coalesce(v.payload ->> 'reply', v.payload ->> 'reason', '') AS reply
+SELECT s.email_id::text AS email_id, e.status,
+    -- What is under way, or of unknown outcome, has left no event yet.
+    coalesce(h.attempts, 0) + coalesce((j.state IN ('attempting', 'uncertain'))::integer, 0) AS attempts,
+    e.created_at, greatest(e.created_at, e.sent_at, r.at, h.at, j.uncertain_at) AS updated_at, e.scheduled_at, s.recipients,
+    r.fared, s.dropped, s.message_id, s.queue_id, s.provider_id,
+    coalesce(v.payload ->> 'reply', v.payload ->> 'reason', '') AS reply,
+    j.state AS work_state, j.attempts AS work_attempts, j.recipients AS work_left, j.last_error AS work_reason
 FROM opensend_milter.submissions s JOIN public.emails e ON e.id = s.email_id
     LEFT JOIN opensend_milter.jobs j ON j.email_id = s.email_id
     LEFT JOIN LATERAL (
         SELECT max(f.noted_at) AS at,
             jsonb_agg(jsonb_build_array(f.address, f.outcome, f.reason) ORDER BY f.address) AS fared
         FROM opensend_milter.recipient_results f WHERE f.email_id = s.email_id) r ON true
+    LEFT JOIN LATERAL (
+        SELECT max(h.received_at) AS at, count(*) FILTER (WHERE h.type = 'sent' OR h.payload ? 'attempt') AS attempts
+        FROM public.email_events h WHERE h.email_id = s.email_id) h ON true
     LEFT JOIN LATERAL (
         SELECT h.payload FROM public.email_events h
         WHERE h.email_id = s.email_id AND h.type IN ('sent', 'failed', 'delayed')

@@ -93,12 +93,13 @@ GRANT SELECT, DELETE ON opensend_milter.rate_buckets, opensend_milter.key_usage 
 -- A key may ask what became of its own messages.
 GRANT SELECT (id, name, created_at) ON public.api_keys TO opensend_http;
 GRANT SELECT (sent_at, scheduled_at, provider_last_error_message) ON public.emails TO opensend_http;
-GRANT SELECT (email_id, key_id, received_at, queue_id, message_id, recipients, front_door, provider_id, bulk_id)
+GRANT SELECT (email_id, key_id, received_at, queue_id, message_id, recipients, dropped, front_door, provider_id, bulk_id)
     ON opensend_milter.submissions TO opensend_http;
 GRANT SELECT ON opensend_milter.recipient_results TO opensend_http;
 GRANT SELECT (id, queue_id, key_id, rule, code, enhanced, text, refused_at, recipients)
     ON opensend_milter.refusals TO opensend_http;
-GRANT SELECT (email_id, state, attempts, not_before) ON opensend_milter.jobs TO opensend_http;
+GRANT SELECT (email_id, state, attempts, not_before, recipients, last_error, uncertain_at)
+    ON opensend_milter.jobs TO opensend_http;
 GRANT SELECT (id, email_id, type, payload, received_at) ON public.email_events TO opensend_http;
 
 GRANT INSERT ON opensend_milter.feedback TO opensend_http, opensend_worker;

@@ -137,7 +137,6 @@ def record(found: Submission) -> dict[str, object]:
     """Show a message of the key's own: addresses too, since the key has sent to them."""
     code, enhanced, queue_id = reply_codes(found.reply)
     is_failed = found.state == "smtp_failed"
-    fared = {one.email: one for one in found.fared}
     return {
         "request_id": request_id(found.email_id),
         "id": found.email_id,
@@ -149,12 +148,7 @@ def record(found: Submission) -> dict[str, object]:
         "attempts": found.attempts,
         "recipient_domains": domains_of(found.recipients),
         "recipient_count": len(found.recipients),
-        "recipients": [
-            {"email": email, "status": fared[email].status, "reason": fared[email].reason}
-            if email in fared
-            else {"email": email, "status": found.status, "reason": None}
-            for email in found.recipients
-        ],
+        "recipients": [{"email": one.email, "status": one.status, "reason": one.reason} for one in found.fates],
         "smtp": {"code": code, "enhanced_code": enhanced, "queue_id": queue_id, "reply": found.reply or None},
         "message_id": found.message_id,
         "queue_id": found.queue_id,
