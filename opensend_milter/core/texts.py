@@ -64,11 +64,12 @@ def _with_line_ends(pieces: Iterable[str]) -> Iterator[str]:
     held = ""
     for piece in pieces:
         text = held + piece
-        # What follows may be the other half of this line end.
-        held = "\r" if text.endswith("\r") else ""
-        text = text.removesuffix("\r")
+        # What follows may be the rest of this line end.
+        held = "\r\r" if text.endswith("\r\r") else "\r" if text.endswith("\r") else ""
+        text = text.removesuffix(held)
         if not text.count("\r\n") == text.count("\n") == text.count("\r"):
-            text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
+            # Twice: some programs end a line so, CR CR LF.
+            text = text.replace("\r\n", "\n").replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
         yield text.replace("\x00", "\ufffd")
     if held:
-        yield "\r\n"
+        yield "\r\n" * len(held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 
 import pytest
@@ -19,8 +20,13 @@ SMILE = "\U0001f600"
 def test_line_ends_are_the_same_however_a_text_is_cut(signs: list[str], size: int) -> None:
     text = "".join(signs)
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
-    expected = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n").replace("\x00", "\ufffd")
+    expected = re.sub(r"\r?\r?\n|\r", "\r\n", text).replace("\x00", "\ufffd")
     assert Texts(1_000).take(pieces) == expected
+
+
+def test_a_line_that_was_ended_twice_is_one_line() -> None:
+    """Ruby's mail writes `=0D` before each CRLF."""
+    assert Texts(100).take(["one\r\r\ntwo\r\r", "\n\r\r\nthree\r\r"]) == "one\r\ntwo\r\n\r\nthree\r\n\r\n"
 
 
 @pytest.mark.parametrize(
