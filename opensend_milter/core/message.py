@@ -347,6 +347,9 @@ def _spans(
                 line_end -= 1
             yield begun, max(line_end, begun)
         if rest[1]:
+            if begun is None:
+                doubts.note("a multipart without parts")
+                yield start, start
             if raw.find(delimiter, at, end) >= 0:
                 doubts.note("a multipart that goes on after its end")
             return

@@ -235,6 +235,11 @@ def test_the_charset_of_a_file_is_not_looked_at() -> None:
         (FROM + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nnever closed", "never closed"),
         (FROM + b"Content-Type: multipart/mixed; boundary=b\r\n\r\nx--b\r\n--b\r\n\r\nin line\r\n--b--", "in line"),
         (FROM + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\n\nbare LF\n--b--\n", "bare LF"),
+        (FROM + b"Content-Type: multipart/mixed; boundary=b\r\n\r\nThis is MIME.\r\n--b--\r\n", ""),
+        (FROM + b"Content-Type: multipart/mixed; boundary=\"a 'b':(c)+_,-./=?\"\r\n\r\n"
+                b"--a 'b':(c)+_,-./=?\r\n\r\nodd\r\n--a 'b':(c)+_,-./=?--", "odd"),
+        (FROM + b'Content-Type: multipart/mixed; boundary="==\xc3\xa9.*+[x]"\r\n\r\n'
+                b"--==\xc3\xa9.*+[x]\r\n\r\nbeyond\r\n--==\xc3\xa9.*+[x]--", "beyond"),
     ],
 )  # fmt: skip
 def test_boundaries_as_people_write_them(raw: bytes, text: str) -> None:
