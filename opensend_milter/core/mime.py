@@ -40,6 +40,7 @@ _ENDINGS = {
     "text/rfc822-headers": ".txt",
     "text/rtf": ".rtf",
     "text/vcard": ".vcf",
+    "text/x-amp-html": ".html",
     "image/webp": ".webp",
     "image/x-icon": ".ico",
     "audio/flac": ".flac",

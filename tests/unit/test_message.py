@@ -354,6 +354,7 @@ def test_file_names_as_people_write_them(disposition: bytes, name: str) -> None:
         ("application/pkcs7-signature", "attachment-1.p7s"),
         ("application/vnd.openxmlformats-officedocument.wordprocessingml.document", "attachment-1.docx"),
         ("application/x-nobody-knows", "attachment-1.bin"),
+        ("text/x-amp-html", "attachment-1.html"),
         ("message/rfc822", "message-1.eml"),
         ("message/delivery-status", "attachment-1.txt"),
     ],
