@@ -285,9 +285,9 @@ def _leaves(
 ) -> Iterator[_Part]:
     """Walk the MIME tree in order, without recursion."""
     seen = 0
-    pending: list[tuple[int, int, int]] = [(0, len(raw), 0)]
+    pending: list[tuple[int, int, int, str]] = [(0, len(raw), 0, "text/plain")]
     while pending:
-        begin, end, depth = pending.pop()
+        begin, end, depth, without_type = pending.pop()
         seen += 1
         if seen > limits.max_parts:
             raise _beyond(f"more than {limits.max_parts} MIME parts")
@@ -300,7 +300,7 @@ def _leaves(
         if _NO_FIELD.search(raw, begin, body):
             doubts.note("a header with a line that is no field")
         of_content = ((name, _text(value)) for name, value in fields if name.startswith("content-"))
-        header = part_header(of_content, budget)
+        header = part_header(of_content, budget, without_type=without_type)
         budget.spend(_STEPS_A_PART + _PASSES * (end - body) // OCTETS_A_STEP, "parts")
         kind = header.kind
         if kind.startswith("multipart/"):
@@ -308,7 +308,9 @@ def _leaves(
             doubts.weigh_multipart(header, boundary)
             splits = _spans(raw, body, end, boundary, budget, doubts=doubts) if boundary else ()
             spans = list(islice(splits, limits.max_parts))
-            pending += [(*span, depth + 1) for span in reversed(spans)]
+            # RFC 2046, 5.1.5
+            of_parts = "message/rfc822" if kind == "multipart/digest" else "text/plain"
+            pending += [(*span, depth + 1, of_parts) for span in reversed(spans)]
             if spans:
                 continue
             # As mail clients show what cannot be split.

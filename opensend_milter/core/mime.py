@@ -98,7 +98,7 @@ class PartHeader:
         return self.disposition_parameters.get("filename") or self.parameters.get("name", "")
 
 
-def part_header(fields: Iterable[tuple[str, str]], budget: Budget) -> PartHeader:
+def part_header(fields: Iterable[tuple[str, str]], budget: Budget, *, without_type: str = "text/plain") -> PartHeader:
     """Read the MIME fields among a part's own; of repeated ones the first counts."""
     found: dict[str, str] = {}
     unclear: list[str] = []
@@ -117,7 +117,7 @@ def part_header(fields: Iterable[tuple[str, str]], budget: Budget) -> PartHeader
     if not is_plain:
         unclear.append("content-disposition")
     return PartHeader(
-        kind=kind if is_kind else "text/plain",
+        kind=kind if is_kind else without_type,
         parameters=parameters,
         disposition=disposition,
         disposition_parameters=disposition_parameters,

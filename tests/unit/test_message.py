@@ -373,6 +373,17 @@ def test_an_attached_message_stays_closed() -> None:
     assert found.attachments[0].filename == "message-1.eml"
 
 
+def test_what_a_digest_holds_is_messages_unless_it_says_otherwise() -> None:
+    inner = b"Subject: one\r\n\r\nfirst"
+    parts = (b"\r\n" + inner, b"Content-Type: text/plain\r\n\r\nshown", b"Content-ID: <2@x>\r\n\r\n" + inner)
+    found = reading(multipart(*parts, kind=b"digest"))
+    assert found.text == "shown"
+    assert [one.filename for one in found.attachments] == ["message-1.eml", "message-2.eml"]
+    assert [base64.b64decode(content_of(one)) for one in found.attachments] == [inner, inner]
+    deeper = multipart(b"\r\nin a multipart of it", kind=b"mixed").removeprefix(FROM)
+    assert reading(multipart(deeper.replace(b'"b"', b'"c"').replace(b"--b", b"--c"), kind=b"digest")).text
+
+
 def test_a_mapped_file_reads_like_bytes() -> None:
     raw = multipart(b"\r\nshown", b"Content-Type: image/png\r\nContent-Transfer-Encoding: base64\r\n\r\nAAEC")
     with tempfile.TemporaryFile() as spool:
