@@ -23,6 +23,7 @@ MOST_MB = 300
 BLANKS = (b"\r\n" + b" " * 70) * 214
 """15,000 of them, folded."""
 PLAIN = b"Content-Type: text/plain\r\n"
+FLOWED = b"Content-Type: text/plain; format=flowed\r\n"
 ATTACHED = b"Content-Type: application/octet-stream\r\n"
 HIDDEN = b"Content-Type: multipart/mixed; boundary*=us-ascii''bx\r\n"
 """Postfix's own reader of MIME sees no boundary here (RFC 2231), so it bounds nothing."""
@@ -293,6 +294,8 @@ LARGE = (
     Shape(0, "text with one euro sign that just fits", lambda: text(b"utf-8", EURO + much(b'"bc\r\n', 19_900_000))),
     Shape(0, "text of quotation marks", lambda: text(b"utf-8", lines(b'"', MOST))),
     Shape(0, "text of quotation marks that just fits", lambda: text(b"utf-8", lines(b'"', 21_000_000))),
+    Shape(0, "texts of lines to be joined", lambda: alike(FLOWED, 36, much(b"a \r\n", 1_000_000))),
+    Shape(0, "texts of lines to be joined that just fit", lambda: alike(FLOWED, 5, much(b"a \r\n", 1_000_000))),
     Shape(0, "HTML of umlauts", lambda: mail(b"Content-Type: text/html\r\n", lines("\u00e4".encode(), MOST))),
     Shape(0, "HTML of smiles", lambda: mail(b"Content-Type: text/html\r\n", lines(SMILE, SOME))),
     Shape(0, "text that is not UTF-8", lambda: text(b"utf-8", lines(b"\xe4", MOST))),

@@ -28,7 +28,7 @@ from opensend_milter.core.mime import PartHeader, ending, part_header
 from opensend_milter.core.misleading import misleading
 from opensend_milter.core.model import Attachment, Limits, Mailbox, Reading, Refuse, refuse
 from opensend_milter.core.rules import Rule
-from opensend_milter.core.texts import Texts, TooMuchTextError
+from opensend_milter.core.texts import Texts, TooMuchTextError, unflowed
 from opensend_milter.core.transfer import PIECE_BYTES, Base64, Buffer, decoded
 from opensend_milter.core.words import decode_words
 
@@ -50,6 +50,8 @@ _FIELD_BYTES = 54_000
 """Longest header field, folding included: Postfix cuts one at 60,000 without a word, at a line's end before that."""
 MOST_HEADER_BYTES = 1_048_576
 """Of one header section, unless it is said otherwise."""
+_LONGEST_FLOWED = 1_048_576
+"""In letters; each of its lines is in memory by itself."""
 _STEPS_A_PART = 40
 """With a small header section."""
 _SMALL_HEADER = 2_048
@@ -127,7 +129,11 @@ def _read(raw: Buffer, limits: Limits, budget: Budget) -> Reading:
             attachments.append(part.attachment(len(attachments) + 1))
             continue
         label = part.header.parameters.get("charset", "").strip()
-        (text if part.kind == "text/plain" else html).append(_taken(texts, part, label))
+        taken = _taken(texts, part, label)
+        if part.kind == "text/html":
+            html.append(taken)
+        else:
+            text.append(_unflowed(taken, part.header, budget))
         if label and codec_of(label) is None:
             unknown[_one_line(label[:_SHOWN_LABEL])] = None
     unfolded = tuple((name, _text(value)) for name, value in fields)
@@ -166,6 +172,13 @@ def _taken(texts: Texts, part: _Part, label: str) -> str:
         return texts.take([decode(b"".join(pieces), label)] if is_small else decode_pieces(pieces, label))
     except TooMuchTextError as error:
         raise _beyond(str(error)) from None
+
+
+def _unflowed(text: str, header: PartHeader, budget: Budget) -> str:
+    if header.parameters.get("format", "").lower() != "flowed" or len(text) > _LONGEST_FLOWED:
+        return text
+    budget.spend(text.count("\n"), "parts")
+    return unflowed(text, without_last_blank=header.parameters.get("delsp", "").lower() == "yes")
 
 
 def _only_sender(

@@ -8,6 +8,7 @@ from sys import getsizeof
 _MOST_LETTERS = {2: ("a letter beyond Latin-1", 20_000_000), 4: ("an emoji or the like", 10_000_000)}
 """Where each takes so many octets of memory, because of what is among them."""
 _SHORT = 1_000
+_SIGNATURE = "-- "
 _LATIN_1_ENDS = "\xff"
 _BASIC_PLANE_ENDS = "\uffff"
 
@@ -50,6 +51,24 @@ class Texts:
             wide, most = _MOST_LETTERS[self._width]
             if self._letters > most:
                 raise TooMuchTextError(f"texts with {wide} among more than {most} letters")
+
+
+def unflowed(text: str, *, without_last_blank: bool) -> str:
+    """Join the lines that a program broke to mark them as one (RFC 3676), and undo its indenting of others.
+
+    Quotes stay in lines, as they are shown. `without_last_blank` is the parameter DelSp: the blank is but the mark.
+    """
+    pieces: list[str] = []
+    is_open = True
+    for line in text.split("\r\n"):
+        is_quote = line.startswith(">")
+        said = line if is_quote else line.removeprefix(" ")
+        is_fixed = is_quote or said == _SIGNATURE
+        if not is_open or (pieces and (is_fixed or not said)):
+            pieces.append("\r\n")
+        is_open = said.endswith(" ") and not is_fixed
+        pieces.append(said[:-1] if is_open and without_last_blank else said)
+    return "".join(pieces)
 
 
 def _width(text: str) -> int:

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from opensend_milter.core.message import read
-from opensend_milter.core.model import Limits, Refuse
+from opensend_milter.core.model import Limits, Reading, Refuse
 from opensend_milter.core.rules import Rule
-from opensend_milter.core.texts import Texts, TooMuchTextError
+from opensend_milter.core.texts import Texts, TooMuchTextError, unflowed
+from tests.linear import assert_linear
 
 SMILE = "\U0001f600"
 
@@ -72,3 +73,50 @@ def test_a_message_of_too_much_text_is_beyond_the_limits() -> None:
     assert isinstance(found, Refuse)
     assert (found.code, found.rule) == (554, Rule.BEYOND_LIMITS)
     assert "1000 octets" in found.text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("one", "one"),
+        ("\r\none\r\n", "\r\none\r\n"),
+        ("one \r\ntwo \r\nthree\r\nfour\r\n", "one two three\r\nfour\r\n"),
+        ("one \r\n\r\ntwo", "one \r\n\r\ntwo"),
+        (" From here\r\n  two blanks\r\n >no quote\r\n", "From here\r\n two blanks\r\n>no quote\r\n"),
+        ("one \r\n two", "one two"),
+        ("one \r\n> a \r\n> b\r\ntwo", "one \r\n> a \r\n> b\r\ntwo"),
+        ("bye \r\n-- \r\nJane", "bye \r\n-- \r\nJane"),
+        ("bye\r\n -- \r\nJane", "bye\r\n-- \r\nJane"),
+        ("one ", "one "),
+    ],
+)
+def test_lines_that_a_program_broke_are_one(text: str, shown: str) -> None:
+    assert unflowed(text, without_last_blank=False) == shown
+
+
+def test_a_blank_that_is_but_a_mark_is_none_of_the_text() -> None:
+    flowed = "二〇二六年 \r\n第三四半期  \r\nB\r\n-- \r\nC"
+    assert unflowed(flowed, without_last_blank=True) == "二〇二六年第三四半期 B\r\n-- \r\nC"
+    head = 'From: a@example.org\r\nContent-Type: {}; charset=utf-8; Format="Flowed"; DelSp=YES\r\n\r\n'
+    for kind, text in (("text/plain", "二〇二六年第三四半期 B\r\n-- \r\nC"), ("text/html", "")):
+        found = read((head.format(kind) + flowed).encode(), Limits())
+        assert isinstance(found, Reading)
+        assert (found.text, found.html) == (text, "" if text else flowed)
+
+
+def flowed(octets: int) -> Reading:
+    found = read(
+        b"From: a@example.org\r\nContent-Type: text/plain; format=flowed\r\n\r\n" + b"a \r\n" * (octets // 4), Limits()
+    )
+    assert isinstance(found, Reading)
+    return found
+
+
+def test_lines_are_joined_in_one_pass() -> None:
+    assert_linear(flowed, 20_000)
+    assert flowed(1_000_000).text == "a " * 250_000 + "\r\n"
+
+
+def test_a_large_text_keeps_its_lines() -> None:
+    assert flowed(1_100_000).text == "a \r\n" * 275_000
