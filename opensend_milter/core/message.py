@@ -285,7 +285,7 @@ class _Part:
         return kind + "".join(f"; {name}={value}" for name, value in found if _TOKEN.fullmatch(value))
 
     def _default_name(self, number: int) -> str:
-        stem = "message" if self.kind == "message/rfc822" else "attachment"
+        stem = "message" if self.kind in {"message/rfc822", "message/global"} else "attachment"
         return f"{stem}-{number}{ending(self.kind)}"
 
 

@@ -70,6 +70,12 @@ _ENDINGS = {
     "application/x-zip-compressed": ".zip",
     "application/xml": ".xml",
     "message/delivery-status": ".txt",
+    "message/disposition-notification": ".txt",
+    "message/feedback-report": ".txt",
+    "message/global": ".eml",
+    "message/global-delivery-status": ".txt",
+    "message/global-disposition-notification": ".txt",
+    "message/global-headers": ".txt",
 }
 """Of types that Python does not know, or has another name for."""
 

@@ -357,6 +357,9 @@ def test_file_names_as_people_write_them(disposition: bytes, name: str) -> None:
         ("text/x-amp-html", "attachment-1.html"),
         ("message/rfc822", "message-1.eml"),
         ("message/delivery-status", "attachment-1.txt"),
+        ("message/feedback-report", "attachment-1.txt"),
+        ("message/global", "message-1.eml"),
+        ("message/global-delivery-status", "attachment-1.txt"),
     ],
 )
 def test_a_file_without_a_name_ends_as_its_type_usually_does(kind: str, name: str) -> None:
