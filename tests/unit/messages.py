@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from opensend_milter.core.budget import Budget
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.intake import Intake
-from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcome, Session
+from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcome, Reading, Session
 
 KEY = KeyId("3f0f8f3e-5f0e-4c57-9d5c-0b8f5f1d9a11")
 PLAIN = b"From: a@example.org\r\nTo: b@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
@@ -32,3 +32,15 @@ def message(raw: bytes = PLAIN, *recipients: str) -> Message:
 def decide(intake: Intake, messages: Sequence[Message]) -> list[Outcome]:
     """Read messages and have them judged and stored together."""
     return intake.accept([(one, intake.read(one, Budget.of(one.size))) for one in messages])
+
+
+def texts(reading: Reading) -> Iterator[str]:
+    """Yield all that a reading says."""
+    yield from (reading.subject, reading.text, reading.html, reading.message_id or "")
+    for mailbox in (reading.sender, *reading.to, *reading.cc, *reading.reply_to):
+        yield from (mailbox.name, mailbox.address)
+    for pair in (*reading.fields, *reading.wishes.tags, *reading.wishes.metadata.items()):
+        yield from pair
+    for attachment in reading.attachments:
+        yield from (attachment.filename, attachment.content_type, attachment.content_id or "")
+    yield from (*reading.unknown_charsets, reading.doubt)

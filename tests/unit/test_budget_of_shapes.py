@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from opensend_milter.core.model import Limits, Reading, Refuse
 from opensend_milter.core.rules import Rule
 from tests.linear import lines_run
 from tests.shapes import SHAPES, SMALL, Shape
+from tests.unit.messages import texts
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.eml"))
 SLIGHT = [shape for shape in SMALL if len(shape.octets()) < 100_000]
@@ -21,17 +22,6 @@ SLIGHT = [shape for shape in SMALL if len(shape.octets()) < 100_000]
 LINES_A_STEP = 30
 LINES_OF_ANY = 5_000
 """What a message of no size runs."""
-
-
-def texts(reading: Reading) -> Iterator[str]:
-    """Yield all that a reading says."""
-    yield from (reading.subject, reading.text, reading.html, reading.message_id or "")
-    for mailbox in (reading.sender, *reading.to, *reading.cc, *reading.reply_to):
-        yield from (mailbox.name, mailbox.address)
-    for pair in (*reading.fields, *reading.wishes.tags, *reading.wishes.metadata.items()):
-        yield from pair
-    for attachment in reading.attachments:
-        yield from (attachment.filename, attachment.content_type, attachment.content_id or "")
 
 
 @pytest.mark.case(73)

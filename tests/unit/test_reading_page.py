@@ -117,7 +117,10 @@ ROW: dict[str, list[tuple[str, Said]]] = {
     ],
     "a multipart that only ends": [(multipart("mixed", end="This is MIME.\n--b--\n"), {})],
     "a multipart that does not end": [
-        (multipart("mixed", TEXT, PDF, end=""), {"text": "hello", "files": [("attachment-1.pdf", "application/pdf", "%PDF\n")]}),
+        (
+            multipart("mixed", TEXT, PDF, end=""),
+            {"text": "hello", "files": [("attachment-1.pdf", "application/pdf", "%PDF\n")]},
+        ),
         (multipart("mixed", inner(multipart("mixed", TEXT, end="")), TEXT), {"text": "hello\r\nhello"}),
     ],
     "a boundary with blanks, quotes, brackets, or beyond ASCII": [
@@ -143,8 +146,10 @@ ROW: dict[str, list[tuple[str, Said]]] = {
     ],
     "uuencode or yEnc in a text": [
         ("\nbegin 644 a\n#0V%T\n`\nend\n", {"text": "begin 644 a\r\n#0V%T\r\n`\r\nend\r\n"}),
-        ("\n=ybegin line=128 size=1 name=a\nk\n=yend size=1\n",
-         {"text": "=ybegin line=128 size=1 name=a\r\nk\r\n=yend size=1\r\n"}),
+        (
+            "\n=ybegin line=128 size=1 name=a\nk\n=yend size=1\n",
+            {"text": "=ybegin line=128 size=1 name=a\r\nk\r\n=yend size=1\r\n"},
+        ),
     ],
     "`format=flowed`, up to 1 MiB": [
         ("Content-Type: text/plain; format=flowed\n\nhello \nyou\n> a \n> b", {"text": "hello you\r\n> a \r\n> b"}),
@@ -176,7 +181,7 @@ ROW: dict[str, list[tuple[str, Said]]] = {
         ("Subject: größe\n\n", {"subject": "größe"}),
         ("Subject: gr\udcf6\udcdfe\n\n", {"subject": "größe"}),
     ],
-}  # fmt: skip
+}
 
 
 def said(reading: Reading) -> Said:
