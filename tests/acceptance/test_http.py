@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -215,6 +216,21 @@ def test_a_bulk_that_is_sent_again_has_its_first_ids(sandbox: Sandbox) -> None:
     assert [one["request_id"] for one in again.body["results"]] == ids
     assert len(set(ids)) == 3
     assert all(ask(sandbox, "GET", f"/v1/submissions/{one}").status == 200 for one in ids)
+
+
+@pytest.mark.parametrize("path", ["/v1/send", "/v1/send-bulk", "/emails", "/emails/batch"])
+def test_a_body_that_is_packed_is_refused_as_that(sandbox: Sandbox, path: str) -> None:
+    """Whatever is in it: it is not read."""
+    for coding in ("gzip", "br", "x-gzip", "identity, Deflate", "zstd"):
+        answer = ask(sandbox, "POST", path, gzip.compress(json.dumps(mail()).encode()), Content_Encoding=coding)
+        assert (answer.status, answer.body["code"], answer.body["statusCode"]) == (415, "unsupported_media_type", 415)
+        assert answer.body["message"].endswith(" is not taken; send the body as it is")
+        assert answer.headers["accept-encoding"] == "identity", "RFC 9110, 15.5.16"
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", "", "identity,identity"])
+def test_a_body_that_says_that_it_is_not_packed_is_read(sandbox: Sandbox, coding: str) -> None:
+    assert ask(sandbox, "POST", "/v1/send", mail(), Content_Encoding=coding).status == 202
 
 
 def test_resends_clients_work(sandbox: Sandbox) -> None:

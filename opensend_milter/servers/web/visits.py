@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from opensend_milter.core.fields import shown
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.submission import request_id
 from opensend_milter.servers.web.health import HEALTH_PATH
@@ -67,6 +68,8 @@ class _Reader:
     def __init__(self, receive: Receive, headers: Headers, visit: Visit, max_body_bytes: int) -> None:
         announced = headers.get("content-length", "")
         self._announced = int(announced) if announced.isascii() and announced.isdecimal() else None
+        codings = (coding.strip() for value in headers.getlist("content-encoding") for coding in value.split(","))
+        self._coding = next((shown(coding) for coding in codings if coding.lower() not in {"", "identity"}), "")
         self._receive = receive
         self._visit = visit
         self._max_body_bytes = max_body_bytes
@@ -77,6 +80,10 @@ class _Reader:
 
     async def receive(self) -> Message:
         """Receive the next piece, or what comes after the body."""
+        if self._coding:
+            text = f"Content-Encoding: {self._coding} is not taken; send the body as it is"
+            # RFC 9110, 12.5.3 and 15.5.16.
+            raise HTTPException(415, text, {"Accept-Encoding": "identity"})
         # Before the client is told to go on (RFC 9110, 10.1.1): one that is cut off in its body may not see the answer.
         await self._bound(self._announced or 0)
         # Who sends steadily may take his time; who lets a byte drip now and then may not.
