@@ -37,6 +37,14 @@ def sandbox() -> Iterator[Sandbox]:
     yield from _running()
 
 
+@pytest.fixture
+def resend_at(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    """Point Resend's package for Python at us: nothing but the base URL and the key."""
+    monkeypatch.setattr("resend.api_url", sandbox["SANDBOX_HTTP_URL"])
+    monkeypatch.setattr("resend.api_key", sandbox["SANDBOX_API_KEY"])
+    return sandbox
+
+
 @pytest.fixture(scope="session")
 def _rough() -> Iterator[Sandbox]:
     yield from _running()

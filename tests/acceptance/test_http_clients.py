@@ -237,14 +237,6 @@ def test_rele_errors_have_their_codes(rele: Rele, asked: Asked, key: str | None,
 # ---------------------------------------------------------------------- Resend
 
 
-@pytest.fixture
-def resend_at(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    """Point Resend's package at us: nothing but the base URL and the key."""
-    monkeypatch.setattr(resend, "api_url", sandbox["SANDBOX_HTTP_URL"])
-    monkeypatch.setattr(resend, "api_key", sandbox["SANDBOX_API_KEY"])
-    return sandbox
-
-
 def queue_id_of(sandbox: Sandbox, email_id: str) -> str:
     ((queue_id,),) = rows(
         sandbox, "SELECT queue_id FROM opensend_milter.submissions WHERE email_id = %s::uuid", email_id
@@ -326,9 +318,9 @@ def test_resend_sends_a_batch(resend_at: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "name"),
     [
-        ({"to": ["no address"]}, 400, "validation_failed"),
-        ({"template": {"id": "x"}}, 400, "validation_failed"),
-        ({"from": "ann@unverified.test"}, 400, "validation_failed"),
+        ({"to": ["no address"]}, 400, "validation_error"),
+        ({"template": {"id": "x"}}, 400, "validation_error"),
+        ({"from": "ann@unverified.test"}, 400, "validation_error"),
     ],
 )
 @pytest.mark.usefixtures("resend_at")

@@ -169,7 +169,9 @@ def test_a_field_is_called_as_the_request_called_it(
     ours = client(sandbox, may_html=False)
     payload = ours.mail(**changes) if path == "/v1/send" else ours.resend(**changes)
     found = ours.send(path, payload)
-    assert (found.status, found.body["code"]) == (403 if "html" in field else 400, found.body["name"])
+    assert (found.status, found.body["name"]) == (
+        (403, "restricted_api_key") if "html" in field else (400, "validation_error")
+    )
     (error,) = found.body["errors"]
     assert error["field"] == field
     assert "X-OpenSend" not in error["message"] + found.body["message"]

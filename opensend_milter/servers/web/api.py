@@ -309,7 +309,7 @@ def _result(email_id: EmailId, taken: EmailId | Refused) -> dict[str, object]:
 
 
 def _forbidden() -> Refused:
-    return Refused(403, "forbidden", "this API key is not known, or may not be used")
+    return Refused(403, "forbidden", "this API key is not known, or may not be used", name="invalid_api_key")
 
 
 def _idempotency_key(headers: Headers, longest: int) -> str | None:
@@ -319,7 +319,7 @@ def _idempotency_key(headers: Headers, longest: int) -> str | None:
     key = found.pop()
     if found or not key or len(key) > longest or not key.isascii() or not key.isprintable():
         text = f"Idempotency-Key: expected one, of 1 to {longest} printable characters"
-        raise Refused(400, "invalid_idempotency_key", text)
+        raise Refused(400, "invalid_idempotency_key", text, name="invalid_idempotency_key")
     return key
 
 

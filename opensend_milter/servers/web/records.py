@@ -37,6 +37,13 @@ _STATUSES = {
     "canceled": ("canceled", "cancelled"),
 }
 _UNAVAILABLE = 503
+_RESENDS = {
+    Rule.NOT_A_KEY: "invalid_api_key",
+    Rule.KEY_REVOKED: "invalid_api_key",
+    Rule.KEY_EXPIRED: "invalid_api_key",
+    Rule.DAILY_QUOTA: "daily_quota_exceeded",
+}
+"""What Resend calls a refusal, where it has several names for one status."""
 _SEND_AT = "X-OpenSend-Send-At"
 """What the moment is called over SMTP: the one control field that is judged only once it is written."""
 
@@ -186,7 +193,8 @@ def refused(refusal: Refuse, dialect: Dialect) -> Refused:
     elif refusal.rule is Rule.DAILY_QUOTA:
         headers["Retry-After"] = str(_seconds_to_midnight(datetime.now(UTC)))
     errors = [{"field": field, "code": refusal.rule.value, "message": text}]
-    return Refused(status, refusal.rule.http.code, text, errors=errors, headers=headers)
+    name = _RESENDS.get(refusal.rule, "")
+    return Refused(status, refusal.rule.http.code, text, errors=errors, headers=headers, name=name)
 
 
 def _seconds_to_midnight(now: datetime) -> int:

@@ -22,6 +22,23 @@ _CODES = {
     429: "rate_limited",
     503: "unavailable",
 }
+_OF_NO_ROUTE = {
+    "Not Found": "there is nothing at this path; /openapi.json lists what there is",
+    "Method Not Allowed": "this path has no such method; Allow lists those that it has",
+}
+"""Starlette's words, and ours."""
+_RESENDS = {
+    401: "missing_api_key",
+    402: "monthly_quota_exceeded",
+    403: "restricted_api_key",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "application_error",
+    409: "invalid_idempotent_request",
+    429: "rate_limit_exceeded",
+    503: "application_error",
+}
+"""What Resend calls an error; any other is a `validation_error`."""
 
 
 class Refused(HTTPException):
@@ -35,23 +52,27 @@ class Refused(HTTPException):
         *,
         errors: Sequence[Mapping[str, str]] = (),
         headers: Mapping[str, str] | None = None,
+        name: str = "",
     ) -> None:
+        """`name`: what Resend calls it, where that is not the status's."""
         super().__init__(status, message, dict(headers or {}))
         self.code = code
         self.errors = errors
+        self.name = name
 
 
 def error(request: Request, refused: HTTPException) -> Response:
     """Answer with an error."""
     status = refused.status_code
     code = refused.code if isinstance(refused, Refused) else _CODES.get(status, "error")
+    name = refused.name if isinstance(refused, Refused) else ""
     content: dict[str, object] = {
         "status": "error",
         "code": code,
-        "message": refused.detail,
+        "message": _OF_NO_ROUTE.get(refused.detail, refused.detail),
         "request_id": request.state.request_id,
         "retryable": status in RETRYABLE,
-        "name": code,
+        "name": name or _RESENDS.get(status, "validation_error"),
         "statusCode": status,
     }
     if isinstance(refused, Refused) and refused.errors:
