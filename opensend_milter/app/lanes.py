@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -57,7 +58,14 @@ class Lanes:
 
     def accept(self, message: Message) -> Outcome:
         """Wait for the outcome of one message."""
-        return (self.large if message.size > self.large_above_bytes else self.small).accept(message)
+        return self._lane(message.size).accept(message)
+
+    def accept_all(self, messages: Sequence[Message]) -> Sequence[Outcome | None]:
+        """Wait for the outcome of messages that are taken all or not at all."""
+        return self._lane(sum(message.size for message in messages)).accept_all(messages)
+
+    def _lane(self, size: int) -> Gatherer:
+        return self.large if size > self.large_above_bytes else self.small
 
     def close(self) -> None:
         """Finish what was handed in, then let go."""

@@ -15,11 +15,12 @@ from opensend_milter.adapters.prometheus import Together
 from opensend_milter.app.fitting import watched
 from opensend_milter.app.lanes import open_lanes
 from opensend_milter.app.limiting import limited, open_throttle
-from opensend_milter.app.succession import Accept, Deciding, Succession
+from opensend_milter.app.succession import Deciding, Succession
 from opensend_milter.config import Config, load
 from opensend_milter.config.changes import Reads
 from opensend_milter.core import counting
 from opensend_milter.core.errors import ConfigError, StoreUnavailable, TablesDiffer
+from opensend_milter.core.model import Message, Outcome
 from opensend_milter.servers import metrics_page
 from opensend_milter.servers.memory import give_back_large_blocks
 from opensend_milter.servers.milter import Callbacks, Door, MilterProcess, open_socket
@@ -130,7 +131,7 @@ def _counted(config: Config) -> Iterator[Callable[[], None]]:
         yield counts.join
 
 
-def _deciding(config: Config) -> Deciding:
+def _deciding(config: Config) -> Deciding[Message, Outcome]:
     lanes = open_lanes(config)
     throttle = open_throttle(config, "opensend_milter")
 
@@ -141,7 +142,7 @@ def _deciding(config: Config) -> Deciding:
     return Deciding(partial(limited, throttle, lanes.accept), close)
 
 
-def _door(config: Config, accept: Accept) -> Door:
+def _door(config: Config, accept: Callable[[Message], Outcome]) -> Door:
     return Door(
         accept=accept,
         spool_dir=config.milter.spool_dir,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-from opensend_milter.core.model import Message, Outcome
-
-Accept = Callable[[Message], Outcome]
+T = TypeVar("T")
+Decided = TypeVar("Decided")
 
 
 @dataclass(eq=False, slots=True)
-class Deciding:
+class Deciding(Generic[T, Decided]):
     """What messages are handed to, and how to close it."""
 
-    accept: Accept
+    accept: Callable[[T], Decided]
     close: Callable[[], None]
     inside: int = 0
     """Messages that wait for their outcome."""
@@ -23,27 +23,27 @@ class Deciding:
     """Set once it has a successor and the last of them is gone."""
 
 
-class Succession:
-    """Hands each message to the one that is in charge when it comes."""
+class Succession(Generic[T, Decided]):
+    """Hands each message, or lot of them, to the one that is in charge when it comes."""
 
-    def __init__(self, first: Deciding) -> None:
+    def __init__(self, first: Deciding[T, Decided]) -> None:
         self._in_charge = first
         self._lock = threading.Lock()
         self._closing: list[threading.Thread] = []
 
-    def accept(self, message: Message) -> Outcome:
-        """Wait for the outcome of one message."""
+    def accept(self, asked: T) -> Decided:
+        """Wait for what becomes of it."""
         with self._lock:
             deciding = self._in_charge
             deciding.inside += 1
         try:
-            return deciding.accept(message)
+            return deciding.accept(asked)
         finally:
             with self._lock:
                 deciding.inside -= 1
                 self._note_if_left(deciding)
 
-    def replace(self, successor: Deciding) -> None:
+    def replace(self, successor: Deciding[T, Decided]) -> None:
         """Hand what comes from now on to another one."""
         with self._lock:
             before, self._in_charge = self._in_charge, successor
@@ -52,7 +52,7 @@ class Succession:
         closing.start()
         self._closing = [*(one for one in self._closing if one.is_alive()), closing]
 
-    def _note_if_left(self, deciding: Deciding) -> None:
+    def _note_if_left(self, deciding: Deciding[T, Decided]) -> None:
         if not deciding.inside and deciding is not self._in_charge:
             deciding.left.set()
 
@@ -63,6 +63,6 @@ class Succession:
             closing.join()
 
 
-def _close(deciding: Deciding) -> None:
+def _close(deciding: Deciding[T, Decided]) -> None:
     deciding.left.wait()
     deciding.close()

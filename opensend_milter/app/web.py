@@ -22,14 +22,14 @@ from opensend_milter.adapters.postgres.submissions import PostgresSubmissions
 from opensend_milter.app.fitting import needs_of, watched
 from opensend_milter.app.lanes import open_lanes
 from opensend_milter.app.limiting import limits_of, open_throttle
-from opensend_milter.app.succession import Accept, Deciding, Succession
+from opensend_milter.app.succession import Deciding, Succession
 from opensend_milter.config import Config, load
 from opensend_milter.config.changes import Reads
 from opensend_milter.core import counting
 from opensend_milter.core.errors import ConfigError
 from opensend_milter.core.feedback import of_link
 from opensend_milter.core.links import Links, SignedLink
-from opensend_milter.core.model import EmailId
+from opensend_milter.core.model import EmailId, Message, Outcome
 from opensend_milter.core.request import RequestLimits
 from opensend_milter.core.signing import derived
 from opensend_milter.host.rendering.certificates import find_certificate
@@ -43,7 +43,7 @@ from opensend_milter.servers.web import (
     openapi as http_openapi,
     server as http_server,
 )
-from opensend_milter.servers.web.api import Api
+from opensend_milter.servers.web.api import AcceptAll, Api
 from opensend_milter.servers.web.bodies import Bodies
 from opensend_milter.servers.web.records import Records
 from opensend_milter.servers.web.room import MOST_REQUESTS
@@ -128,9 +128,9 @@ class Answering:
         self._desk.close()
         self._box.close()
 
-    def _deciding(self, config: Config) -> Deciding:
+    def _deciding(self, config: Config) -> Deciding[Sequence[Message], Sequence[Outcome | None]]:
         lanes = open_lanes(config, "opensend_http", self._tables)
-        return Deciding(lanes.accept, lanes.close)
+        return Deciding(lanes.accept_all, lanes.close)
 
     def _site(self, config: Config) -> Site:
         routes = [
@@ -186,7 +186,7 @@ def _report_routes(config: Config, box: PostgresFeedbackBox, check: Callable[[],
 
 
 def _api(
-    config: Config, accept: Accept, desk: PostgresSubmissions, throttle: Throttle, threads: CapacityLimiter
+    config: Config, accept: AcceptAll, desk: PostgresSubmissions, throttle: Throttle, threads: CapacityLimiter
 ) -> Api:
     return Api(
         accept=accept,

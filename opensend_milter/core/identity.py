@@ -19,6 +19,8 @@ def identify(message: Message, reading: Reading) -> Identity:
         for text in (attachment.filename, attachment.content_type):
             _add(content, [text.encode("utf-8", "surrogatepass")])
         _add(content, attachment.content.pieces())
+    if message.one_of:  # a list that is longer or shorter is another request, though it begins the same
+        _add(content, [b"one of %d" % message.one_of])
     digest = content.digest()
     key = reading.wishes.idempotency_key
     named = reading.message_id and key is None

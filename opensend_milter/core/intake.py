@@ -6,8 +6,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from opensend_milter.core import counting, maillog
 from opensend_milter.core.address import domain_of, normal_domain, unicode_domain
@@ -47,6 +47,10 @@ class Known:
     identity: Identity
 
 
+Lot = Sequence[tuple[Message, Known | Refuse]]
+"""One message; or several of one key, which are taken all or not at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Intake:
     """Decides on messages and makes them ours."""
@@ -73,21 +77,29 @@ class Intake:
             log.exception("%s: could not be read", message.queue_id)
             return OURS
 
-    def accept(self, messages: Sequence[tuple[Message, Known | Refuse]]) -> list[Outcome]:
+    def accept(self, lots: Sequence[Lot]) -> list[list[Outcome | None]]:
         """Judge and store a batch of one or many. An id means that COMMIT returned and the message is ours.
 
-        Raise AlreadyStored where one of them was stored by somebody else meanwhile, and nothing of the batch.
+        None: it was good, but another of its lot was not. Raise AlreadyStored where one of them was stored by somebody
+        else meanwhile, and nothing of the batch.
         """
-        questions = [_question(message, known) for message, known in messages if isinstance(known, Known)]
+        questions = [_question(message, known) for lot in lots for message, known in lot if isinstance(known, Known)]
         facts = iter(self.store.facts_for(questions) if questions else [])
-        settlements = [
-            self._judged(message, known, next(facts))
-            if isinstance(known, Known)
-            else Settlement(message=message, verdict=known)
-            for message, known in messages
-        ]
-        self.store.settle([settlement for settlement in settlements if settlement.verdict is not OURS])
-        return [one.message.id if isinstance(one.verdict, Accept) else one.verdict for one in settlements]
+        judged = [self._judged_lot(lot, facts) for lot in lots]
+        self.store.settle([one for lot in judged for one in lot if one is not None and one.verdict is not OURS])
+        return [[None if one is None else _outcome(one) for one in lot] for lot in judged]
+
+    def _judged_lot(self, lot: Lot, facts: Iterator[Facts]) -> list[Settlement | None]:
+        judged: list[Settlement] = []
+        accepted = 0
+        for message, known in lot:
+            if isinstance(known, Known):
+                judged.append(self._judged(message, known, _after(accepted, next(facts))))
+            else:
+                judged.append(Settlement(message=message, verdict=known))
+            accepted += isinstance(judged[-1].verdict, Accept)
+        refused = [one if isinstance(one.verdict, Refuse) else None for one in judged]
+        return refused if any(refused) else [*judged]
 
     def _judged(self, message: Message, known: Known, about: Facts) -> Settlement:
         return Settlement(
@@ -97,6 +109,18 @@ class Intake:
             suppressed=about.suppressed,
             message_id=known.reading.message_id,
         )
+
+
+def _outcome(settlement: Settlement) -> Outcome:
+    return settlement.message.id if isinstance(settlement.verdict, Accept) else settlement.verdict
+
+
+def _after(accepted: int, about: Facts) -> Facts:
+    """Return the facts as they are behind others of the same lot, and so of the same key: they count for its day."""
+    if not accepted or about.key is None:
+        return about
+    scope = replace(about.key.scope, sent_today=about.key.scope.sent_today + accepted)
+    return replace(about, key=replace(about.key, scope=scope))
 
 
 def _question(message: Message, known: Known) -> Question:
@@ -132,10 +156,11 @@ def _held() -> threading.Lock:
 
 @dataclass(eq=False, slots=True)
 class _Waiting:
-    message: Message
+    messages: Sequence[Message]
     since: float
-    known: Known | Refuse | None = None
-    outcome: Outcome | None = None
+    lot: Lot = ()
+    """What was read of them before they joined a batch."""
+    outcomes: Sequence[Outcome | None] = ()
     taken: bool = False
     withdrawn: bool = False
     given_up: bool = False
@@ -143,15 +168,17 @@ class _Waiting:
     done: threading.Lock = field(default_factory=_held)
     """Released when there is an outcome: one waits for it, and an Event takes half as long again."""
 
-    def note(self, outcome: Outcome) -> None:
+    def note(self, message: Message, outcome: Outcome | None) -> None:
         waited_ms = (time.monotonic() - self.since) * 1000
         match outcome:
+            case None:
+                pass
             case Refuse():
-                maillog.refused(self.message, outcome, waited_ms)
+                maillog.refused(message, outcome, waited_ms)
             case Repeat():
-                maillog.repeated(self.message, outcome.email_id, waited_ms)
+                maillog.repeated(message, outcome.email_id, waited_ms)
             case email_id:
-                maillog.accepted(self.message, email_id, waited_ms)
+                maillog.accepted(message, email_id, waited_ms)
 
 
 class Gatherer:
@@ -171,7 +198,7 @@ class Gatherer:
         self._at_most = at_most
         self._overdue = _Overdue()
         self._queue: queue.SimpleQueue[_Waiting | None] | FairQueue[_Waiting] = (
-            queue.SimpleQueue() if at_most > 1 else FairQueue(lambda waiting: waiting.message.session.key_id)
+            queue.SimpleQueue() if at_most > 1 else FairQueue(lambda waiting: waiting.messages[0].session.key_id)
         )
         self._lock = threading.Lock()
         self._stopped = False
@@ -190,7 +217,7 @@ class Gatherer:
 
     @property
     def waiting(self) -> int:
-        """Messages that no batch has taken up yet."""
+        """Messages and lots that no batch has taken up yet."""
         return self._queue.qsize()
 
     def accept(self, message: Message) -> Outcome:
@@ -199,21 +226,30 @@ class Gatherer:
         After `soft_s` a message that no batch has taken up is withdrawn: it is not stored. One that is under way is
         waited for until `hard_s`; beyond that the answer is 451 though it may be stored.
         """
-        waiting = _Waiting(message, time.monotonic())
-        if self._at_most > 1 and message.size > _READ_TOGETHER_BYTES:
-            waiting.known = self._read(message)
+        return self.accept_all([message])[0] or OURS
+
+    def accept_all(self, messages: Sequence[Message]) -> Sequence[Outcome | None]:
+        """Wait for the outcome of messages of one key that are taken all or not at all, as for that of one.
+
+        Where some are refused, the others have none.
+        """
+        waiting = _Waiting(messages, time.monotonic())
+        ours = [OURS for _ in messages]
+        if self._at_most > 1 and sum(message.size for message in messages) > _READ_TOGETHER_BYTES:
+            waiting.lot = self._read(messages)
         with self._lock:
             if self._stopped:
-                return OURS
+                return ours
             self._queue.put(waiting)
         if not waiting.done.acquire(timeout=self._soft_s):
             with self._lock:
                 waiting.withdrawn = not waiting.taken
             if waiting.withdrawn or not waiting.done.acquire(timeout=max(self._hard_s - self._soft_s, 0)):
                 waiting.given_up = True
-                waiting.note(OURS)
-                return OURS
-        return waiting.outcome or OURS
+                for message in messages:
+                    waiting.note(message, OURS)
+                return ours
+        return waiting.outcomes or ours
 
     def _run(self) -> None:
         size = 1
@@ -231,9 +267,9 @@ class Gatherer:
 
     def _gather(self, first: _Waiting, *, busy: bool) -> tuple[list[_Waiting], bool]:
         """Fill a batch; wait for more only when there lately was more than one, so that a lone session never waits."""
-        batch = [first]
+        batch, size = [first], len(first.messages)
         deadline = time.monotonic() + (self._window_s if busy or not self._queue.empty() else 0)
-        while len(batch) < self._at_most:
+        while size < self._at_most:
             try:
                 waiting = self._queue.get(timeout=max(deadline - time.monotonic(), 0))
             except queue.Empty:
@@ -241,6 +277,7 @@ class Gatherer:
             if waiting is None:
                 return batch, True
             batch.append(waiting)
+            size += len(waiting.messages)
         return batch, False
 
     def _decide(self, batch: list[_Waiting]) -> None:
@@ -248,47 +285,56 @@ class Gatherer:
             batch = [waiting for waiting in batch if not waiting.withdrawn]
             for waiting in batch:
                 waiting.taken = True
-        counting.batch(len(batch))
-        asked = [(waiting.message, waiting.known or self._read(waiting.message)) for waiting in batch]
-        for waiting, outcome in zip(batch, self._outcomes(asked), strict=True):
-            waiting.outcome = outcome
+        counting.batch(sum(len(waiting.messages) for waiting in batch))
+        lots = [waiting.lot or self._read(waiting.messages) for waiting in batch]
+        for waiting, outcomes in zip(batch, self._outcomes(lots), strict=True):
+            waiting.outcomes = outcomes
             if not waiting.given_up:
-                self._note(waiting, outcome)
+                self._note(waiting)
         # All at the end: those who wait and this thread take turns at the interpreter.
         for waiting in batch:
             waiting.done.release()
 
     @staticmethod
-    def _note(waiting: _Waiting, outcome: Outcome) -> None:
-        try:
-            waiting.note(outcome)
-        except Exception:
-            # What is stored is stored, and whoever comes next needs this thread.
-            log.exception("%s: not noted", waiting.message.queue_id)
+    def _note(waiting: _Waiting) -> None:
+        for message, outcome in zip(waiting.messages, waiting.outcomes, strict=True):
+            try:
+                waiting.note(message, outcome)
+            except Exception:
+                # What is stored is stored, and whoever comes next needs this thread.
+                log.exception("%s: not noted", message.queue_id)
 
-    def _read(self, message: Message) -> Known | Refuse:
+    def _read(self, messages: Sequence[Message]) -> Lot:
+        deadline = time.monotonic() + self._soft_s
+        return [(message, self._known(message, deadline)) for message in messages]
+
+    def _known(self, message: Message, deadline: float) -> Known | Refuse:
         if message.sha256 in self._overdue:
             return OURS
         try:
-            return self._intake.read(message, Budget.of(message.size, deadline=time.monotonic() + self._soft_s))
+            return self._intake.read(message, Budget.of(message.size, deadline=deadline))
         except OutOfTimeError:
             self._overdue.add(message.sha256)
             maillog.reading_given_up(message, "time")
             return OURS
 
-    def _outcomes(self, messages: list[tuple[Message, Known | Refuse]], *, again: bool = False) -> list[Outcome]:
+    def _outcomes(self, lots: Sequence[Lot], *, again: bool = False) -> Sequence[Sequence[Outcome | None]]:
         try:
-            return self._intake.accept(messages)
+            return self._intake.accept(lots)
         except AlreadyStored:
             if again:
-                return [OURS for _ in messages]
-            return [self._outcomes([message], again=True)[0] for message in messages]
+                return _ours(lots)
+            return [self._outcomes([lot], again=True)[0] for lot in lots]
         except TemporaryError as error:
-            log.warning("batch of %d not stored: %s", len(messages), error)
-            return [OURS for _ in messages]
+            log.warning("batch of %d not stored: %s", len(lots), error)
+            return _ours(lots)
         except Exception:
-            if len(messages) == 1:
-                log.exception("%s: not stored", messages[0][0].queue_id)
-                return [OURS]
-            log.warning("batch of %d not stored, trying one by one", len(messages), exc_info=True)
-            return [self._outcomes([message])[0] for message in messages]
+            if len(lots) == 1:
+                log.exception("%s: not stored", lots[0][0][0].queue_id)
+                return _ours(lots)
+            log.warning("batch of %d not stored, trying one by one", len(lots), exc_info=True)
+            return [self._outcomes([lot])[0] for lot in lots]
+
+
+def _ours(lots: Sequence[Lot]) -> list[list[Refuse]]:
+    return [[OURS for _ in lot] for lot in lots]

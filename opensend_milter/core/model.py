@@ -64,6 +64,8 @@ class Message:
     """Why the front door already knows that it cannot be taken."""
     bulk_id: str | None = None
     """Of the request that brought several."""
+    one_of: int = 0
+    """How many there are under the one name that the request has; 0: they are no matter to each other."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,13 +142,35 @@ def test_a_bulk_that_is_repeated_as_a_whole_gets_to_its_end(sandbox: Sandbox) ->
 
 def test_a_batch_of_resends_clients_is_taken_as_far_as_the_limit_goes(sandbox: Sandbox) -> None:
     ours = client(sandbox, per_minute=2)
-    found = ours.send("/emails/batch", [ours.resend(subject=f"{n}") for n in range(4)])
+    permissive = {"x-batch-validation": "permissive"}
+    found = ours.send("/emails/batch", [ours.resend(subject=f"{n}") for n in range(4)], **permissive)
     assert (found.status, len(found.body["data"])) == (200, 2)
     assert [(one["index"], one["message"]) for one in found.body["errors"]] == [
         (2, "too many messages, try again later"),
         (3, "too many messages, try again later"),
     ]
     assert ours.stored() == ["0", "1"]
+
+
+def test_a_strict_batch_fits_when_it_was_said_to(sandbox: Sandbox) -> None:
+    """All of it, after the seconds that Retry-After names; until then nothing."""
+    ours = client(sandbox, per_minute=600)
+    batch = [ours.resend(subject=f"{n:02}") for n in range(60)]
+    assert ours.send("/emails/batch", batch).status == 200
+    refused = ours.send("/emails/batch", batch)
+    assert (refused.status, refused.body["name"]) == (429, "rate_limit_exceeded")
+    assert len(ours.stored()) == 60
+    time.sleep(int(refused.headers["retry-after"]))  # what a client would do
+    assert ours.send("/emails/batch", batch).status == 200
+    assert len(ours.stored()) == 120
+
+
+def test_a_strict_batch_that_never_fits_is_not_put_off(sandbox: Sandbox) -> None:
+    ours = client(sandbox, per_minute=3)
+    refused = ours.send("/emails/batch", [ours.resend()] * 4)
+    assert (refused.status, refused.body["retryable"]) == (413, False)
+    assert "lets 3 through at once; send fewer, or with x-batch-validation: permissive" in refused.body["message"]
+    assert ours.stored() == []
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ import pytest
 from anyio import CapacityLimiter
 from starlette.types import ASGIApp
 
-from opensend_milter.core.model import EmailId, KeyId, Message
+from opensend_milter.core.model import EmailId, KeyId, Message, Outcome
+from opensend_milter.core.policy import OURS
 from opensend_milter.core.rates import Ask, Grant, RateLimits
 from opensend_milter.core.request import RequestLimits
 from opensend_milter.core.submission import Caller, Submission
@@ -281,19 +282,19 @@ class NoLimit:
     def close(self) -> None: ...
 
 
+def stumble(message: Message) -> Outcome:
+    if f"Subject: {HALT}".encode() in message.raw:
+        raise ZeroDivisionError
+    return message.id
+
+
 @contextmanager
-def faulty() -> Iterator[ASGIApp]:
+def faulty(accept: Callable[[Message], Outcome] = stumble) -> Iterator[ASGIApp]:
     """Make an application that takes every message but those with the subject `HALT`."""
-
-    def accept(message: Message) -> EmailId:
-        if f"Subject: {HALT}".encode() in message.raw:
-            raise ZeroDivisionError
-        return message.id
-
     limits = RateLimits(total_per_minute=0, client_per_minute=0, key_per_minute=0, failed_per_minute=0)
     throttle, desk, threads = Throttle(NoLimit(), limits, timeout_s=5), FaultyDesk(), CapacityLimiter(8)
     api = Api(
-        accept=accept,
+        accept=lambda messages: [accept(one) for one in messages],
         desk=desk,
         records=Records(store=desk, threads=threads),
         throttle=throttle,
@@ -342,6 +343,14 @@ def test_a_fault_of_ours_with_one_message_leaves_the_others_their_ids() -> None:
     assert [one["status"] for one in body["results"]] == ["accepted", "rejected", "accepted"]
     assert (body["results"][1]["code"], body["results"][1]["retryable"]) == ("unavailable", True)
     assert len({one["request_id"] for one in body["results"]}) == 3
+
+
+def test_a_fault_of_ours_with_one_message_is_that_of_a_strict_batch() -> None:
+    letters = [{"from": "a@example.org", "to": "b@example.net", "subject": name, "text": ""} for name in ("hi", HALT)]
+    with faulty(lambda message: OURS if HALT.encode() in message.raw else message.id) as app:
+        status, body = asyncio.run(post(app, "/emails/batch", letters))
+    assert (status, body["code"], body["name"], body["retryable"]) == (503, "unavailable", "application_error", True)
+    assert "data" not in body
 
 
 # ---------------------------------------------------------------------- the client goes away

@@ -287,7 +287,7 @@ def taking(
     """Make an application that takes messages of any key."""
     throttle, desk, threads = Throttle(NoLimit(), NO_LIMITS, timeout_s=patience_s()), TwoKeys(), CapacityLimiter(8)
     api = Api(
-        accept=accept,
+        accept=lambda messages: [accept(one) for one in messages],
         desk=desk,
         records=Records(store=desk, threads=threads),
         throttle=throttle,

@@ -31,7 +31,8 @@ def message(raw: bytes = PLAIN, *recipients: str) -> Message:
 
 def decide(intake: Intake, messages: Sequence[Message]) -> list[Outcome]:
     """Read messages and have them judged and stored together."""
-    return intake.accept([(one, intake.read(one, Budget.of(one.size))) for one in messages])
+    lots = intake.accept([[(one, intake.read(one, Budget.of(one.size)))] for one in messages])
+    return [outcome for lot in lots for outcome in lot if outcome is not None]
 
 
 def texts(reading: Reading) -> Iterator[str]:

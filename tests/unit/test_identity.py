@@ -140,3 +140,11 @@ def test_a_recipient_does_not_look_like_an_attachment() -> None:
         identity(mixed(named("a/b; name=c@example.net")), "b@example.net").content_digest
         != identity(mixed(part("text/plain", b"")), "b@example.net", "c@example.net a/b").content_digest
     )
+
+
+def test_one_of_a_list_is_known_by_how_many_it_has() -> None:
+    """A list under an old name that goes on where the first one ended is another request."""
+    mail, reading = message(STANDARD), read(STANDARD, Limits())
+    assert isinstance(reading, Reading)
+    digests = {identify(replace(mail, one_of=count), reading).content_digest for count in (0, 1, 2, 2)}
+    assert len(digests) == 3

@@ -19,7 +19,7 @@ from opensend_milter.core.budget import Budget, OutOfTimeError
 from opensend_milter.core.couriers import Carries
 from opensend_milter.core.errors import AlreadyStored, StoreUnavailable
 from opensend_milter.core.ids import new_email_id
-from opensend_milter.core.intake import Gatherer, Intake
+from opensend_milter.core.intake import Gatherer, Intake, Known
 from opensend_milter.core.model import (
     Accept,
     Address,
@@ -28,6 +28,7 @@ from opensend_milter.core.model import (
     Facts,
     KeyFacts,
     KeyId,
+    KeyScope,
     Limits,
     Message,
     Outcome,
@@ -453,3 +454,96 @@ def test_one_over_its_budget_is_told_so_and_noted(caplog: pytest.LogCaptureFixtu
     assert isinstance(found, Refuse)
     assert (found.code, found.rule) == (554, Rule.BEYOND_LIMITS)
     assert "where=addresses" in caplog.text
+
+
+# ---------------------------------------------------------------------- all or not at all
+
+NO_FROM = b"To: b@example.net\r\n\r\nno from"
+
+
+def test_of_a_lot_all_are_stored_together() -> None:
+    store = Store()
+    lot = [message() for _ in range(3)]
+    with begun(made(store)) as opened:
+        assert opened.accept_all(lot) == [one.id for one in lot]
+    assert [[settlement.message.id for settlement in batch] for batch in store.batches] == [[one.id for one in lot]]
+
+
+def test_one_of_a_lot_that_is_refused_is_recorded_and_keeps_out_the_others() -> None:
+    """A neighbour in the same batch has nothing to do with it."""
+    store = Store()
+    good, bad, neighbour = message(), message(NO_FROM), message()
+    opened = made(store)
+    with ThreadPoolExecutor(2) as sessions:
+        of_lot, of_neighbour = (
+            sessions.submit(opened.accept_all, [good, bad, good]),
+            sessions.submit(opened.accept, neighbour),
+        )
+        await_true(lambda: opened.waiting == 2, "both wait")
+        with begun(opened):
+            outcomes = of_lot.result()
+            assert of_neighbour.result() == neighbour.id
+    assert [type(one).__name__ for one in outcomes] == ["NoneType", "Refuse", "NoneType"]
+    stored = [settlement.message.id for batch in store.batches for settlement in batch]
+    assert sorted(stored) == sorted([bad.id, neighbour.id])
+
+
+def test_a_fault_of_ours_with_one_of_a_lot_stores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(raw: bytes, limits: Limits, budget: Budget) -> object:
+        if b"no from" in raw:
+            raise RuntimeError("a fault of ours")
+        return message_module.read(raw, limits, budget)
+
+    monkeypatch.setattr("opensend_milter.core.intake.read", read)
+    store = Store()
+    with begun(made(store)) as opened:
+        assert opened.accept_all([message(), message(NO_FROM)]) == [None, OURS]
+    assert [one for batch in store.batches for one in batch] == []
+
+
+def test_a_lot_that_cannot_be_stored_is_none_of_ours() -> None:
+    def fail(_: Sequence[Settlement]) -> None:
+        raise StoreUnavailable("gone")
+
+    with begun(made(Store(fail))) as opened:
+        assert opened.accept_all([message(), message()]) == [OURS, OURS]
+
+
+@pytest.mark.parametrize(("left", "refused"), [(3, []), (2, [2]), (1, [1, 2])])
+def test_those_of_a_lot_count_for_the_day_one_after_the_other(left: int, refused: list[int]) -> None:
+    class Limited(Store):
+        def facts_for(self, questions: Sequence[Question]) -> list[Facts]:
+            scope = KeyScope(per_day=10, sent_today=10 - left)
+            return [replace(KNOWN, key=replace(KNOWN.key, scope=scope)) for _ in questions if KNOWN.key]
+
+    lot = [message() for _ in range(3)]
+    with begun(made(Limited())) as opened:
+        outcomes = opened.accept_all(lot)
+    rules = {index: one.rule for index, one in enumerate(outcomes) if isinstance(one, Refuse)}
+    assert rules == dict.fromkeys(refused, Rule.DAILY_QUOTA)
+    assert [one for one in outcomes if isinstance(one, str)] == ([] if refused else [one.id for one in lot])
+
+
+def test_a_lot_that_somebody_else_stored_meanwhile_is_asked_for_again_as_a_whole() -> None:
+    store = Named(lambda: store.taken.update({fingerprint(first): first.id}))
+    first, second = named("first"), named("second")
+    with begun(made(store)) as opened:
+        assert opened.accept_all([second, first]) == [second.id, Repeat(email_id=first.id)]
+    assert store.stored() == [second.id]
+
+
+def test_a_batch_of_lots_has_as_many_messages_as_one_of_messages() -> None:
+    store = Store()
+    opened = made(store)
+    with ThreadPoolExecutor(5) as sessions:
+        outcomes = [sessions.submit(opened.accept_all, [message() for _ in range(4)]) for _ in range(5)]
+        await_true(lambda: opened.waiting == 5, "all of them wait")
+        with begun(opened):
+            assert all(len(one.result()) == 4 for one in outcomes)
+    assert list(map(len, store.batches)) == [12, 8], "begun with fewer than ten"
+
+
+def fingerprint(mail: Message) -> bytes:
+    known = Intake(Store(), POLICY).read(mail, Budget.of(mail.size))
+    assert isinstance(known, Known)
+    return known.identity.fingerprint or b""

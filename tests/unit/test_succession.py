@@ -33,7 +33,7 @@ class Decider:
         self.is_open = False
 
     @property
-    def deciding(self) -> Deciding:
+    def deciding(self) -> Deciding[Message, Outcome]:
         return Deciding(self.accept, self.close)
 
 

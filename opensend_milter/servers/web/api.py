@@ -13,12 +13,10 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, create_task_group, fail_after, sleep, to_thread
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from opensend_milter.core.control import IDEMPOTENCY_KEY
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import (
     EmailId,
@@ -28,28 +26,35 @@ from opensend_milter.core.model import (
     Refuse,
     Repeat,
 )
-from opensend_milter.core.policy import is_within
-from opensend_milter.core.rates import Decision, client_of
+from opensend_milter.core.policy import OURS, is_within
+from opensend_milter.core.rates import Decision, burst_of, client_of
 from opensend_milter.core.request import Dialect
+from opensend_milter.core.rules import Rule
 from opensend_milter.core.submission import FINAL, Caller, Submission, request_id
 from opensend_milter.servers.throttle import Throttle, fields
 from opensend_milter.servers.web.bodies import NOT_YET, Asked, Bodies
 from opensend_milter.servers.web.caller import secret_of
 from opensend_milter.servers.web.records import Records, record, refused
-from opensend_milter.servers.web.refusals import RETRYABLE, Refused
+from opensend_milter.servers.web.refusals import RETRYABLE, Refused, of_all
 from opensend_milter.servers.web.room import MOST_MESSAGES, Visit
+from opensend_milter.servers.web.wishes import (
+    BATCH_VALIDATION,
+    LONGEST_BULK_KEY,
+    LONGEST_KEY,
+    idempotency_key,
+    is_permissive,
+    wait_s,
+)
 
 log = logging.getLogger(__name__)
 LOGINS_AT_ONCE = 4
 """Of one client."""
 _QUICK_BYTES = 32_768
 """Of a message that is read at once: it takes less than a millisecond or two, and a thread would take half of that."""
-LONGEST_WAIT_S = 30
 _LOOK_AGAIN_S, _TURN_S = 0.25, 5.0
-LONGEST_KEY, LONGEST_BULK_KEY = 256, 252
-"""Of an Idempotency-Key; in a bulk with room for `#499`."""
 _JSON = ("application/json", "text/json")
 T = TypeVar("T")
+AcceptAll = Callable[[Sequence[Message]], Sequence[Outcome | None]]
 _TOO_MANY = Refused(429, "rate_limited", "too many messages, try again later")
 
 
@@ -67,8 +72,8 @@ class Desk(Protocol):
 class Api:
     """What every request of this process shares."""
 
-    accept: Callable[[Message], Outcome]
-    """Wait for the outcome of one message; in a thread."""
+    accept: AcceptAll
+    """Wait for the outcome of messages that are taken all or not at all, or of one; in a thread."""
     desk: Desk
     records: Records
     throttle: Throttle
@@ -93,12 +98,12 @@ class Api:
         ]
 
     async def _send(self, request: Request) -> Response:
-        wait_s = _wait_s(request)
+        seconds = wait_s(request)
         asked = await self._asked(request, "rele")
         email_id = await self._take_one(request, asked)
         found: dict[str, object] = {"status": "accepted", "request_id": request_id(email_id), "id": email_id}
-        if wait_s:
-            found["submission"] = await self._await_final(asked.key_id, email_id, wait_s)
+        if seconds:
+            found["submission"] = await self._await_final(asked.key_id, email_id, seconds)
         return JSONResponse(found, 202, fields(asked.limit))
 
     async def _send_resend(self, request: Request) -> Response:
@@ -115,14 +120,18 @@ class Api:
         return JSONResponse({**found, "rejected": len(results) - accepted, "results": results}, 202, fields(limit))
 
     async def _batch_resend(self, request: Request) -> Response:
-        items, limit = await self._take_all(request, await self._asked(request, "resend", str(uuid4())))
+        asked = await self._asked(request, "resend", str(uuid4()))
+        if not is_permissive(request.headers):
+            ids, limit = await self._take_together(request, asked)
+            return JSONResponse({"data": [{"id": email_id} for email_id in ids]}, 200, fields(limit))
+        items, limit = await self._take_all(request, asked)
         good = [{"id": taken} for _, taken in items if not isinstance(taken, Refused)]
-        bad = [
-            {"index": index, "message": taken.detail}
-            for index, (_, taken) in enumerate(items)
-            if isinstance(taken, Refused)
-        ]
-        return JSONResponse({"data": good, **({"errors": bad} if bad else {})}, 200, fields(limit))
+        bad = _refused(items)
+        if not any(taken == email_id for email_id, taken in items):
+            # Nothing is new, and so nothing is lost by saying that this is another list under an old name.
+            _raise_any(request, items, [(index, one) for index, one in bad if one.code == Rule.DUPLICATE_KEY.http.code])
+        errors = [{"index": index, "message": one.detail} for index, one in bad]
+        return JSONResponse({"data": good, "errors": errors}, 200, fields(limit))
 
     async def _key(self, request: Request) -> Response:
         key_id = await self.authenticated(request)
@@ -184,6 +193,22 @@ class Api:
             raise Refused(429, _TOO_MANY.code, _TOO_MANY.detail, headers=fields(decision))
         return decision
 
+    async def _within_limits_together(self, asked: Asked, count: int) -> Decision:
+        """Count so many or none; the first was counted with the request."""
+        if count == 1:
+            return asked.limit
+        decision = await self._in_thread(lambda: self.throttle.check(asked.client_address, asked.key_id, count - 1))
+        if decision.allowed:
+            return decision
+        at_once = int(burst_of(decision.limit))
+        if count > at_once:
+            text = (
+                f"{count} messages that are taken all or not at all: a limit of {decision.limit} a minute lets "
+                f"{at_once} through at once; send fewer, or with {BATCH_VALIDATION}: permissive"
+            )
+            raise Refused(413, "payload_too_large", text)
+        raise Refused(429, _TOO_MANY.code, _TOO_MANY.detail, headers=fields(decision.with_refused(count)))
+
     async def _asked(self, request: Request, dialect: Dialect, bulk_id: str | None = None) -> Asked:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         caller = await self._caller(request)
@@ -199,7 +224,7 @@ class Api:
             key_id=caller.key_id,
             client_address=address,
             is_tls=request.url.scheme == "https",
-            idempotency_key=_idempotency_key(request.headers, LONGEST_BULK_KEY if bulk_id else LONGEST_KEY),
+            idempotency_key=idempotency_key(request.headers, LONGEST_BULK_KEY if bulk_id else LONGEST_KEY),
             bulk_id=bulk_id,
         )
 
@@ -213,6 +238,18 @@ class Api:
         # Whoever waits for the outcome of a message holds nothing of it.
         visit.empty()
         return taken
+
+    async def _take_together(self, request: Request, asked: Asked) -> tuple[list[EmailId], Decision]:
+        """Take all of them or none: fields first, then limits, then rules."""
+        visit: Visit = request.state.visit
+        asked_for = await self._read(request, lambda body: self.bodies.several(body, asked), most=0)
+        _raise_any(request, asked_for, _refused(asked_for))
+        limit = await self._within_limits_together(asked, len(asked_for))
+        messages = [message for _, message in asked_for if not isinstance(message, Refused)]
+        answers = [one and _answer(one, asked.dialect) for one in await self._decided(visit, messages)]
+        judged = [(email_id, answer) for (email_id, _), answer in zip(asked_for, answers, strict=True)]
+        _raise_any(request, asked_for, _refused(judged))
+        return [answer for answer in answers if isinstance(answer, str)], limit
 
     async def _take_all(
         self, request: Request, asked: Asked
@@ -267,12 +304,16 @@ class Api:
             return NOT_YET
 
     async def _take(self, visit: Visit, message: Message, dialect: Dialect) -> EmailId:
+        (outcome,) = await self._decided(visit, [message])
+        answer = _answer(outcome or OURS, dialect)
+        if isinstance(answer, Refused):
+            raise answer
+        return answer
+
+    async def _decided(self, visit: Visit, messages: Sequence[Message]) -> Sequence[Outcome | None]:
         async with visit.deciding():
             # Neither the client that goes away nor another request that fails must end what is under way.
-            outcome = await to_thread.run_sync(lambda: self.accept(message), limiter=self.deciders)
-        if isinstance(outcome, Refuse):
-            raise refused(outcome, dialect)
-        return outcome.email_id if isinstance(outcome, Repeat) else outcome
+            return await to_thread.run_sync(lambda: self.accept(messages), limiter=self.deciders)
 
     async def _await_final(self, key_id: KeyId, email_id: EmailId, wait_s: float) -> dict[str, object] | None:
         """Wait for the outcome; None where it cannot be looked up: the message is committed whatever happens here."""
@@ -294,6 +335,23 @@ class Api:
         return await to_thread.run_sync(call, limiter=self.threads)
 
 
+def _answer(outcome: Outcome, dialect: Dialect) -> EmailId | Refused:
+    if isinstance(outcome, Refuse):
+        return refused(outcome, dialect)
+    return outcome.email_id if isinstance(outcome, Repeat) else outcome
+
+
+def _refused(items: Sequence[tuple[EmailId, object]]) -> list[tuple[int, Refused]]:
+    return [(index, one) for index, (_, one) in enumerate(items) if isinstance(one, Refused)]
+
+
+def _raise_any(request: Request, items: Sequence[tuple[EmailId, object]], wrong: Sequence[tuple[int, Refused]]) -> None:
+    """Refuse a request for what is wrong with some of its messages; it has the id under which the first is recorded."""
+    if wrong:
+        request.state.request_id = request_id(items[wrong[0][0]][0])
+        raise of_all(wrong)
+
+
 def _result(email_id: EmailId, taken: EmailId | Refused) -> dict[str, object]:
     """Show one message of a bulk; one that was sent again is called as it was the first time."""
     if isinstance(taken, Refused):
@@ -310,21 +368,3 @@ def _result(email_id: EmailId, taken: EmailId | Refused) -> dict[str, object]:
 
 def _forbidden() -> Refused:
     return Refused(403, "forbidden", "this API key is not known, or may not be used", name="invalid_api_key")
-
-
-def _idempotency_key(headers: Headers, longest: int) -> str | None:
-    found = {value.strip() for name in IDEMPOTENCY_KEY for value in headers.getlist(name)}
-    if not found:
-        return None
-    key = found.pop()
-    if found or not key or len(key) > longest or not key.isascii() or not key.isprintable():
-        text = f"Idempotency-Key: expected one, of 1 to {longest} printable characters"
-        raise Refused(400, "invalid_idempotency_key", text, name="invalid_idempotency_key")
-    return key
-
-
-def _wait_s(request: Request) -> int:
-    text = request.query_params.get("wait", "0")
-    if not text.isascii() or not text.isdecimal() or len(text) > 2 or int(text) > LONGEST_WAIT_S:  # noqa: PLR2004
-        raise Refused(400, "validation_failed", f"wait: expected seconds from 0 to {LONGEST_WAIT_S}")
-    return int(text)

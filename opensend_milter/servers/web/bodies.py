@@ -35,6 +35,8 @@ class Asked:
     is_tls: bool
     idempotency_key: str | None
     bulk_id: str | None = None
+    one_of: int = 0
+    """How many the request brings, where its name stands for all of them together."""
 
     def item(self, index: int) -> Asked:
         """Return it for one message of a bulk: each has a name of its own under the request's."""
@@ -69,7 +71,8 @@ class Bodies:
             raise Refused(
                 413, "payload_too_large", f"{len(payload)} messages are over the limit of {self.max_bulk_messages}"
             )
-        return list(self._written(payload, asked))
+        one_of = len(payload) if asked.dialect == "resend" else 0
+        return list(self._written(payload, replace(asked, one_of=one_of)))
 
     def _written(self, payload: list[object], asked: Asked) -> Iterator[tuple[EmailId, Message | Refused]]:
         for index in range(len(payload)):
@@ -127,6 +130,7 @@ def _written(asked: Asked, read: SendRequest, sender: Mailbox, email_id: EmailId
         envelope=Envelope(sender=sender.address, recipients=envelope(read)),
         queue_id=request_id(email_id),
         bulk_id=asked.bulk_id,
+        one_of=asked.one_of,
         received_at=received_at,
         raw=raw,
         size=len(raw),

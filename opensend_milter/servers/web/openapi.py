@@ -13,8 +13,8 @@ from starlette.routing import Route
 
 from opensend_milter.core.request import RequestLimits
 from opensend_milter.servers.web import openapi_fields
-from opensend_milter.servers.web.api import LONGEST_BULK_KEY, LONGEST_KEY
 from opensend_milter.servers.web.openapi_fields import Schema, listed, ref, text
+from opensend_milter.servers.web.wishes import BATCH_VALIDATION, LONGEST_BULK_KEY, LONGEST_KEY
 
 _ULID = "req_[0-7][0-9A-HJKMNP-TV-Z]{25}"
 _UUID = "[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}"
@@ -79,7 +79,9 @@ def _paths() -> Schema:
         "/v1/submissions/{id}": {"get": _operation("getSubmission", "What became of one", "Submission", "200", _ID)},
         "/v1/keys/self": {"get": _operation("getKey", "What this key may do", "Key", "200")},
         "/emails": {"post": _operation("sendEmail", "Send, as with Resend", "Id", "200", _KEY, body="Email")},
-        "/emails/batch": {"post": _operation("sendEmails", "Send several", "Batch", "200", _BULK_KEY, body="Emails")},
+        "/emails/batch": {
+            "post": _operation("sendEmails", "Send several", "Batch", "200", _BULK_KEY, _VALIDATION, body="Emails")
+        },
         "/emails/{id}": {"get": _operation("getEmail", "What became of one", "EmailState", "200", _ID)},
         "/healthz": {"get": _open("getHealth", "Whether the process lives", "405", "503")},
         "/readyz": {"get": _open("getReadiness", "Whether it could take a message now", "405", "503")},
@@ -110,6 +112,12 @@ def _idempotency(longest: int) -> Schema:
 
 
 _KEY, _BULK_KEY = _idempotency(LONGEST_KEY), _idempotency(LONGEST_BULK_KEY)
+_VALIDATION: Schema = {
+    "name": BATCH_VALIDATION,
+    "in": "header",
+    "description": "strict: all are taken, or none; permissive: one that is wrong is refused by itself",
+    "schema": {"type": "string", "enum": ["strict", "permissive"], "default": "strict"},
+}
 _FILTERS = (
     _query("status", "only in this state", {"type": "string", "enum": _STATES}),
     _query("since", "not older", {"type": "string", "format": "date-time"}),
@@ -161,7 +169,7 @@ def _answer(said: str, schema: str) -> Schema:
 
 def _answers() -> Schema:
     string, maybe, number, yes = ({"type": kind} for kind in ("string", ["string", "null"], "integer", "boolean"))
-    wrong = _object(["field", "message"], field=string, code=string, message=string)
+    wrong = _object(["message"], index=number, field=string, code=string, message=string)
     smtp = _object([], code={"type": ["integer", "null"]}, enhanced_code=maybe, queue_id=maybe, reply=maybe)
     recipient = _object(["email", "status"], email=string, status=string, reason=maybe)
     result = _object(

@@ -84,17 +84,17 @@ def schemas(limits: RequestLimits, max_bulk_messages: int) -> Schema:
     return {
         "Address": _ADDRESS,
         "Send": send,
-        "Bulk": closed(["messages"], {"messages": _bulk("Send", max_bulk_messages)}),
+        # Taken item by item: one that is wrong is refused by itself.
+        "Bulk": closed(["messages"], {"messages": _bulk({"anyOf": [ref("Send"), {}]}, max_bulk_messages)}),
         "Email": email,
-        "Emails": _bulk("Email", max_bulk_messages),
+        "Emails": _bulk(ref("Email"), max_bulk_messages),
         "File": closed(["filename", "content_type", "data"], {**file, "data": _BASE64}),
         "EmailFile": closed(["filename", "content"], {**file, "content": {"anyOf": [_BASE64, octets, buffer]}}),
     }
 
 
-def _bulk(name: str, most: int) -> Schema:
-    """Describe a list that is taken item by item: one that is wrong is refused by itself."""
-    return listed({"anyOf": [ref(name), {}]}, minItems=1, maxItems=most)
+def _bulk(item: Schema, most: int) -> Schema:
+    return listed(item, minItems=1, maxItems=most)
 
 
 def _shared(limits: RequestLimits) -> dict[str, Schema]:

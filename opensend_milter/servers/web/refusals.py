@@ -8,6 +8,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from opensend_milter.core.fields import MOST_ERRORS
+
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CODES = {
     400: "bad_request",
@@ -50,7 +52,7 @@ class Refused(HTTPException):
         code: str,
         message: str,
         *,
-        errors: Sequence[Mapping[str, str]] = (),
+        errors: Sequence[Mapping[str, str | int]] = (),
         headers: Mapping[str, str] | None = None,
         name: str = "",
     ) -> None:
@@ -59,6 +61,20 @@ class Refused(HTTPException):
         self.code = code
         self.errors = errors
         self.name = name
+
+
+def of_all(refused: Sequence[tuple[int, Refused]]) -> Refused:
+    """Refuse a whole list for what is wrong with some of it, in the words of the first."""
+    index, first = refused[0]
+    errors = [
+        {"index": place, **said}
+        for place, one in refused
+        for said in one.errors or ({"code": one.code, "message": one.detail},)
+    ]
+    text = f"[{index}]: {first.detail}; nothing of this list was taken"
+    return Refused(
+        first.status_code, first.code, text, errors=errors[:MOST_ERRORS], headers=first.headers, name=first.name
+    )
 
 
 def error(request: Request, refused: HTTPException) -> Response:
