@@ -75,5 +75,5 @@ deb: setup ## Build dist/opensend-milter_VERSION_ARCH.deb, for this Debian relea
 	@$(BIN)/python packaging/build.py $(ARGS)
 
 clean: ## Remove .venv and what the tools cached
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

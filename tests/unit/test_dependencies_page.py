@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.metadata import requires
 from pathlib import Path
@@ -16,6 +17,7 @@ LOCKED = {
     canonicalize_name(name): version
     for name, version in re.findall(r"(?m)^([\w.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"))
 }
+NODE = json.loads((ROOT / "tests/node/package-lock.json").read_text(encoding="utf-8"))["packages"]
 ROWS = re.findall(r"(?m)^\| ([\w.-]+(?:\[[\w,]+\])?) ([\d.]+) \| .*? \| (\d+) \| [\d.]+ \|", PAGE)
 
 
@@ -49,3 +51,12 @@ def test_no_library_of_ours_is_left_out() -> None:
     needed = set[str]().union(*(brought(str(one).partition(";")[0]) for one in runtime))
     assert f"of all of them, {len(LOCKED)} packages," in PAGE
     assert f"libraries only: {len(runtime)}, and with\nwhat they bring {len(needed)} packages." in PAGE
+
+
+def test_packages_of_node_are_as_the_page_says() -> None:
+    """And the lock says what they are, not where they come from."""
+    needed = NODE.pop("")["dependencies"]
+    listed = dict(re.findall(r"(?m)^\| `([\w.-]+)` ([\d.]+) \|", PAGE))
+    assert listed == needed == {name: NODE[f"node_modules/{name}"]["version"] for name in needed}
+    assert f"hashes of all {len(NODE)} are in `tests/node/package-lock.json`" in PAGE
+    assert [name for name, one in NODE.items() if "resolved" in one or not one["integrity"].startswith("sha512-")] == []
