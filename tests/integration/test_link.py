@@ -43,39 +43,6 @@ def test_a_network_that_has_died_is_noticed_by_the_kernel(database: Database, mo
         assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == patience_ms
 
 
-def test_a_session_whose_end_the_server_never_hears_of_keeps_no_locks(database: Database) -> None:
-    """A firewall has forgotten it: two messages were locked for as long as the server's own keepalive is, two hours."""
-    with Cable(database.cluster.port) as cable:
-        info = conninfo_for(database.url.replace(f":{database.cluster.port}/", f":{cable.port}/"), None, None)
-        with closing(Link(info, name="t", timeout_s=scaled_s(0.5))) as link:
-
-            def lock_and_be_forgotten() -> None:
-                with link.lend() as connection, connection.transaction():
-                    connection.execute("LOCK TABLE opensend_milter.jobs")
-                    cable.turn_open("silent")
-                    connection.execute("SELECT")
-
-            with pytest.raises(StoreUnavailable):
-                lock_and_be_forgotten()
-            with database.connect() as other, other.transaction():
-                other.execute(f"SET LOCAL lock_timeout = '{patience_s():.0f}s'")
-                other.execute("LOCK TABLE opensend_milter.jobs")
-
-
-def test_the_server_gives_up_a_dead_network_as_soon_as_we_do(database: Database) -> None:
-    """Else what is left over takes the role's connections, one by one."""
-    info = conninfo_for(f"{database.url}?keepalives_idle=7", database.password_dir, "opensend_milter")
-    with closing(Link(info, name="t", timeout_s=4)) as link, link.lend() as connection:
-        asked = (
-            "tcp_keepalives_idle",
-            "tcp_keepalives_interval",
-            "tcp_user_timeout",
-            "idle_in_transaction_session_timeout",
-        )
-        ((*found,),) = connection.execute(f"SELECT {', '.join(f'current_setting({name!r})' for name in asked)}")
-    assert found == ["7", "2", "5000", "8s"]
-
-
 @contextmanager
 def linked(info: str, timeout_s: float) -> Iterator[Link]:
     """Open a connection, and keep it."""

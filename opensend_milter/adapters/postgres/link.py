@@ -44,13 +44,6 @@ _SETTINGS: LiteralString = """
     SELECT set_config('plan_cache_mode', 'force_generic_plan', false), (
         SELECT set_config('default_toast_compression', 'lz4', false) FROM pg_settings
         WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals))"""
-# A server that never hears of our end keeps a session for hours, and with it what the session has locked.
-_WATCHED: LiteralString = """
-    SELECT set_config('idle_in_transaction_session_timeout', %(silent_ms)s, false),
-        set_config('tcp_keepalives_idle', %(keepalives_idle)s, false),
-        set_config('tcp_keepalives_interval', %(keepalives_interval)s, false),
-        set_config('tcp_keepalives_count', %(keepalives_count)s, false),
-        set_config('tcp_user_timeout', %(tcp_user_timeout)s, false)"""
 CONNECT_TIMEOUT_S = 5
 """Also how long a host that does not answer may keep a message waiting."""
 
@@ -70,11 +63,8 @@ def _read_password(path: Path) -> str:
         raise ConfigError(f"database.password_dir: cannot read {path}: {error.strerror}; run `db init`") from error
 
 
-def connect(info: str, *, application_name: str, autocommit: bool = True, silent_s: float | None = None) -> Connection:
-    """Open a connection that is set up for what we do.
-
-    `silent_s`: the server is to end a transaction in which nothing is said for so long, and what has lost its network.
-    """
+def connect(info: str, *, application_name: str, autocommit: bool = True) -> Connection:
+    """Open a connection that is set up for what we do."""
     with store_errors():
         connection = psycopg.connect(info, autocommit=autocommit, application_name=application_name)
         if is_pooled(connection):
@@ -82,9 +72,6 @@ def connect(info: str, *, application_name: str, autocommit: bool = True, silent
             connection.prepare_threshold = None
         else:
             connection.execute(_SETTINGS)
-            if silent_s:
-                network = conninfo.conninfo_to_dict(info)
-                connection.execute(_WATCHED, {**network, "silent_ms": str(int(1_000 * silent_s))})
         if not autocommit:
             connection.commit()
         return connection
@@ -150,8 +137,7 @@ class Link:
         if self._connection is not None and (self._opened_at < Link._lost_at or _was_ended(self._connection)):
             self._connection.close()
         if self._connection is None or self._connection.closed:
-            # Twice: what we cut is only left over where the server cannot hear of it.
-            self._connection = connect(self._info, application_name=self._name, silent_s=2 * self._timeout_s)
+            self._connection = connect(self._info, application_name=self._name)
             self._opened_at = time.monotonic()
         connection = self._connection
         try:
