@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 
@@ -56,21 +57,31 @@ class Conductor:
         time.sleep(chance.uniform(*FIRST_S))
         window = self.ledger.open(kind, is_long=number % LONG_EVERY == 0)
         try:
-            with KINDS[kind](self.stand, chance) as again:
+            with self._noting(kind), KINDS[kind](self.stand, chance) as again:
                 self._hold(window, chance, again)
         except NotRun as reason:
             self.ledger.withdraw(window)
             self.not_run[kind] = str(reason)
             return f"not run: {reason}"
-        except Exception as error:  # noqa: BLE001  # of a run of an hour, all that was counted is to be told
-            self.broken[kind] = f"{type(error).__name__}: {error}"
         healed_at = time.monotonic()
         window.whole_s = self.ledger.await_whole(healed_at, WHOLE_AT_MOST_S)
         if window.whole_s is None:
             self.say(f"not served again: {', '.join(self.ledger.not_whole(healed_at))}")
         self.ledger.await_true(lambda: window.answers >= ANSWERS, WHOLE_AT_MOST_S)
+        with self._noting(kind):
+            self.stand.until_whole.close()
         self.stand.forget()
         return f"broken: {self.broken[kind]}" if kind in self.broken else ""
+
+    @contextmanager
+    def _noting(self, kind: str) -> Iterator[None]:
+        """Go on after what goes wrong: of a run of an hour, all that was counted is to be told."""
+        try:
+            yield
+        except NotRun:
+            raise
+        except Exception as error:  # noqa: BLE001
+            self.broken[kind] = f"{type(error).__name__}: {error}"
 
     def _hold(self, window: Window, chance: Random, again: Callable[[], None]) -> None:
         """Let it last for its time and for as long as the answers take; what is a blow is dealt again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -27,7 +28,7 @@ from tests.chaos.clients import mark_of
 from tests.chaos.disk import Disk, mounted
 from tests.chaos.ledger import Became
 from tests.smtp_sink import Sink
-from tests.waiting import await_found, await_true
+from tests.waiting import await_found, await_true, patience_s
 
 OURS = ("serve", "auth-gate", "dovecot", "worker", "http")
 NEXT_HOP_S = 5.0
@@ -61,6 +62,8 @@ class Stand:
     """The second host of `database.url`; nobody listens there by himself."""
     disks: Mapping[str, Disk | str] = field(default_factory=dict)
     """Or why there is none."""
+    until_whole: ExitStack = field(default_factory=ExitStack)
+    """What goes on after a fault is healed, until all clients are served again."""
     _delivered: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -101,20 +104,45 @@ class Stand:
             os.kill(keeper, signal.SIGCONT)
 
     @contextmanager
-    def another(self, name: str, config: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    def another(self, name: str, config: Path) -> Iterator[subprocess.Popen[bytes]]:
         """Run one more process of ours beside those that the sandbox has."""
         command = [sys.executable, "-P", "-m", "opensend_milter", name, "--config", str(config)]
         with (
             (self.directory / "log" / f"another-{name}.log").open("ab") as log,
             subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory,
-                env=requirements.environment({**AWS, **environment}),
+                env=requirements.environment(AWS),
             ) as process,
         ):  # fmt: skip
             try:
                 yield process
             finally:
                 process.terminate()
+
+    @contextmanager
+    def instead(self, name: str, stop: int, environment: Mapping[str, str]) -> Iterator[None]:
+        """Run one of its programs with more in its environment, once it has ended as it was; then as it was again."""
+        was = self.pid(name)
+        process = Path(f"/proc/{was}")
+        command = [word.decode() for word in (process / "cmdline").read_bytes().split(b"\0")[:-1]]
+        account, place = process.stat(), (process / "cwd").readlink()
+        known = dict(word.decode().split("=", 1) for word in (process / "environ").read_bytes().split(b"\0")[:-1])
+        with self.keeper_asleep(), ready_socket(self.directory / "run" / "instead") as (address, await_ready):
+            os.kill(was, stop)
+            await_true(lambda: ") Z " in (process / "stat").read_text(), f"{name} has ended")
+            with (
+                (self.directory / "log" / f"{name}.log").open("ab") as log,
+                subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=place, user=account.st_uid,
+                    group=account.st_gid, extra_groups=[], env={**known, "NOTIFY_SOCKET": address, **environment},
+                ) as other,
+            ):  # fmt: skip
+                try:
+                    await_ready()
+                    yield
+                finally:
+                    other.send_signal(stop)
+        self.sandbox.await_good()
 
     def configure(self, changes: Mapping[str, Mapping[str, object]]) -> None:
         """Change the configuration; who is to follow is told by the caller."""
@@ -229,7 +257,26 @@ def whole_stand(say: Callable[[str], None]) -> Iterator[Stand]:
         say("its programs are told of what stands between")
         stand.restart(*OURS)
         rows(sandbox, SENT_BY_SES, sandbox["SANDBOX_OTHER_DOMAIN"])
-        yield stand
+        with stand.until_whole:
+            yield stand
+
+
+@contextmanager
+def ready_socket(path: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Make what a program tells that it is ready (sd_notify); give its address, and what waits for that."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as endpoint:
+        endpoint.bind(str(path))
+        path.chmod(0o666)
+        endpoint.settimeout(patience_s())
+
+        def wait() -> None:
+            while b"READY=1" not in endpoint.recv(4_096).split(b"\n"):
+                pass
+
+        try:
+            yield str(path), wait
+        finally:
+            path.unlink()
 
 
 def _settings(stand: Stand) -> dict[str, dict[str, object]]:

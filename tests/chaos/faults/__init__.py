@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tests.chaos.faults import (
     beside,
+    clocks,
     configuration,
     disks,
     network,
@@ -25,6 +26,7 @@ GROUPS: Mapping[str, Mapping[str, Harm]] = {
     "Amazon": services.FAULTS,
     "next hop": next_hop.FAULTS,
     "configuration": configuration.FAULTS,
+    "clocks": clocks.FAULTS,
     "two of one": beside.FAULTS,
 }
 KINDS: Mapping[str, Harm] = {name: harm for group in GROUPS.values() for name, harm in group.items()}
