@@ -99,7 +99,7 @@ def _left(road: Road) -> list[str]:
 def attack(stand: Stand, kinds: Sequence[str], wish: argparse.Namespace, enough: threading.Event) -> Report:
     """Play faults until there were enough of them and of messages, or the time is over."""
     began = time.monotonic()
-    with sending(stand.sandbox, stand.senders, wish.seed, DRAIN_S) as ledger:
+    with sending(stand.sandbox, stand.entrances, stand.senders, wish.seed, DRAIN_S) as ledger:
         conductor = Conductor(stand, ledger, wish.seed, say)
         if (whole_s := ledger.await_whole(began, DRAIN_S)) is None:
             sys.exit(f"no good answer, before any fault, for {', '.join(ledger.not_whole(began))}")

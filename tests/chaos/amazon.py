@@ -106,8 +106,12 @@ class Amazon:
         self._serving = threading.Thread(target=self._server.serve_forever, name="amazon", daemon=True)
 
     @property
+    def port(self) -> int:
+        return self._server.server_port
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
         self._serving.start()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Literal, Self
 
 from tests.waiting import scaled_s
 
+Place = Callable[[], AbstractContextManager[None]]
+"""Within it, sockets are opened somewhere else than here."""
 Way = Literal["through", "cut", "silent", "slow"]
 """`silent`: what is said is swallowed, and nobody hangs up."""
 SLOW_S = 0.1
@@ -19,11 +22,14 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Cable:
-    """Listens on a port of its own and stands for another port of this host."""
+    """Listens on a port of its own and stands for another port, each of this host unless places are given."""
 
-    def __init__(self, port: int) -> None:
-        self._to = port
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    def __init__(
+        self, port: int, *, address: str = "127.0.0.1", near: Place = nullcontext, far: Place = nullcontext
+    ) -> None:
+        self._to, self._far = port, far
+        with near():
+            self._listener = socket.create_server((address, 0), backlog=128)
         self._pairs: list[_Pair] = []
         self._lock = threading.Lock()
         self.way: Way = "through"
@@ -77,7 +83,8 @@ class Cable:
         try:
             if self.way == "cut":
                 raise ConnectionAbortedError
-            far = socket.create_connection(("127.0.0.1", self._to))
+            with self._far():
+                far = socket.create_connection(("127.0.0.1", self._to))
         except OSError:
             _reset(near)
             return

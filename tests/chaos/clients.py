@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import random
 import re
@@ -71,6 +72,30 @@ class Answer:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entrance:
+    """Where a host takes mail, by its two ports."""
+
+    smtp: int
+    http: int
+
+    @classmethod
+    def of(cls, sandbox: Sandbox) -> Entrance:
+        return cls(smtp=int(sandbox["SANDBOX_SMTP_PORT"]), http=urlsplit(sandbox["SANDBOX_HTTP_URL"]).port or 0)
+
+
+@dataclass(slots=True)
+class Entrances:
+    """Of all hosts that take mail; each connection goes to the next, as by the records of a name."""
+
+    known: tuple[Entrance, ...] = ()
+    """Changed as a whole: who finds others than he knew connects anew."""
+    _turns: itertools.count[int] = field(default_factory=itertools.count)
+
+    def next(self) -> Entrance:
+        return self.known[next(self._turns) % len(self.known)]
+
+
 class Door(Protocol):
     """A way in, used by one client."""
 
@@ -88,8 +113,8 @@ class SmtpDoor:
 
     repeatable = True
 
-    def __init__(self, sandbox: Sandbox, *, kept: bool) -> None:
-        self._host, self._port = sandbox["SANDBOX_SMTP_HOST"], int(sandbox["SANDBOX_SMTP_PORT"])
+    def __init__(self, sandbox: Sandbox, entrances: Entrances, *, kept: bool) -> None:
+        self._host, self._entrances, self._known = sandbox["SANDBOX_SMTP_HOST"], entrances, entrances.known
         self._proof = b64encode(b"\0apikey\0" + sandbox["SANDBOX_API_KEY"].encode()).decode()
         self._tls = ssl.create_default_context(cafile=sandbox["SANDBOX_TLS_CA"])
         self._kept = kept
@@ -98,6 +123,8 @@ class SmtpDoor:
 
     def hand_in(self, letter: Letter) -> Answer:
         self._said_all = False
+        if self._known is not self._entrances.known:
+            self.close()
         try:
             code, text = self._speak(letter)
         except smtplib.SMTPResponseException as error:
@@ -124,8 +151,9 @@ class SmtpDoor:
         return client.getreply()
 
     def _connect(self) -> smtplib.SMTP:
+        self._known = self._entrances.known
         self._client = client = smtplib.SMTP(
-            self._host, self._port, timeout=scaled_s(ANSWER_S), local_hostname="chaos.test"
+            self._host, self._entrances.next().smtp, timeout=scaled_s(ANSWER_S), local_hostname="chaos.test"
         )
         try:
             client.starttls(context=self._tls)
@@ -153,18 +181,18 @@ class SmtpDoor:
 class HttpDoor:
     """Over HTTP: one connection, kept, with an Idempotency-Key; or without both."""
 
-    def __init__(self, sandbox: Sandbox, *, named: bool) -> None:
+    def __init__(self, sandbox: Sandbox, entrances: Entrances, *, named: bool) -> None:
         self.repeatable = named
         self._key = sandbox["SANDBOX_API_KEY"]
-        self._connection = http.client.HTTPConnection(urlsplit(sandbox["SANDBOX_HTTP_URL"]).netloc)
+        self._host, self._entrances, self._known = sandbox["SANDBOX_SMTP_HOST"], entrances, entrances.known
+        self._connection = http.client.HTTPConnection(self._host)
 
     def hand_in(self, letter: Letter) -> Answer:
         name = {"Idempotency-Key": letter.mark} if self.repeatable else {}
         fields = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json", **name}
         try:
-            if self._connection.sock is None:
-                self._connection.timeout = scaled_s(ANSWER_S)
-                self._connection.connect()
+            if self._connection.sock is None or self._known is not self._entrances.known:
+                self._connect()
         except OSError as error:
             self._connection.close()
             return Answer("put off", f"{type(error).__name__}: {error}")
@@ -179,6 +207,13 @@ class HttpDoor:
             self._connection.close()
         outcome: Outcome = "taken" if answer.status == 202 else "put off" if answer.status in _LATER else "wrong"
         return Answer(outcome, f"{answer.status} {said}")
+
+    def _connect(self) -> None:
+        self._connection.close()
+        self._known = self._entrances.known
+        port = self._entrances.next().http
+        self._connection = http.client.HTTPConnection(self._host, port, timeout=scaled_s(ANSWER_S))
+        self._connection.connect()
 
     @property
     def line(self) -> socket.socket | None:
@@ -242,22 +277,24 @@ class Client:
             self._waiting.append((self._turn + AGAIN_AFTER, letter))
 
 
-def doors(sandbox: Sandbox) -> Iterator[tuple[str, Door]]:
+def doors(sandbox: Sandbox, entrances: Entrances) -> Iterator[tuple[str, Door]]:
     """Make a door for each client, with the client's name."""
     for number in range(4):
-        yield f"kept-{number}", SmtpDoor(sandbox, kept=True)
+        yield f"kept-{number}", SmtpDoor(sandbox, entrances, kept=True)
     for number in range(3):
-        yield f"single-{number}", SmtpDoor(sandbox, kept=False)
+        yield f"single-{number}", SmtpDoor(sandbox, entrances, kept=False)
     for number in range(3):
-        yield f"named-{number}", HttpDoor(sandbox, named=True)
+        yield f"named-{number}", HttpDoor(sandbox, entrances, named=True)
     for number in range(2):
-        yield f"bare-{number}", HttpDoor(sandbox, named=False)
+        yield f"bare-{number}", HttpDoor(sandbox, entrances, named=False)
 
 
 @contextmanager
-def sending(sandbox: Sandbox, senders: Sequence[str], seed: int, drain_s: float) -> Iterator[Ledger]:
+def sending(
+    sandbox: Sandbox, entrances: Entrances, senders: Sequence[str], seed: int, drain_s: float
+) -> Iterator[Ledger]:
     """Let all of them send; at the end let each get rid of what it has, for so long at most."""
-    made = dict(doors(sandbox))
+    made = dict(doors(sandbox, entrances))
     ledger = Ledger(*made)
     over, given_up = threading.Event(), threading.Event()
     clients = [

@@ -24,7 +24,7 @@ from tests.acceptance.running_sandbox import Sandbox, new_directory
 from tests.acceptance.submitting import rows
 from tests.chaos.amazon import Amazon
 from tests.chaos.cable import Cable
-from tests.chaos.clients import mark_of
+from tests.chaos.clients import Entrance, Entrances, mark_of
 from tests.chaos.disk import Disk, mounted
 from tests.chaos.ledger import Became
 from tests.smtp_sink import Sink
@@ -62,6 +62,7 @@ class Stand:
     """The second host of `database.url`; nobody listens there by himself."""
     disks: Mapping[str, Disk | str] = field(default_factory=dict)
     """Or why there is none."""
+    entrances: Entrances = field(default_factory=Entrances)
     until_whole: ExitStack = field(default_factory=ExitStack)
     """What goes on after a fault is healed, until all clients are served again."""
     _delivered: Counter[str] = field(default_factory=Counter)
@@ -226,6 +227,7 @@ def small_stand() -> Iterator[Stand]:
         stand = Stand(Sandbox(new_directory()), stack.enter_context(Sink()))
         stack.callback(stand.sandbox.take_down)
         stand.sandbox.up()
+        stand.entrances.known = (Entrance.of(stand.sandbox),)
         stand.configure(_settings(stand))
         stand.restart("worker", "serve")
         yield stand
@@ -241,6 +243,7 @@ def whole_stand(say: Callable[[str], None]) -> Iterator[Stand]:
         say("a sandbox is made")
         sandbox.run("up", "--queue", "sqs")  # whose own queue slows down with what waits in it: ours stands before it
         sandbox.values = sandbox_state.variables(sandbox.directory, sandbox_state.load(sandbox.directory))
+        stand.entrances.known = (Entrance.of(sandbox),)
         sandbox.run("down")
         (sandbox.directory / "spool").mkdir(mode=0o700, exist_ok=True)
         say("it gets disks of its own")

@@ -154,7 +154,7 @@ def stand() -> Iterator[Stand]:
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_some_faults_under_load_lose_and_double_nothing(stand: Stand) -> None:
-    with sending(stand.sandbox, stand.senders, SEED, patience_s()) as ledger:
+    with sending(stand.sandbox, stand.entrances, stand.senders, SEED, patience_s()) as ledger:
         conductor = Conductor(stand, ledger, SEED, lambda _: None)
         assert [conductor.play(kind) for kind in QUICK] == [""] * len(QUICK)
     assert settle(stand, patience_s()) == []

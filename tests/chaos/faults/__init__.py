@@ -9,6 +9,7 @@ from tests.chaos.faults import (
     clocks,
     configuration,
     disks,
+    hosts,
     network,
     next_hop,
     postgres,
@@ -28,5 +29,6 @@ GROUPS: Mapping[str, Mapping[str, Harm]] = {
     "configuration": configuration.FAULTS,
     "clocks": clocks.FAULTS,
     "two of one": beside.FAULTS,
+    "two hosts": hosts.FAULTS,
 }
 KINDS: Mapping[str, Harm] = {name: harm for group in GROUPS.values() for name, harm in group.items()}
