@@ -30,6 +30,8 @@ LAST_FAULT_S, DRAIN_S, SETTLED_S = 360.0, 180.0, 300.0
 """For what is still on when the minutes are over: a fault, what clients have, and what was taken and has not left; a
 courier that was left alone is tried again after two minutes."""
 PAUSE_S, HASTENED_EVERY = 0.5, 20
+LONG_S = 10.0
+"""Of who was refused for longer it is said what he heard."""
 say = partial(print, file=sys.stderr, flush=True)
 
 
@@ -134,9 +136,11 @@ def progress(ledger: Ledger) -> str:
     window = ledger.window
     head = f"{len(ledger.windows) - 1:4} {window.kind}{' (long)' if window.is_long else ''}"
     whole = "never" if window.whole_s is None else f"{window.whole_s:.1f} s"
-    wrong = "".join(f"\n  wrong: {told.client} heard {told.answer[:200]}" for told in window.wrong)
+    heard = "".join(f"\n  wrong: {told.client} heard {told.answer[:200]}" for told in window.wrong)
+    if window.refused_s > LONG_S and window.refused_with:
+        heard += f"\n  longest: {window.refused_with[:200]}"
     counts = f"{window.answers} answers, {window.accepted} accepted"
-    return f"{head}: {counts}, refused {window.refused_s:.1f} s, whole {whole}{wrong}"
+    return f"{head}: {counts}, refused {window.refused_s:.1f} s, whole {whole}{heard}"
 
 
 def listed() -> str:

@@ -51,6 +51,8 @@ class Window:
     wrong: list[Told] = field(default_factory=list)
     refused_s: float = 0.0
     """The longest that one client waited for a good answer, from the first try that had none."""
+    refused_with: str = ""
+    """Who that was, and what it heard last before."""
     whole_s: float | None = None
     """From healing to a good answer for each client; None: that never came."""
 
@@ -61,6 +63,7 @@ class _Client:
     """When the last try began that was taken."""
     good_at: float = 0.0
     refused_from: float | None = None
+    refused_with: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +132,12 @@ class Ledger:
                 window.accepted += not message.taken
                 message.taken = True
                 since = told.began_at if client.refused_from is None else client.refused_from
-                window.refused_s = max(window.refused_s, told.ended_at - since)
+                if told.ended_at - since > window.refused_s:
+                    window.refused_s, window.refused_with = told.ended_at - since, client.refused_with
                 client.good_from, client.good_at, client.refused_from = told.began_at, told.ended_at, None
+                client.refused_with = ""
             else:
+                client.refused_with = f"{told.client} heard {told.answer}"
                 message.doubts += not told.repeatable
                 if client.refused_from is None:
                     client.refused_from = told.began_at

@@ -119,9 +119,14 @@ def test_what_waits_is_hastened_and_named_where_it_never_goes() -> None:
 
 def test_the_longest_refusal_is_from_the_first_bad_answer_to_the_end_of_the_next_good_one() -> None:
     ledger = Ledger("a")
-    for outcome, began_at in (("taken", 0.0), ("put off", 2.0), ("unheard", 4.0), ("taken", 8.0), ("put off", 9.0)):
-        ledger.note(Told(client="a", mark="a.1", outcome=outcome, answer="", began_at=began_at, ended_at=began_at + 1))  # type: ignore[arg-type]  # a tuple's literals are texts
-    assert ledger.window.refused_s == 7.0
+    heard: list[tuple[Outcome, float]] = [
+        ("taken", 0.0), ("put off", 2.0), ("unheard", 4.0), ("taken", 8.0), ("put off", 9.0)
+    ]  # fmt: skip
+    for outcome, began_at in heard:
+        ledger.note(
+            Told(client="a", mark="a.1", outcome=outcome, answer=outcome, began_at=began_at, ended_at=began_at + 1)
+        )
+    assert (ledger.window.refused_s, ledger.window.refused_with) == (7.0, "a heard unheard")
 
 
 def test_whole_is_when_each_client_had_a_good_answer_to_what_it_began_afterwards() -> None:
