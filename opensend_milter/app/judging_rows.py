@@ -185,7 +185,9 @@ def _verdict(policy: Policy, draft: _Draft, *, verified: bool, suppressed: dict[
         return draft.reading
     user_id = None if draft.row.user_id is None else UserId(draft.row.user_id)
     key = KeyFacts(user_id=user_id, restricted=False, restricted_domain=None)
-    facts = Facts(key=key, sender_domain_verified=verified, suppressed=tuple(suppressed.items()))
+    facts = Facts(
+        now=draft.message.received_at, key=key, sender_domain_verified=verified, suppressed=tuple(suppressed.items())
+    )
     return policy.judge(draft.message, draft.reading, _UNNAMED, facts)
 
 
@@ -202,6 +204,7 @@ def refusal_of_key(policy: Policy, key: BoundKey, *, verified: bool) -> Refuse |
     if isinstance(reading, Refuse):
         return reading
     known = KeyFacts(user_id=UserId(key.user_id), restricted=True, restricted_domain=key.domain)
-    facts = Facts(key=known, sender_domain_verified=verified, suppressed=())
-    verdict = policy.judge(_message(["postmaster@its.domain.invalid"], 0), reading, _UNNAMED, facts)
+    message = _message(["postmaster@its.domain.invalid"], 0)
+    facts = Facts(now=message.received_at, key=known, sender_domain_verified=verified, suppressed=())
+    verdict = policy.judge(message, reading, _UNNAMED, facts)
     return verdict if isinstance(verdict, Refuse) else None

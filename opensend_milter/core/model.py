@@ -182,6 +182,8 @@ class Earlier:
 class Facts:
     """All that judging one message needs to know from the database."""
 
+    now: datetime
+    """Names and keys expire by the database's clock, and our own may be wrong."""
     key: KeyFacts | None
     sender_domain_verified: bool
     suppressed: tuple[tuple[Address, str], ...]

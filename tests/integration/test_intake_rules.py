@@ -492,6 +492,26 @@ def test_a_name_taken_since_it_was_asked_for(
     assert getattr(outcome, "email_id", None) == first.id
 
 
+@pytest.mark.parametrize("wrong", [timedelta(hours=-25), timedelta(hours=25)])
+def test_a_host_whose_clock_is_wrong_goes_by_that_of_the_database(
+    database: Database, rivals: tuple[Rival, Rival], wrong: timedelta
+) -> None:
+    """By which names end: else one that has just been taken would be free, and the message be stored twice."""
+    one, _ = rivals
+    in_an_hour = datetime.now(UTC) + timedelta(hours=1)
+    later = KEYED.replace(b"From:", f"X-OpenSend-Send-At: {in_an_hour.isoformat()}\r\nFrom:".encode(), 1)
+    first, again = (replace(received(later), received_at=datetime.now(UTC) + wrong) for _ in range(2))
+    assert decide(one.intake, [first]) == [first.id]
+    (outcome,) = decide(one.intake, [again])
+    assert getattr(outcome, "email_id", None) == first.id
+    with database.connect() as connection:
+        query = (
+            "SELECT e.created_at, s.received_at FROM emails e JOIN opensend_milter.submissions s ON s.email_id = e.id"
+        )
+        times = connection.execute(query).fetchall()
+    assert all(abs(time - datetime.now(UTC)) < abs(wrong) for row in times for time in row)
+
+
 @pytest.mark.case(64)
 @pytest.mark.parametrize("raw", [NAMED, KEYED])
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from opensend_milter.core.intake import Intake
 from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcome, Reading, Session
 
 KEY = KeyId("3f0f8f3e-5f0e-4c57-9d5c-0b8f5f1d9a11")
+RECEIVED_AT = datetime(2026, 1, 2, tzinfo=UTC)
 PLAIN = b"From: a@example.org\r\nTo: b@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
 
 
@@ -22,7 +23,7 @@ def message(raw: bytes = PLAIN, *recipients: str) -> Message:
         session=Session(key_id=KEY, front_door="smtp", client_address="192.0.2.7", tls=""),
         envelope=Envelope(sender="", recipients=tuple(map(Address, recipients or ("b@example.net",)))),
         queue_id="4XQUEUE",
-        received_at=datetime(2026, 1, 2, tzinfo=UTC),
+        received_at=RECEIVED_AT,
         raw=raw,
         size=len(raw),
         sha256=hashlib.sha256(raw).digest(),

@@ -40,11 +40,12 @@ from opensend_milter.core.model import (
 )
 from opensend_milter.core.policy import NOT_A_KEY, OURS, Policy
 from opensend_milter.core.rules import Rule
-from tests.unit.messages import PLAIN, decide, message
+from tests.unit.messages import PLAIN, RECEIVED_AT, decide, message
 from tests.waiting import NEVER_S, await_true, patience_s, scaled_s
 
 POLICY = Policy(limits=Limits(), carries=Carries(), sender_domains="verified")
 KNOWN = Facts(
+    now=RECEIVED_AT,
     key=KeyFacts(user_id=UserId("u1"), restricted=False, restricted_domain=None),
     sender_domain_verified=True,
     suppressed=(),

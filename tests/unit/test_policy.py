@@ -33,11 +33,11 @@ from opensend_milter.core.model import (
 )
 from opensend_milter.core.policy import LONGEST_DELAY, Policy, is_within, network_of
 from opensend_milter.core.rules import Rule
-from tests.unit.messages import PLAIN, message
+from tests.unit.messages import PLAIN, RECEIVED_AT, message
 
 POLICY = Policy(limits=Limits(), carries=Carries(), sender_domains="verified")
 FREE = KeyFacts(user_id=UserId("u1"), restricted=False, restricted_domain=None)
-FACTS = Facts(key=FREE, sender_domain_verified=True, suppressed=())
+FACTS = Facts(now=RECEIVED_AT, key=FREE, sender_domain_verified=True, suppressed=())
 
 
 def judge(raw: bytes = PLAIN, facts: Facts = FACTS, policy: Policy = POLICY, *recipients: str) -> Verdict:

@@ -80,6 +80,7 @@ class FactsRow(NamedTuple):
     expired_at: datetime | None
     per_day: int | None
     sent_today: int | None
+    now: datetime
 
 
 class PostgresIntakeStore:
@@ -248,6 +249,7 @@ def _facts(row: FactsRow, subscription: Subscription) -> Facts:
         scope=_scope(row),
     )
     return Facts(
+        now=row.now,
         key=key if row.known else None,
         sender_domain_verified=row.sender_domain_verified,
         # One that is listed in two spellings is still one recipient.

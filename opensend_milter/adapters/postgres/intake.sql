@@ -66,7 +66,8 @@ SELECT k.known,
     k.expired_at,
     k.per_day,
     CASE WHEN k.per_day IS NOT NULL THEN (SELECT u.messages FROM opensend_milter.key_usage u
-        WHERE u.key_id = k.key_id AND u.day = (now() AT TIME ZONE 'UTC')::date) END AS sent_today
+        WHERE u.key_id = k.key_id AND u.day = (now() AT TIME ZONE 'UTC')::date) END AS sent_today,
+    now() AS now
 FROM keyed k LEFT JOIN listed l USING (ordinal) LEFT JOIN earlier r USING (ordinal)
     LEFT JOIN LATERAL (
         SELECT * FROM (
