@@ -98,6 +98,10 @@ class JobStore(Protocol):
         """End jobs whose email was taken up without us, where others deliver; return how many."""
         ...
 
+    def set_right(self) -> int:
+        """Let be due what waits by a database's clock that was ahead and is not any more. Return how many."""
+        ...
+
     def prune(self) -> int:
         """Delete what is kept for a time only. Return how much."""
         ...

@@ -18,6 +18,8 @@ from opensend_milter.adapters.postgres.link import store_errors
 from opensend_milter.core.errors import RowRefused, StoreUnavailable
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.model import Address, EmailId, Job, Lane, Route, Sent, UserId
+from opensend_milter.servers.worker.delivering import Settings
+from opensend_milter.servers.worker.threads import Housekeeping
 from tests.integration.outbox import LANE, add_email, add_emails, end_leases, events, job_store, rows, state
 from tests.integration.private_postgres import Database
 from tests.jobs import RAW
@@ -281,6 +283,37 @@ def test_a_lease_that_ends_in_the_attempt_is_uncertain(database: Database, store
     assert job
     assert job.email_id == not_begun
     assert store.claim_due(LANE) is None
+
+
+def test_what_a_clock_that_was_ahead_put_off_is_due(
+    database: Database, store: PostgresJobStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The database's, by a day, and set back since; what is to leave later by the sender's wish or a retry, does."""
+    day = "interval '1 day'"
+    made, tried, announced, leased, scheduled, deferred, fresh = (add_email(database) for _ in range(7))
+    for email_id in (tried, deferred):
+        store.record_deferred(claimed(store, email_id), "451 later", 3_600)
+    claimed(store, leased)
+    claimed(store, fresh)
+    for statement, email_id in (
+        ("UPDATE opensend_milter.jobs SET created_at = created_at + {}, not_before = not_before + {}", made),
+        ("UPDATE opensend_milter.jobs SET not_before = not_before + {}", tried),
+        ("UPDATE email_events SET received_at = received_at + {}", tried),
+        ("UPDATE opensend_milter.jobs SET announce_at = announce_at + {}", announced),
+        ("UPDATE opensend_milter.jobs SET lease_until = lease_until + {}", leased),
+        ("UPDATE opensend_milter.jobs SET created_at = created_at + {}, not_before = not_before + {}", scheduled),
+        ("UPDATE emails SET status = 'scheduled', scheduled_at = now() + {}", scheduled),
+    ):
+        key = "id" if " emails " in statement else "email_id"
+        rows(database, f"{statement.replace('{}', day)} WHERE {key} = %s", email_id)
+    with caplog.at_level(logging.WARNING):
+        Housekeeping(store, Settings(concurrency=1, poll_interval_s=1, max_attempts=1)).step()
+    assert "4 jobs are due" in caplog.text
+    assert store.set_right() == 0
+    due = "SELECT email_id::text FROM opensend_milter.jobs WHERE greatest(not_before, announce_at) <= now()"
+    assert {email_id for (email_id,) in rows(database, f"{due} AND state = 'waiting'")} == {made, tried, announced}
+    within = "SELECT count(*) FROM opensend_milter.jobs WHERE lease_until BETWEEN now() AND now() + interval '1 hour'"
+    assert rows(database, within) == [(2,)]
 
 
 @pytest.mark.case(58)

@@ -106,6 +106,9 @@ class FakeStore:
     def release_expired(self) -> int:
         raise NotImplementedError
 
+    def set_right(self) -> int:
+        raise NotImplementedError
+
     def prune(self) -> int:
         raise NotImplementedError
 

@@ -234,6 +234,11 @@ class PostgresJobStore:
             log.error('%s: email=%s status=uncertain reason="%s"', queue_id, email_id, LOST_WORKER)
         return len(given_back) + len(uncertain) + self._fail_long_uncertain()
 
+    def set_right(self) -> int:
+        """Let be due what waits by a database's clock that was ahead and is not any more. Return how many."""
+        with self._link.lend() as connection:
+            return connection.execute(SQL["set_right"], {"lease": self._lease}).rowcount
+
     def _fail_long_uncertain(self) -> int:
         if self._keeping.uncertain is None:
             return 0

@@ -233,6 +233,8 @@ class Housekeeping:
         if ended := self.store.end_moved_on():
             log.info("%d jobs ended: their emails were taken up without us", ended)
         if time.monotonic() - self._pruned_at > _PRUNE_EVERY_S:
+            if put_off := self.store.set_right():
+                log.warning("%d jobs are due: the database's clock was ahead when they were put off", put_off)
             self.store.prune()
             self._pruned_at = time.monotonic()
         return self.settings.housekeeping_s
