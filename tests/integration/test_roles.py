@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+import psycopg
 import pytest
 from psycopg import errors, sql
 
@@ -279,6 +280,16 @@ def test_dovecot_is_cut_off_before_postfix_gives_up(database: Database) -> None:
     with database.connect("opensend_dovecot_auth") as connection:
         assert connection.execute("SHOW statement_timeout").fetchone() == ("3s",)
         assert connection.execute("SHOW default_transaction_read_only").fetchone() == ("on",)
+
+
+@pytest.mark.parametrize("role", LOGIN_ROLES)
+def test_a_host_that_is_gone_holds_no_lock_for_hours(database: Database, role: Role) -> None:
+    """Postgres asks over TCP whether it is still there, and ends what it left in the middle."""
+    with psycopg.connect(database.url_for(role)) as connection:
+        names = "tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count tcp_user_timeout"
+        asked = [connection.execute(f"SHOW {name}".encode()).fetchone() for name in names.split()]
+        assert asked == [("5",), ("5",), ("3",), ("20000",)]
+        assert connection.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("1min",)
 
 
 def test_beside_opensend_nothing_is_taken_from_everybody(beside: Database) -> None:

@@ -58,6 +58,22 @@ GRANT EXECUTE ON FUNCTION opensend_milter.row_digest(uuid) TO opensend_milter, o
 -- Postfix gives up after ten seconds and then says 535 for ever.
 ALTER ROLE opensend_dovecot_auth SET statement_timeout = '3s';
 ALTER ROLE opensend_dovecot_auth SET default_transaction_read_only = on;
+-- What a host without power or network was in the middle of keeps its locks, and its connections count, for as long as Postgres
+-- takes it for alive: two hours, as kernels have it. Others would wait for these locks, message by message.
+DO $$
+DECLARE
+    role text;
+    setting text;
+BEGIN
+    FOREACH role IN ARRAY ARRAY['opensend_dovecot_auth', 'opensend_milter', 'opensend_worker', 'opensend_http'] LOOP
+        FOREACH setting IN ARRAY ARRAY[
+            'tcp_keepalives_idle = 5', 'tcp_keepalives_interval = 5', 'tcp_keepalives_count = 3', 'tcp_user_timeout = 20000',
+            'idle_in_transaction_session_timeout = 60000'
+        ] LOOP
+            EXECUTE format('ALTER ROLE %I SET %s', role, setting);
+        END LOOP;
+    END LOOP;
+END $$;
 
 GRANT USAGE ON SCHEMA public, opensend_milter TO opensend_milter, opensend_http, opensend_worker;
 
