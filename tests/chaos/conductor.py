@@ -60,6 +60,7 @@ class Conductor:
             with self._noting(kind), KINDS[kind](self.stand, chance) as again:
                 self._hold(window, chance, again)
         except NotRun as reason:
+            self.stand.until_whole.close()
             self.ledger.withdraw(window)
             self.not_run[kind] = str(reason)
             return f"not run: {reason}"

@@ -16,7 +16,7 @@ from tests.waiting import await_true
 
 SWITCH, HOST, MOVED = "10.77.0.1", "10.77.0.2", "10.77.0.3"
 SLOW = ("tbf", "rate", "256kbit", "burst", "8kb", "latency", "300ms")
-"""A filter that each kernel has, where netem is a module that some lack."""
+"""Where netem is, tbf is as well, and not the other way round."""
 _CLONE_NEWNET = 0x40000000
 _setns = ctypes.CDLL(None, use_errno=True).setns
 
@@ -42,7 +42,10 @@ class Namespace:
 
     def slow(self) -> None:
         """Let what it sends trickle, and drop what is too much for that."""
-        _run("tc", "-n", self.name, "qdisc", "add", "dev", "wire", "root", *SLOW)
+        try:
+            _run("tc", "-n", self.name, "qdisc", "add", "dev", "wire", "root", *SLOW)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise NotRun(f"no filter that slows: {_said(error)}") from error
 
     def quick(self) -> None:
         _run("tc", "-n", self.name, "qdisc", "del", "dev", "wire", "root")
@@ -105,7 +108,7 @@ def wired() -> Iterator[Wire]:
                 for device in ("lo", "wire"):
                     one.ip("link", "set", device, "up")
         except (OSError, subprocess.CalledProcessError) as error:
-            raise NotRun(f"no network namespaces: {getattr(error, 'stderr', '') or error}") from error
+            raise NotRun(f"no network namespaces: {_said(error)}") from error
         stack.callback(host.kill)
         yield Wire(switch, host)
 
@@ -114,6 +117,10 @@ def _enter(descriptor: int) -> None:
     if _setns(descriptor, _CLONE_NEWNET):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def _said(error: Exception) -> str:
+    return str(getattr(error, "stderr", "") or error).strip()
 
 
 def _run(*command: str) -> str:
