@@ -71,6 +71,8 @@ class Conductor:
         self.ledger.await_true(lambda: window.answers >= ANSWERS, WHOLE_AT_MOST_S)
         with self._noting(kind):
             self.stand.until_whole.close()
+        # Or who was served by what has ended would be refused in the next one's time.
+        self.ledger.await_whole(time.monotonic(), WHOLE_AT_MOST_S)
         self.stand.forget()
         return f"broken: {self.broken[kind]}" if kind in self.broken else ""
 
