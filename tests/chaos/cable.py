@@ -64,11 +64,12 @@ class Cable:
             for pair in self._pairs:
                 pair.way = way
 
-    def hang_up(self) -> None:
-        """Reset what is open."""
+    def hang_up(self, *ways: Way) -> None:
+        """Reset what is open; where ways are named, only what is of one of them."""
         with self._lock:
-            pairs, self._pairs = self._pairs, []
-        for pair in pairs:
+            ended = [pair for pair in self._pairs if not ways or pair.way in ways]
+            self._pairs = [pair for pair in self._pairs if pair not in ended]
+        for pair in ended:
             pair.reset()
 
     def _listen(self) -> None:

@@ -61,10 +61,11 @@ class SecondHost:
             self._keeper.communicate()
 
     def lose_power(self) -> None:
-        """Kill all of it, while nobody can be told."""
+        """Kill all of it, and let nobody hear a farewell: not of its kernel either, once the wire is in again."""
         with self.wire.pulled():
             self.wire.host.kill()
             self.stop()
+            self.wire.move()
 
 
 @contextmanager

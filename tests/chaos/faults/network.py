@@ -28,7 +28,11 @@ def turned(way: Way) -> Harm:
 @contextmanager
 def half_open(stand: Stand) -> Iterator[None]:
     """Let open connections go dead, as after a firewall has forgotten them; new ones are good."""
-    needed(stand.cable, "cable to Postgres").turn_open("silent")
+    cable = needed(stand.cable, "cable to Postgres")
+    cable.turn_open("silent")
+    # No keepalive finds them dead, since a cable takes what it swallows. One that lay idle would be found so in the
+    # time of another fault: by Dovecot above all, which waits for a minute.
+    stand.until_whole.callback(cable.hang_up, "silent")
     yield
 
 
