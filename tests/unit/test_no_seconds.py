@@ -17,7 +17,7 @@ WAITS = re.compile(r"(.*\.)?(wait|join|settimeout|Timer)|(time\.)?sleep", re.DOT
 """What takes seconds first; everything may take them as `timeout`."""
 THEIR_OWN = {
     "integration/private_postgres.py": "one deadline for all starts and their answers together, and it scales",
-    "integration/debian13.py": "how long a fetch from a network may take is its caller's, and no wait for a condition",
+    "integration/debian_packages.py": "how long a fetch may take is its caller's, and no wait for a condition",
     "acceptance/test_faults.py": "its clients pause between two messages",
     "acceptance/test_queue_away.py": "so does its client",
     "upgrade/clients.py": "so do its clients, and before they send again",

@@ -19,6 +19,7 @@ THEIR_OWN = {
     "chaos/clients.py": "its clients have so long to get rid of what they have; the account says what is left",
     "integration/private_postgres.py": "one for all starts and their answers together, and it scales",
     "integration/debian13.py": "how long a fetch from a network may take is its caller's, and no wait for a condition",
+    "integration/debian_packages.py": "so it is here",
     "fuzz/__main__.py": "it is told for how many minutes to go on, and is no test",
 }
 """Which files may make a deadline, each with the reason."""
