@@ -17,7 +17,7 @@ import pytest
 
 from opensend_milter.config import load
 from opensend_milter.host.rendering.dovecot import DovecotSite, render_dovecot
-from opensend_milter.servers.auth_gate import Dovecot
+from opensend_milter.servers.dovecot import Dovecot
 from tests.integration.confined_host import host_with, settings_for
 from tests.integration.copied_system import CHECKOUT, CopiedSystem
 from tests.integration.debian13 import PLACE, programs_of_debian13
