@@ -38,6 +38,8 @@ class MilterClient:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(patience_s())
         self.flags = 0
+        self.asked: dict[int, str] = {}
+        """Macros that the milter asked for, by stage."""
         try:
             self.socket.connect(str(path))
         except OSError:
@@ -77,6 +79,11 @@ class MilterClient:
         command, payload = self.receive()
         assert command == b"O", command
         self.flags = int(struct.unpack("!III", payload[:12])[2])
+        lists = payload[12:]
+        while lists:
+            stage = int.from_bytes(lists[:4])
+            names, _, lists = lists[4:].partition(b"\0")
+            self.asked[stage] = names.decode("ascii")
         return self.flags
 
     def macros(self, step: bytes, macros: Mapping[str, str | bytes]) -> None:

@@ -13,7 +13,8 @@ from opensend_milter.core.budget import Where
 from opensend_milter.core.counting import LoginOutcome
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.logline import Pairs, Plain, Said
-from opensend_milter.core.model import EmailId, Job, Message, Refuse, Sent
+from opensend_milter.core.model import CLIENT_ADDR, EmailId, Job, Message, Refuse, Sent
+from opensend_milter.core.rules import Rule
 
 log = logging.getLogger("opensend_milter.mail")
 _LOOKED_AT = {"/healthz", "/readyz", "/metrics"}
@@ -47,7 +48,8 @@ def _taken(status: str, message: Message, email_id: EmailId, waited_ms: float) -
 
 
 def refused(message: Message, refusal: Refuse, waited_ms: float) -> None:
-    """Note that the client is told why not."""
+    """Note that the client is told why not; where the mail server has kept something from us, what."""
+    lacks: dict[str, Plain] = {"lacks": CLIENT_ADDR} if refusal.rule is Rule.NETWORK_UNKNOWN else {}
     _note(
         logging.INFO,
         message.queue_id,
@@ -59,6 +61,7 @@ def refused(message: Message, refusal: Refuse, waited_ms: float) -> None:
         code=refusal.code,
         dsn=refusal.enhanced,
         rule=refusal.rule.value,
+        **lacks,
         delay_ms=round(float(waited_ms), 1),
     )
     counting.refused(message.session.front_door, refusal.rule, waited_ms / 1000)

@@ -24,6 +24,9 @@ OnSuppressed = Literal["reject-message", "drop-recipient"]
 Subscription = Literal["fine", "none", "past_due", "missing_plan", "legacy_free"]
 """What OpenSend's billing says of a user; `fine` also where there is no billing."""
 
+CLIENT_ADDR = "{client_addr}"
+"""The macro by which a mail server tells a milter where a message comes from."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:

@@ -15,6 +15,7 @@ from opensend_milter.core.doubts import outside_of_mime
 from opensend_milter.core.identity import row_digest
 from opensend_milter.core.message import has_eight_bit, has_longer_line
 from opensend_milter.core.model import (
+    CLIENT_ADDR,
     Accept,
     Address,
     Earlier,
@@ -28,6 +29,7 @@ from opensend_milter.core.model import (
     Reading,
     Refuse,
     Repeat,
+    Session,
     Subscription,
     UserId,
     Verdict,
@@ -39,6 +41,10 @@ OURS = refuse(Rule.OURS, "temporary failure on our side; try again later")
 UNAUTHENTICATED = refuse(Rule.UNAUTHENTICATED, "authentication required: password is the API key")
 NOT_A_KEY = refuse(Rule.NOT_A_KEY, "the authenticated identity is not an API key of this service")
 _REVOKED = refuse(Rule.KEY_REVOKED, "the API key was revoked or has no owner; log in with a valid key")
+_NETWORK_UNKNOWN = refuse(
+    Rule.NETWORK_UNKNOWN,
+    f"the API key is bound to networks, and this mail server does not say where you are: it must send {CLIENT_ADDR}",
+)
 LONGEST_DELAY = timedelta(days=30)
 _SAME_TIME = timedelta(minutes=1)
 """REST's rows say when they are due, not what was asked for."""
@@ -77,7 +83,7 @@ class Policy:
         key = facts.key
         if key is None or key.user_id is None:
             return _REVOKED
-        if refusal := _refuse_key(key.scope, message.session.client_address):
+        if refusal := _refuse_key(key.scope, message.session):
             return refusal
         if facts.earlier is not None and not facts.earlier.expired:
             return _again(message, reading, identity, facts.earlier)
@@ -190,13 +196,16 @@ def _some(named: list[str]) -> str:
     return ", ".join(named[:_SHOWN_ADDRESSES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _refuse_key(scope: KeyScope, client_address: str) -> Refuse | None:
+def _refuse_key(scope: KeyScope, session: Session) -> Refuse | None:
     """Refuse a key that is no good any more, or not from there."""
     if scope.expired_at is not None:
         since = scope.expired_at.astimezone(UTC).isoformat(timespec="seconds")
         return refuse(Rule.KEY_EXPIRED, f"the API key expired at {since}; make a new key, or have this one extended")
-    if scope.networks is not None and not is_within(client_address, scope.networks):
-        text = f"the API key may not be used from {client_address or 'an unknown address'}; add its network to the key"
+    if scope.networks is not None and not is_within(session.client_address, scope.networks):
+        if session.front_door == "smtp" and not session.client_address:
+            return _NETWORK_UNKNOWN
+        client = session.client_address or "an unknown address"
+        text = f"the API key may not be used from {client}; add its network to the key"
         return refuse(Rule.NETWORK_NOT_ALLOWED, text)
     return None
 

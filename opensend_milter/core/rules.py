@@ -95,6 +95,8 @@ class Rule(Enum):
     KEY_REVOKED = "key-revoked", _BY_POLICY, _BAD_KEY
     KEY_EXPIRED = "key-expired", _BY_POLICY, _BAD_KEY
     NETWORK_NOT_ALLOWED = "network-not-allowed", _BY_POLICY, _FORBIDDEN
+    NETWORK_UNKNOWN = "network-unknown", Reply(451, "4.3.5"), HttpAnswer(503, "unavailable")
+    """The mail server does not say who hands in: nothing that the sender could mend."""
     SENDER_NOT_ALLOWED = "sender-not-allowed", _BY_POLICY, _FORBIDDEN, _FROM
     RECIPIENT_NOT_ALLOWED = "recipient-not-allowed", _BY_POLICY, _FORBIDDEN, _TO
     ATTACHMENTS_NOT_ALLOWED = "attachments-not-allowed", _BY_POLICY, _FORBIDDEN, _ATTACHMENTS

@@ -64,6 +64,9 @@ WANTED = (
     | milter.P_NOUNKNOWN
 )
 
+MACROS = "i {auth_authen} {client_addr} {tls_version} {cipher}"
+"""What we ask for at MAIL. Sendmail has no {client_addr} among those by itself, and says `i` then or never."""
+
 
 class Context(Protocol):
     """libmilter's view of one SMTP connection."""
@@ -71,6 +74,7 @@ class Context(Protocol):
     def getpriv(self) -> Connection | None: ...
     def setpriv(self, connection: Connection | None) -> None: ...
     def getsymval(self, macro: str) -> str | None: ...
+    def setsymlist(self, stage: int, macros: str) -> None: ...
     def setreply(self, code: str, enhanced: str, *lines: str) -> None: ...
 
 
@@ -202,7 +206,9 @@ class Callbacks:
         offered = options[1]
         nr = milter.P_NR_MAIL | milter.P_NR_RCPT | milter.P_NR_HDR | milter.P_NR_BODY
         wanted = WANTED if offered & nr == nr else WANTED & ~nr
-        options[0], options[1], options[2], options[3] = 0, offered & wanted, 0, 0
+        if asks := options[0] & milter.SETSYMLIST:
+            context.setsymlist(milter.M_ENVFROM, MACROS)
+        options[0], options[1], options[2], options[3] = asks, offered & wanted, 0, 0
         context.setpriv(Connection(replies=offered & nr != nr))
         self.connected()
         return CONTINUE

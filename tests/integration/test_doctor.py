@@ -136,6 +136,14 @@ DATABASE_FAULTS = {
         "GRANT EXECUTE ON FUNCTION pg_catalog.lo_from_bytea(oid, bytea) TO PUBLIC",
     ),
     "read-only": ("database.writable", "ALTER DATABASE {} SET default_transaction_read_only = on"),
+    "no-client": (
+        "milter.client",
+        (
+            "INSERT INTO opensend_milter.refusals (rule, code, enhanced, text, front_door, queue_id, client_address,"
+            " key_id, sender, recipients, size_bytes)"
+            " VALUES ('network-unknown', 451, '4.3.5', '', 'smtp', '4X', '', '', '', '{{}}', 1)"
+        ),
+    ),
     "late": (
         "outbox.age",
         (

@@ -79,6 +79,13 @@ def test_negotiates_white_space_and_silence(served: Serving) -> None:
         assert flags & 0x80000, "no reply to each piece of the body"
 
 
+@pytest.mark.parametrize(("actions", "asks"), [(0x1FF, True), (0x0FF, False)])
+def test_asks_for_its_macros_where_it_may(served: Serving, actions: int, asks: bool) -> None:  # noqa: FBT001
+    with MilterClient(served.socket) as client:
+        client.negotiate(actions=actions)
+        assert client.asked == ({2: "i {auth_authen} {client_addr} {tls_version} {cipher}"} if asks else {})
+
+
 @pytest.mark.case(8)
 @pytest.mark.parametrize(("version", "actions", "protocol"), [(2, 0x3F, 0x7F), (6, 0x1FF, 0), (6, 0, EVERY_STEP)])
 def test_negotiates_with_less(served: Serving, version: int, actions: int, protocol: int) -> None:
@@ -277,6 +284,24 @@ def test_who_is_no_key_stores_nothing(served: Serving, auth: str, code: int, rul
         assert client.message(served.key, MAIL) == TAKEN, "the connection goes on"
     assert served.last_refusal() == (rule, code)
     assert served.counts() == tuple(int(str(count)) + 1 for count in before)
+
+
+def test_a_key_of_a_network_is_put_off_where_the_mail_server_says_no_client(served: Serving) -> None:
+    account = served.account()
+    account.rows(
+        "INSERT INTO opensend_milter.key_settings (key_id, networks)"
+        " SELECT id, '{0.0.0.0/0}' FROM api_keys WHERE user_id = %s"
+    )
+    with served.client() as client:
+        client.mail(auth=account.key)
+        client.rcpt("<to@example.net>")
+        client.header(b"From", b" app@example.org")
+        client.end_of_header()
+        answer = client.end(queue_id="4XNOWHERE")
+        assert (answer.code, "{client_addr}" in answer.text) == (451, True)
+        assert client.message(account.key, MAIL) == TAKEN
+    (line,) = (line for line in served.log.splitlines() if "4XNOWHERE" in line)
+    assert "rule=network-unknown lacks={client_addr}" in line
 
 
 @pytest.mark.case(36)

@@ -20,6 +20,7 @@ from opensend_milter.core.model import (
     Earlier,
     EmailId,
     Facts,
+    FrontDoor,
     KeyFacts,
     KeyScope,
     Limits,
@@ -614,6 +615,28 @@ def test_a_key_of_another_network_is_refused_before_its_message_is_looked_at() -
     expect(judge(facts=scoped(scope, earlier(digest()))), Rule.NETWORK_NOT_ALLOWED)
     expect(judge(facts=scoped(replace(scope, networks=("192.0.2.0/24",)))), None)
     expect(judge(facts=scoped(replace(scope, networks=()))), Rule.NETWORK_NOT_ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("door", "networks", "rule"),
+    [
+        ("smtp", ("0.0.0.0/0",), Rule.NETWORK_UNKNOWN),
+        ("http", ("0.0.0.0/0",), Rule.NETWORK_NOT_ALLOWED),
+        ("smtp", None, None),
+    ],
+)
+def test_a_mail_server_that_says_no_client_is_not_the_senders_fault(
+    door: FrontDoor, networks: tuple[str, ...] | None, rule: Rule | None
+) -> None:
+    mail = message(PLAIN)
+    mail = replace(mail, session=replace(mail.session, front_door=door, client_address=""))
+    reading = read(PLAIN, POLICY.limits)
+    assert isinstance(reading, Reading)
+    verdict = POLICY.judge(mail, reading, identify(mail, reading), scoped(KeyScope(networks=networks)))
+    assert (verdict.rule if isinstance(verdict, Refuse) else None) is rule
+    if isinstance(verdict, Refuse) and rule is Rule.NETWORK_UNKNOWN:
+        assert refused(verdict) == (451, "4.3.5", rule)
+        assert "{client_addr}" in verdict.text
 
 
 def test_an_expired_key_is_as_good_as_a_revoked_one() -> None:

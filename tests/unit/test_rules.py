@@ -23,6 +23,7 @@ SAID = [
     ("key-revoked", "550 5.7.1", "403 forbidden", 401, "", ""),
     ("key-expired", "550 5.7.1", "403 forbidden", 401, "", ""),
     ("network-not-allowed", "550 5.7.1", "403 forbidden", 403, "", ""),
+    ("network-unknown", "451 4.3.5", "503 unavailable", 503, "", ""),
     ("sender-not-allowed", "550 5.7.1", "403 forbidden", 403, "from", "from"),
     ("recipient-not-allowed", "550 5.7.1", "403 forbidden", 403, "to", "to"),
     ("attachments-not-allowed", "550 5.7.1", "403 forbidden", 403, "attachments", "attachments"),

@@ -31,6 +31,7 @@ from opensend_milter.adapters.schema.roles import KEY_READER, LOGIN_ROLES
 from opensend_milter.config import Config
 from opensend_milter.core.errors import ConfigError, StoreUnavailable, UsageError
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped, warning
+from opensend_milter.core.model import CLIENT_ADDR
 
 SQL = statements("inspection")
 REACHABLE = "database.reachable"
@@ -145,6 +146,7 @@ class Inspection:
             ("database.clock", "expiry, limits and retries are reckoned by the database's clock", self._clock, False),
             ("database.connections", "a process that gets no connection answers 451", self._connections, False),
             ("database.limits", "a role has so many connections for all hosts together", self._limits, False),
+            ("milter.client", "a key of a network, and each client's limit, need its address", self._client, False),
             ("outbox.age", "a message that is due and not taken up has no worker", self._outbox, False),
             ("outbox.leases", "messages of a worker that died wait until another takes them over", self._leases, False),
             ("outbox.uncertain", "a message whose outcome is not known waits for a person", self._uncertain, False),
@@ -314,6 +316,17 @@ class Inspection:
 
     def _limits(self) -> Seen:
         return connections.seen(self._rows("role_use", roles=list(LOGIN_ROLES)), self._config)
+
+    def _client(self) -> Seen:
+        if self.role == STAND_IN:
+            return skipped("only the owner may ask: give DATABASE_URL")
+        rows = self._rows("client_addresses")
+        if not rows:
+            return skipped("no message has come by SMTP yet")
+        if rows == [("",)]:
+            mend = "opensend-milter install --apply"
+            return problem(f"the mail server sends no macro {CLIENT_ADDR} at MAIL", mend)
+        return good(f"the last message by SMTP came with {CLIENT_ADDR}")
 
     def _jobs(self) -> tuple[int, float, int, int]:
         ((waiting, late_s, overdue, uncertain),) = self._rows("jobs")

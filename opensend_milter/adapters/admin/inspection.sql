@@ -64,6 +64,14 @@ SELECT count(*) FROM opensend_milter.jobs j WHERE j.state = 'waiting' AND NOT EX
 -- reports -- how many are not taken up yet, and how old the oldest is
 SELECT count(*), coalesce(extract(epoch FROM now() - min(received_at)), 0) FROM opensend_milter.feedback;
 
+-- client_addresses -- of the newest messages by SMTP, taken or not, the last one's client address
+SELECT client_address FROM (
+    (SELECT received_at AS at, front_door, client_address FROM opensend_milter.submissions
+        ORDER BY received_at DESC LIMIT 1000)
+    UNION ALL
+    (SELECT refused_at, front_door, client_address FROM opensend_milter.refusals ORDER BY refused_at DESC LIMIT 1000)
+) AS newest WHERE front_door = 'smtp' ORDER BY at DESC LIMIT 1;
+
 -- workers -- how many connections workers have
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name LIKE 'opensend-worker%%';
