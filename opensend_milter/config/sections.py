@@ -181,6 +181,9 @@ class Milter:
 class Auth:
     """The auth gate between Postfix and Dovecot."""
 
+    protocol: Literal["dovecot", "saslauthd"] = option(
+        "dovecot", "`dovecot`: Postfix asks; `saslauthd`: Cyrus SASL does, as in Sendmail (docs/mtas.md)"
+    )
     socket: Path = option(
         Path("/var/spool/postfix-opensend/opensend-auth/auth.sock"),
         "unix socket that Postfix asks",

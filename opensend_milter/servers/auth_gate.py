@@ -2,7 +2,7 @@
 
 Postfix itself would answer 535 to a database outage and make clients give up. The greeting is ours, so a Dovecot that
 is down or restarts never stops smtpd. What Dovecot is asked is always the same: PLAIN, the constant user `apikey`,
-and the password without white space around it.
+and the password without white space around it. Cyrus SASL may be in Postfix's place: see saslauthd.py.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from opensend_milter.config import Auth
 from opensend_milter.core import counting, maillog
 from opensend_milter.core.counting import LoginOutcome
 from opensend_milter.core.rates import FailedLogins
+from opensend_milter.servers import saslauthd
 from opensend_milter.servers.activation import passed_or
 from opensend_milter.servers.dovecot import MAX_LINE_BYTES, Dovecot, HangUp, OutageLog, key_of
 from opensend_milter.servers.unix_socket import BACKLOG, group_of, listening_on
 
 log = logging.getLogger(__name__)
-
 
 _REFUSED = "reason=the password must be an API key"
 _MECHANISMS = ("PLAIN", "LOGIN")
@@ -97,6 +97,7 @@ class Gate:
     """All connections of one listening socket."""
 
     def __init__(self, settings: Auth, failed_per_minute: int) -> None:
+        self._protocol = settings.protocol
         self._dovecot = Dovecot(settings.dovecot_socket, settings.timeout_s)
         self._failed = FailedLogins(failed_per_minute, time.monotonic)
         self._outages = OutageLog()
@@ -104,19 +105,23 @@ class Gate:
         self._connections = itertools.count(1)
 
     async def attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one smtpd until it, or an outage, ends the connection."""
+        """Answer one who asks until he, or an outage, ends the connection."""
         task = asyncio.current_task()
         if task:
             self._attending.add(task)
             counting.auth_connections(len(self._attending))
         try:
-            writer.write(_greeting(next(self._connections)))
-            await Client(self._dovecot, self._failed).answer(reader, writer)
+            match self._protocol:
+                case "dovecot":
+                    writer.write(_greeting(next(self._connections)))
+                    await Client(self._dovecot, self._failed).answer(reader, writer)
+                case "saslauthd":
+                    await saslauthd.Question(self._dovecot, self._outages).answer(reader, writer)
         except Throttled:
             log.debug("a login was put off: too many have failed")
         except HangUp as error:
             self._outages.add(str(error))
-        except (ConnectionError, ValueError):
+        except (ConnectionError, EOFError, ValueError):
             log.debug("a client's connection ended: broken, or a line over %d bytes", MAX_LINE_BYTES)
         except asyncio.CancelledError:
             log.debug("a client's connection ended: stopping")

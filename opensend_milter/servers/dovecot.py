@@ -45,7 +45,7 @@ class OutageLog:
         """Count one login that was put off."""
         self.count += 1
         if self.now() - self.said_at >= _LOG_EVERY_S:
-            log.warning("dovecot gives no answer: %d logins put off with 454; the last: %s", self.count, reason)
+            log.warning("dovecot gives no answer: %d logins put off; the last: %s", self.count, reason)
             self.said_at, self.count = self.now(), 0
 
 

@@ -111,8 +111,9 @@ class Gate:
         self.config = directory / "opensend-milter.yaml"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def write_config(self, **more: dict[str, object]) -> None:
+    def write_config(self, protocol: str = "dovecot", **more: dict[str, object]) -> None:
         auth = {
+            "protocol": protocol,
             "socket": str(self.socket),
             "socket_group": "postfix",
             "dovecot_socket": str(self.dovecot_socket),

@@ -84,7 +84,7 @@ class Cluster:
         deadline = time.monotonic() + patience_s()
         while True:
             # The port was free a moment ago, which is all that can be known: Postgres cannot pick one itself.
-            port = self.port or _free_port()
+            port = self.port or free_port()
             with (self.directory / "log").open("ab") as log:
                 self._server = self._spawn(port, log)
             if self._answers(port, deadline):
@@ -272,7 +272,8 @@ def _heir(directory: Path) -> Iterator[None]:
         yield
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return one that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 from opensend_milter.adapters.admin.store import AdminStore
 from tests.integration.gate_sides import HANG_UP, Client, Gate, Real, Upstream, connects, encoded
 from tests.integration.private_postgres import Database
-from tests.waiting import await_found, patience_s
+from tests.waiting import await_found, await_true, patience_s
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def test_without_dovecot_the_gate_hangs_up(short_dir: Path) -> None:
         client = gate.client()
         assert client.plain("os_key") == HANG_UP
         client.close()
-        assert "1 logins put off with 454" in gate.log
+        assert "1 logins put off" in gate.log
         assert connects(gate.socket)
 
 
@@ -248,6 +249,107 @@ def test_no_directory_is_made_for_the_socket(short_dir: Path) -> None:
     assert done.returncode == 78
     assert f"auth.socket: {gate.socket}: No such file or directory" in done.stderr
     assert not gate.socket.parent.exists()
+
+
+# ---------------------------------------------------------------------- Cyrus SASL asks
+
+
+@pytest.fixture(scope="module")
+def saslauthd() -> Iterator[Gate]:
+    """A gate that answers as saslauthd does."""
+    with short_directory() as directory:
+        gate = Gate(directory)
+        gate.write_config("saslauthd")
+        with gate.running():
+            yield gate
+        assert "Traceback" not in gate.log
+
+
+@pytest.fixture
+def behind(saslauthd: Gate) -> Iterator[Upstream]:
+    upstream = Upstream(saslauthd.dovecot_socket)
+    yield upstream
+    upstream.close()
+    saslauthd.dovecot_socket.unlink()
+
+
+def counted(*words: bytes) -> bytes:
+    return b"".join(len(word).to_bytes(2) + word for word in words)
+
+
+@contextmanager
+def asking(gate: Gate, question: bytes) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as endpoint:
+        endpoint.settimeout(patience_s())
+        endpoint.connect(str(gate.socket))
+        endpoint.sendall(question)
+        yield endpoint
+
+
+def answered(gate: Gate, *words: bytes) -> bytes:
+    with asking(gate, counted(*words)) as endpoint:
+        return endpoint.makefile("rb").read()
+
+
+YES, NO = counted(b"OK"), counted(b"NO")
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ((b"the-id", b"os_key", b"smtp", b""), YES),
+        ((b"the-id", b" os_key\r\n", b"", b""), YES),
+        ((b"another-id", b"os_key", b"smtp", b""), NO),
+        ((b"apikey", b"os_key", b"smtp", b""), NO),
+        ((b"", b"os_key", b"smtp", b""), NO),
+        ((b"the-id", b"os_key", b"smtp", b"example.org"), NO),
+        ((b"the-id\0", b"os_key", b"smtp", b""), NO),
+        ((b"\xff", b"os_key", b"smtp", b""), NO),
+        ((b"the-id" * 10_000, b"os_key", b"smtp", b""), NO),
+    ],
+)
+def test_a_key_is_good_under_its_own_id_only(
+    saslauthd: Gate, behind: Upstream, words: tuple[bytes, ...], answer: bytes
+) -> None:
+    behind.answer = b"OK\t1\tuser=the-id\n"
+    assert answered(saslauthd, *words) == answer
+    assert behind.heard[-1].endswith("\tresp=" + encoded(b"\0apikey\0os_key"))
+
+
+def test_a_wrong_key_is_a_no(saslauthd: Gate, behind: Upstream) -> None:
+    behind.answer = b"FAIL\t1\tuser=apikey\n"
+    assert answered(saslauthd, b"the-id", b"os_key", b"smtp", b"") == NO
+
+
+@pytest.mark.parametrize("password", [b"", b"  ", b"\xff\xfe", b"x" * 2_000, b"x" * 65_535])
+def test_what_can_be_no_key_is_a_no_without_asking(saslauthd: Gate, behind: Upstream, password: bytes) -> None:
+    assert answered(saslauthd, b"the-id", password, b"smtp", b"") == NO
+    assert behind.heard == []
+
+
+@pytest.mark.case(56)
+def test_nothing_is_said_as_long_as_nobody_knows(saslauthd: Gate, behind: Upstream) -> None:
+    """A hang-up would be 535 to Sendmail's client."""
+    behind.first, behind.answer = [b"", b"FAIL\t1\tcode=temp_fail\n", b""], b"OK\t1\tuser=the-id\n"
+    assert answered(saslauthd, b"the-id", b"os_key", b"smtp", b"") == YES
+    assert len([line for line in behind.heard if line.startswith("AUTH")]) == 4
+
+
+def test_who_goes_away_is_not_asked_for_any_more(saslauthd: Gate) -> None:
+    before = saslauthd.log.count("outcome=outage")
+    with asking(saslauthd, counted(b"the-id", b"os_key", b"smtp", b"")):
+        await_true(lambda: "logins put off" in saslauthd.log, lambda: saslauthd.log)
+    await_true(lambda: saslauthd.log.count("outcome=outage") > before, lambda: saslauthd.log)
+
+
+@pytest.mark.parametrize(
+    "question", [b"", b"\0", b"\0\3ab", counted(b"the-id", b"os_key", b"smtp"), b"\xff\xff" + b"x" * 9]
+)
+def test_half_a_question_is_none(saslauthd: Gate, behind: Upstream, question: bytes) -> None:
+    with asking(saslauthd, question) as endpoint:
+        endpoint.shutdown(socket.SHUT_WR)
+        assert endpoint.recv(16) == b""
+    assert behind.heard == []
 
 
 # ---------------------------------------------------------------------- the real Dovecot

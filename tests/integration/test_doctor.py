@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import boto3
 import psycopg
@@ -562,9 +562,17 @@ def run_dir() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def socket_findings(run_dir: Path, *only: str, tmpfiles: Path | None = None, group: str = GROUP) -> dict[str, Finding]:
+def socket_findings(
+    run_dir: Path,
+    *only: str,
+    tmpfiles: Path | None = None,
+    group: str = GROUP,
+    protocol: Literal["dovecot", "saslauthd"] = "dovecot",
+) -> dict[str, Finding]:
     milter = Milter(socket=run_dir / "milter.sock", socket_group=group)
-    auth = Auth(socket=run_dir / "auth.sock", socket_group=group, dovecot_socket=run_dir / "dovecot.sock")
+    auth = Auth(
+        protocol=protocol, socket=run_dir / "auth.sock", socket_group=group, dovecot_socket=run_dir / "dovecot.sock"
+    )
     config = Config(milter=milter, auth=auth)
     return looked_at(checks_sockets.checks(config, (tmpfiles or run_dir / "tmpfiles.d",)), *only)
 
@@ -576,6 +584,20 @@ def test_sockets_that_answer(run_dir: Path) -> None:
         listening(run_dir / "dovecot.sock", as_dovecot),
     ):
         assert results(socket_findings(run_dir)) == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "result"), [(b"\0\2NO", {}), (b"\0\2OK", {"auth.answers": "problem"}), (b"", {"auth.answers": "problem"})]
+)
+def test_a_gate_that_cyrus_sasl_asks(run_dir: Path, said: bytes, result: dict[str, str]) -> None:
+    """A key that is empty is no key."""
+
+    def as_saslauthd(connection: socket.socket) -> None:
+        assert connection.recv(64) == bytes(8)
+        connection.sendall(said)
+
+    with listening(run_dir / "auth.sock", as_saslauthd):
+        assert results(socket_findings(run_dir, "auth", protocol="saslauthd")) == result
 
 
 @pytest.mark.parametrize(
@@ -898,6 +920,13 @@ def test_on_a_host_where_nothing_is_installed_each_check_still_says_something(tm
         *("milter.socket", "auth.socket", "smtp.answers", "courier.reachable"),
     }
     assert list(tmp_path.iterdir()) == [], "it changes nothing"
+    # With another mail server nobody looks for Postfix.
+    other = dataclasses.replace(config, auth=dataclasses.replace(config.auth, protocol="saslauthd"))
+    with examination(dataclasses.replace(site, config=other)) as checks:
+        left_out = {one.name for one in findings} - {one.name for one in checks}
+        (canary,) = (one for one in checks if one.name == "smtp.canary-key")
+        assert "key's id" in canary.look().text
+    assert {name.partition(".")[0] for name in left_out} == {"postfix"}
 
 
 def test_every_check_is_explained_in_the_documentation(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ CASES = [
     Case("smtp.smtps_port: 465 is the port of smtps in", replace(GOOD, smtp=Smtp(host="::")), spoil=listener("smtps")),
     Case("milter.socket: expected /var/spool/postfix-opensend", replace(GOOD, milter=Milter(socket=Path("/x")))),
     Case("auth.socket: expected /var/spool/postfix-opensend", replace(GOOD, auth=Auth(socket=Path("/x")))),
+    Case("auth.protocol: saslauthd is nothing", replace(GOOD, auth=Auth(protocol="saslauthd"))),
     Case("database.password_dir: expected", replace(GOOD, database=Database(password_dir=Path("/x")))),
     Case("smtp.proxies: with --mode services", replace(GOOD, smtp=replace(GOOD.smtp, proxies="192.0.2.0/28")),
          Choice(mode="services")),

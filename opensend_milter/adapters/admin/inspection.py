@@ -324,7 +324,7 @@ class Inspection:
         if not rows:
             return skipped("no message has come by SMTP yet")
         if rows == [("",)]:
-            mend = "opensend-milter install --apply"
+            mend = "opensend-milter install --apply   # another mail server than Postfix: docs/mtas.md, Macros"
             return problem(f"the mail server sends no macro {CLIENT_ADDR} at MAIL", mend)
         return good(f"the last message by SMTP came with {CLIENT_ADDR}")
 

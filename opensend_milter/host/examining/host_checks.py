@@ -58,7 +58,8 @@ def host_checks(site: Site) -> Iterator[Check]:
         # Only Postfix's copy is looked at from here on: an examination writes nothing.
         config = dataclasses.replace(config, tls=Tls(folder=site.certificate_dir))
     yield from checks_tls.checks(config, site.now)
-    yield from checks_postfix.checks(config, site.postfix_dir, read)
+    if config.auth.protocol == "dovecot":  # else there is another mail server
+        yield from checks_postfix.checks(config, site.postfix_dir, read)
     yield from checks_dovecot.checks(_written(site), site.dovecot_dir)
     yield from checks_sockets.checks(config)
     yield from checks_smtp.checks(

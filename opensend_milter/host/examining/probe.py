@@ -51,7 +51,7 @@ class Probe:
     def checks(self) -> Iterator[Check]:
         """Return one check for each port and one for HTTP."""
         why = "only a message that arrives proves that messages arrive"
-        for door in doors_of(self.config):
+        for door in doors_of(self.config) if self.config.auth.protocol == "dovecot" else ():
             yield Check(name=f"probe.{door.name}", why=why, look=partial(self._by_smtp, door), needs="smtp.answers")
         yield Check(name="probe.http", why=why, look=self._by_http, needs="http.answers")
 

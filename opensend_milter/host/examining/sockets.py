@@ -87,7 +87,7 @@ def _places(config: Config) -> Iterator[Place]:
         path=auth.socket,
         group=auth.socket_group,
         unit="opensend-auth-gate",
-        greets=_greets_as_dovecot,
+        greets=_greets_as_dovecot if auth.protocol == "dovecot" else _says_no,
     )
     yield Place(
         part="dovecot-auth",
@@ -193,6 +193,12 @@ def _greets_as_dovecot(endpoint: socket.socket) -> str:
     if not said:
         return "closed before its greeting ended"
     return "" if b"\nMECH\tPLAIN" in b"\n" + said else "offers no PLAIN"
+
+
+def _says_no(endpoint: socket.socket) -> str:
+    endpoint.sendall(bytes(8))  # saslauthd's question, of four words that are empty
+    said = endpoint.recv(4096)
+    return "" if said == b"\0\2NO" else "does not answer as saslauthd"
 
 
 def _comes_back(place: Place, tmpfiles: tuple[Path, ...]) -> Seen:

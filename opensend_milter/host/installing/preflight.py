@@ -91,6 +91,9 @@ def faults_of(blueprint: Blueprint) -> list[Fault]:
     """Say why what is asked for could not be."""
     config, host, choice = blueprint.config, blueprint.host, blueprint.choice
     faults = list(_places(config))
+    if config.auth.protocol != "dovecot":
+        what = f"auth.protocol: {config.auth.protocol} is nothing that Postfix speaks, and Postfix is what is installed"
+        faults.append(Fault(what=what, mend="take auth.protocol out; for another mail server see docs/mtas.md"))
     if str(host.program).startswith(("/home/", "/root/")):
         mend = "install the program below /opt, or its package"
         faults.append(Fault(what=f"{host.program}: units do not see /home and /root", mend=mend))
