@@ -24,6 +24,25 @@ _SECTIONS = {
     "http": "answers HTTP",
 }
 
+EXAMPLES = {
+    "What is wrong on this host, and what mends it:": "opensend-milter doctor",
+    "A key for one application, which sends from one domain only:":
+        "opensend-milter key create --name shop --domain example.org",
+    "What became of a message, by the queue id that its 250 had:": "opensend-milter email show 4jWsvd0CmyzJYqK",
+    "The same by either end of its id, as lists show it:": "opensend-milter email show 01a1fe48-e8a4",
+    "What was refused in the last hour, for a script:": "opensend-milter email refusals --since 1h --json",
+    "What failed since yesterday, again:": "opensend-milter email retry --failed --since 24h",
+    "Addresses that bounced, from another service's list:": "opensend-milter suppression import bounces.csv",
+    "All of the product in one directory; afterwards every command means it:":
+        'opensend-milter sandbox up && eval "$(opensend-milter sandbox env)"',
+}  # fmt: skip
+"""What somebody may want, with the command."""
+_SMALLEST = """\
+smtp:
+  hostname: relay.example.org
+tls:
+  folder: /etc/letsencrypt/live/relay.example.org"""
+
 
 def pages(version: str) -> Mapping[str, str]:
     """Return file names and their content in roff."""
@@ -52,7 +71,10 @@ def _program_page(version: str) -> str:
     lines += [
         ".SH EXIT STATUS", "0: done. 1: something is not as it should be. 64: cannot be done as asked.",
         "69: a server does not answer. 75: try again later. 78: the configuration is wrong.",
-        ".SH FILES", ".I " + _plain(str(DEFAULT_PATH)), ".SH SEE ALSO", f".BR {NAME}.yaml (5),", ".BR postfix (1),",
+        ".SH ENVIRONMENT", ".TP", f".B {_plain(PATH_VARIABLE)}", "Names the configuration file.",
+        ".SH FILES", ".I " + _plain(str(DEFAULT_PATH)),
+        ".SH EXAMPLES", *(line for what, command in EXAMPLES.items() for line in _example(what, command)),
+        ".SH SEE ALSO", f".BR {NAME}.yaml (5),", ".BR postfix (1),",
         ".BR dovecot (1)",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -98,6 +120,7 @@ def _configuration_page(version: str) -> str:
             section = key.section
             lines.append(f".SH {_plain(section.upper() or 'KEYS OUTSIDE OF ALL SECTIONS')}")
         lines += _key_lines(key)
+    lines += [".SH EXAMPLES", *_example("The least that a host needs; the defaults do for the rest:", _SMALLEST)]
     lines += [".SH SEE ALSO", f".BR {NAME} (8)"]
     return "\n".join(lines) + "\n"
 
@@ -115,6 +138,10 @@ def _key_lines(key: Key) -> list[str]:
         ".TP", f"\\fB{_plain(key.path)}\\fR", _text(key.option.help), ".br",
         _text(f"Expected: {key.expected}. Default: {default or 'empty'}. Environment: {variables}."),
     ]  # fmt: skip
+
+
+def _example(what: str, text: str) -> list[str]:
+    return [".PP", _plain(what), ".PP", ".RS 4", ".nf", *map(_plain, text.splitlines()), ".fi", ".RE"]
 
 
 def _head(title: str, version: str, summary: str) -> list[str]:
