@@ -153,6 +153,7 @@ def _write_files(layout: Layout, state: SandboxState) -> None:
         place.mkdir(mode=0o755, exist_ok=True)
     _make_certificate(layout)
     content = yaml.safe_dump(_settings(layout, state), sort_keys=False)
+    state_file.write_superuser_password(state, layout.superuser_password)
     layout.config.write_text(f"# Written by `sandbox up`, each time.\n{content}")
 
 
@@ -163,7 +164,7 @@ def _settings(layout: Layout, state: SandboxState) -> Mapping[str, object]:
         "profile": state.profile,
         "database": {
             "url": f"postgresql://{state_file.SUPERUSER}@/{state_file.DATABASE}"
-            f"?host={layout.run / 'pg'}&port={ports['postgres']}",
+            f"?host={layout.run / 'pg'}&port={ports['postgres']}&passfile={layout.superuser_password}",
             "password_dir": str(layout.passwords),
         },
         "smtp": {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from opensend_milter.config import PATH_VARIABLE
 from opensend_milter.core.errors import UsageError
 from opensend_milter.host import requirements
 from opensend_milter.host.sandbox.keeper_death import start_clock
@@ -89,6 +90,11 @@ class Layout:
     def passwords(self) -> Path:
         """One file per database role."""
         return self.directory / "passwords"
+
+    @property
+    def superuser_password(self) -> Path:
+        """For libpq: with it the configuration's URL is good for all commands."""
+        return self.directory / "pgpass"
 
     @property
     def inbox(self) -> Path:
@@ -242,6 +248,13 @@ def http_url(state: SandboxState) -> str:
     return f"http://127.0.0.1:{state.ports['http']}"
 
 
+def write_superuser_password(state: SandboxState, path: Path) -> None:
+    """Write it for libpq, which reads a file of its owner only."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"*:*:*:{SUPERUSER}:{state.superuser_password}\n")
+
+
 def database_url(state: SandboxState) -> str:
     """Return the superuser's way in, by TCP."""
     password = state.superuser_password
@@ -269,6 +282,7 @@ def variables(directory: Path, state: SandboxState) -> dict[str, str]:
         "SANDBOX_DATABASE_URL": database_url(state),
         **({"SANDBOX_INBOX": str(layout.inbox)} if state.profile == "standalone" else {}),
         "SANDBOX_DIR": str(directory),
+        PATH_VARIABLE: str(layout.config),
     }
     if state.queue == "sqs":
         found |= {"SANDBOX_QUEUE_URL": queue_url(state), "SANDBOX_AWS_ENDPOINT": service_url(state)}
