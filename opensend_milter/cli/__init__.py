@@ -59,12 +59,16 @@ def app_of(names: Iterable[str]) -> typer.Typer:
     import typer  # noqa: PLC0415  # see _stay
 
     from opensend_milter.cli.output import ConfigPath  # noqa: PLC0415
+    from opensend_milter.cli.program import Program, root  # noqa: PLC0415
 
     app = typer.Typer(
+        cls=Program,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        # Its boxes cut words on 80 columns, and take what stands in brackets for orders of theirs.
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
-        callback=_root,
+        callback=root,
     )
     for name in names:
         module = import_module(f"{__name__}.{COMMANDS.get(name) or GROUPS[name]}")
@@ -76,7 +80,3 @@ def app_of(names: Iterable[str]) -> typer.Typer:
         else:
             app.add_typer(module.app, name=name)
     return app
-
-
-def _root() -> None:
-    """API-key mail gateway: Postfix and Dovecot in front, a milter that records, a worker that delivers."""

@@ -8,17 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from opensend_milter import config
 from opensend_milter.adapters.admin.deliveries import DeliveryAdmin
+from opensend_milter.adapters.admin.listing import MOST_COUNTED, Listed
 from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.postgres.link import connect, conninfo_for
-from opensend_milter.cli.exits import exits
+from opensend_milter.cli.exits import configured
 from opensend_milter.core.errors import UsageError
 
+Row = TypeVar("Row")
 DEFAULT_USER = "default"
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -28,7 +30,8 @@ Owner = Annotated[
 ]
 OnlyOf = Annotated[str | None, typer.Option("--user", "-u", metavar="ID", help="Only of this user.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Without a terminal nothing is asked anyway.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="Show at most so many, the latest.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="Show at most so many, the newest.")]
+All = Annotated[bool, typer.Option("--all", help="Show all, whatever --limit says.")]
 Since = Annotated[
     str | None,
     typer.Option(
@@ -40,8 +43,7 @@ Since = Annotated[
 @contextmanager
 def opened(path: Path | None) -> Iterator[tuple[config.Config, AdminStore]]:
     """Connect as the configured URL says; errors of ours end the program with their exit code."""
-    with exits():
-        settings = config.load(path)
+    with configured(path) as settings:
         info = conninfo_for(settings.database.url, None, None)
         with connect(info, application_name="opensend-milter-admin") as connection:
             yield settings, AdminStore(connection, makes_users=settings.profile == "standalone")
@@ -50,13 +52,20 @@ def opened(path: Path | None) -> Iterator[tuple[config.Config, AdminStore]]:
 @contextmanager
 def delivering(path: Path | None) -> Iterator[tuple[AdminStore, DeliveryAdmin]]:
     """Connect for what only our own worker heeds."""
-    with exits():
-        settings = config.load(path)
+    with configured(path) as settings:
         if settings.profile == "opensend":
             raise UsageError("profile is opensend, and OpenSend's ingester delivers: use its dashboard")
         info = conninfo_for(settings.database.url, None, None)
         with connect(info, application_name="opensend-milter-admin") as connection:
             yield AdminStore(connection, makes_users=True), DeliveryAdmin(connection)
+
+
+def left_out(found: Listed[Row]) -> str:
+    """Say what a list does not show; nothing, where it shows all."""
+    if found.total == len(found.rows):
+        return ""
+    total = f"more than {MOST_COUNTED:,}" if found.total is None else f"{found.total:,}"
+    return f"{len(found.rows):,} of {total}, newest first; see --limit and --all"
 
 
 def confirm(question: str, *, yes: bool) -> None:

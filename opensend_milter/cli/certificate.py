@@ -10,9 +10,10 @@ from opensend_milter.host.rendering.certificates import ACME_FOLDER, find_certif
 
 
 def certificate(config: ConfigPath = None, as_json: AsJson = False) -> None:
-    """Check the certificate and its key, take them out of acme.json where they come from there, say until when.
+    """Check the certificate and its key.
 
-    Exit code 78: there is none, or the two do not belong together.
+    It says until when they are good. Where they come from acme.json they are taken out of it anew. Exit code 78:
+    there is none, or the two do not belong together.
     """
     with exits():
         settings = configuration.load(config)

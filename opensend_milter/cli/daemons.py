@@ -11,7 +11,8 @@ from pathlib import Path
 
 from opensend_milter import app
 from opensend_milter.cli.exits import exits
-from opensend_milter.config import Log, load
+from opensend_milter.config import Log, is_configured, load, path_in_force
+from opensend_milter.core.errors import ConfigError
 from opensend_milter.servers.reloading import write_log_as
 from opensend_milter.servers.supervisor import notify
 
@@ -19,28 +20,28 @@ log = logging.getLogger(__name__)
 
 
 def serve(config: Path | None = None) -> None:
-    """Answer Postfix: judge each message, record it, take it or say why not."""
+    """Answer Postfix: judge each message, take it or say why not."""
     with exits():
         _begin(config)
         app.serve(config)
 
 
 def worker(config: Path | None = None) -> None:
-    """Deliver what was taken; announce jobs where there is a queue."""
+    """Deliver what was taken, or announce it to a queue."""
     with exits():
         _begin(config)
         app.work(config, ready=_ready)
 
 
 def http(config: Path | None = None) -> None:
-    """Answer HTTP: messages as JSON, what Amazon SNS reports, links in messages."""
+    """Answer HTTP: messages as JSON, reports of Amazon SNS, links."""
     with exits():
         _begin(config)
         app.http(config, ready=_ready)
 
 
 def auth_gate(config: Path | None = None) -> None:
-    """Stand between Postfix and Dovecot: a database outage becomes 454, never 535."""
+    """Stand before Dovecot: an outage becomes 454, never 535."""
     with exits():
         _begin(config)
         app.guard(config, ready=_ready)
@@ -50,6 +51,11 @@ _ready = partial(notify, "READY=1")
 
 
 def _begin(path: Path | None) -> None:
+    if not is_configured(path):
+        raise ConfigError(
+            f"nothing is configured: there is no {path_in_force(path)}, and no variable such as DATABASE_URL is set; "
+            "docs/opensend-milter.example.yaml has every key with its default"
+        )
     # A reload that comes before we can follow it waits, instead of ending us.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     _log(load(path).log)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from opensend_milter import app as app_, config as configuration
 from opensend_milter.adapters.schema import migrations
-from opensend_milter.cli.exits import exits
-from opensend_milter.cli.output import AsJson, ConfigPath, show, table_of
+from opensend_milter.cli.exits import configured
+from opensend_milter.cli.output import AsJson, ConfigPath, Utc, progress, show, table_of
 from opensend_milter.core.errors import UsageError
 
 app = typer.Typer(help="Make the database ready and keep it so.", no_args_is_help=True)
@@ -25,13 +25,13 @@ NewPasswords = Annotated[
 
 @app.command()
 def init(new_passwords: NewPasswords = False, config: ConfigPath = None, as_json: AsJson = False) -> None:
-    """Make a database without OpenSend ready: tables, roles, rights, passwords.
+    """Make a database without OpenSend ready.
 
-    Run it again at any time: what is there is left alone, rights and passwords are set anew. The database must exist
-    and database.url must name its owner with CREATEROLE, or a superuser.
+    It gets tables, roles, rights and passwords. Run it again at any time: what is there is left alone, rights and
+    passwords are set anew. The database must exist and database.url must name its owner with CREATEROLE, or a
+    superuser.
     """
-    with exits():
-        settings = configuration.load(config)
+    with configured(config) as settings:
         if settings.profile == "opensend":
             raise UsageError("profile is opensend, and OpenSend makes its own tables: use `db migrate`")
         _run(partial(migrations.init, new_passwords=new_passwords), settings.database, as_json=as_json)
@@ -39,25 +39,24 @@ def init(new_passwords: NewPasswords = False, config: ConfigPath = None, as_json
 
 @app.command()
 def migrate(new_passwords: NewPasswords = False, config: ConfigPath = None, as_json: AsJson = False) -> None:
-    """Put our tables beside OpenSend's, or bring them up to date after an upgrade.
+    """Put our tables beside OpenSend's, or bring them up to date.
 
     They live in a schema of their own. OpenSend's tables stay as they are: our roles get rights on them, nothing else.
     """
-    with exits():
-        settings = configuration.load(config)
+    with configured(config) as settings:
         _run(partial(migrations.migrate, new_passwords=new_passwords), settings.database, as_json=as_json)
 
 
 @app.command()
-def status(config: ConfigPath = None, as_json: AsJson = False) -> None:
+def status(utc: Utc = False, config: ConfigPath = None, as_json: AsJson = False) -> None:
     """List the migrations: applied, pending, changed or unknown. Exit code 1: not all of them are applied."""
-    with exits():
-        found = migrations.status(configuration.load(config).database.url)
+    with configured(config) as settings:
+        found = migrations.status(settings.database.url)
     show(
         found,
         as_json=as_json,
         table=lambda: table_of(
-            ["MIGRATION", "STATE", "APPLIED"], [(one.name, one.state, one.applied_at) for one in found]
+            ["MIGRATION", "STATE", "APPLIED"], [(one.name, one.state, one.applied_at) for one in found], utc=utc
         ),
     )
     if any(one.state != "applied" for one in found):
@@ -66,27 +65,30 @@ def status(config: ConfigPath = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def prune(config: ConfigPath = None, as_json: AsJson = False) -> None:
-    """Delete what is kept for a time only, as the worker does every ten minutes: now, and all of it."""
-    counts: dict[str, int] = {}
+    """Delete at once what is kept for a time only.
 
-    def progress(what: str, count: int) -> None:
-        counts[what] = counts.get(what, 0) + count
-        if not as_json:
-            typer.echo(f"{what}: {counts[what]}", err=True)
+    The worker does so every ten minutes.
+    """
+    counts: Counter[str] = Counter()
+    with configured(config) as settings, progress() as say:
 
-    with exits():
-        store = app_.job_store(configuration.load(config), "opensend-prune")
-        while store.prune(progress):
+        def count(what: str, number: int) -> None:
+            counts[what] += number
+            say(f"{what}: {counts[what]:,}")
+
+        store = app_.job_store(settings, "opensend-prune")
+        while store.prune(count):
             pass
         store.close()
     lines = [f"{count} {what}" for what, count in counts.items()] or ["nothing to delete"]
     show(counts, as_json=as_json, table=lambda: "\n".join(lines))
 
 
-def _run(command: Callable[[str, Path | None], list[str]], database: configuration.Database, *, as_json: bool) -> None:
+def _run(command: Callable[..., list[str]], database: configuration.Database, *, as_json: bool) -> None:
     if warning := migrations.warning(database.url):
         typer.echo(warning, err=True)
-    applied = command(database.url, database.password_dir)
+    with progress() as say:
+        applied = command(database.url, database.password_dir, say=say)
     lines = [f"applied {name}" for name in applied] or ["nothing to apply: the tables are up to date"]
     lines.append(
         f"roles are ready, their passwords in {database.password_dir}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
@@ -16,8 +15,8 @@ from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.postgres.link import connect, conninfo_for
 from opensend_milter.app.examining import examination, made_key, some_user
 from opensend_milter.app.switching import before_switching
-from opensend_milter.cli.exits import exits
-from opensend_milter.cli.output import AsJson, ConfigPath, plain, show
+from opensend_milter.cli.exits import configured
+from opensend_milter.cli.output import AsJson, ConfigPath, plain, progress, show
 from opensend_milter.core.address import normal_domain
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.findings import Check, Finding, Result, chosen, examine
@@ -73,17 +72,16 @@ def doctor(
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Examine this host: what is wrong, why it matters, and what mends it. It changes nothing.
+    """Say what is wrong on this host, why, and what mends it.
 
-    Exit code 1: there is a problem; 78: the configuration cannot be read.
+    It changes nothing. Exit code 1: there is a problem; 78: the configuration cannot be read.
     """
-    with exits(), ExitStack() as opened:
-        settings = configuration.load(config)
+    with configured(config) as settings, ExitStack() as opened:
         if before_opensend:
             other = (probe, sender, recipient, checklist, key_file, postfix_dir, dovecot_dir, nameserver)
             checks = _beside_opensend(opened, settings, is_alone=not any(other))
         else:
-            path = config or Path(os.environ.get(configuration.PATH_VARIABLE, configuration.DEFAULT_PATH))
+            path = configuration.path_in_force(config)
             store = cache(partial(_store, settings, opened))
             site = Site(
                 config=settings,
@@ -100,8 +98,16 @@ def doctor(
                 made = Probe(config=settings, draft=draft, made_key=site.made_key, find=find, wait_s=wait_s)
                 checks += made.checks()
         selected = [check for check in chosen(checks, only or []) if check.security or not checklist]
-        findings = list(examine(checks, selected))
+        with progress() as say:
+            findings = [*_watched(examine(checks, selected), len(selected), say)]
     _conclude(findings, _ticked if checklist else partial(_listed, every=every or bool(only)), as_json=as_json)
+
+
+def _watched(findings: Iterator[Finding], count: int, say: Callable[[str], None]) -> Iterator[Finding]:
+    """Say how far it is: some checks wait for a server that does not answer."""
+    for number, one in enumerate(findings, start=1):
+        say(f"{number} of {count}: {one.name}")
+        yield one
 
 
 def _beside_opensend(opened: ExitStack, settings: configuration.Config, *, is_alone: bool) -> list[Check]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from opensend_milter import config as configuration
 from opensend_milter.adapters.admin.deliveries import DomainChanges, DomainSettings
-from opensend_milter.adapters.admin.verification import connect_as_owner
+from opensend_milter.adapters.admin.verification import Domain, connect_as_owner
 from opensend_milter.app.verifying import Verification, Verifier
 from opensend_milter.cli import admin
-from opensend_milter.cli.exits import EX_TEMPFAIL, EX_USAGE, exits, fail
-from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
+from opensend_milter.cli.exits import EX_TEMPFAIL, EX_USAGE, configured, fail
+from opensend_milter.cli.output import AsJson, ConfigPath, Utc, plain, progress, show, table_of
 from opensend_milter.config.option import HOSTNAME, REGION, WORD, Check
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.errors import UsageError
@@ -26,7 +25,9 @@ app = typer.Typer(help="Domains that users may send from.", no_args_is_help=True
 
 Way = Literal["configured", CourierName]
 """A courier, as it is typed."""
-Name = Annotated[str, typer.Argument(metavar="DOMAIN", help="Name of the domain, such as example.org, or its id.")]
+Name = Annotated[
+    str, typer.Argument(metavar="DOMAIN", help="Name of the domain, such as example.org, or an end of its id.")
+]
 Verified = Annotated[
     bool, typer.Option("--verified", help="You vouch for it: mail may be sent from it at once. Nothing is looked up.")
 ]
@@ -41,7 +42,10 @@ def add(
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a domain to a user. Beside OpenSend use its dashboard instead: it also makes the DKIM keys."""
+    """Add a domain to a user.
+
+    Beside OpenSend use its dashboard instead: it also makes the DKIM keys.
+    """
     with admin.opened(config) as (_, store):
         domain = store.add_domain(store.ensure_user(user), name, verified=verified)
     show(domain, as_json=as_json, table=lambda: f"added {domain.name} ({domain.status}) to user {domain.user_id}")
@@ -50,7 +54,9 @@ def add(
 @app.command("verify")
 def verify(
     *,
-    name: Annotated[str | None, typer.Argument(metavar="DOMAIN", help="Name of the domain, or its id.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="DOMAIN", help="Name of the domain, or an end of its id.")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="All domains: for a timer.")] = False,
     assume: Annotated[
         bool, typer.Option("--assume-verified", help="You vouch for it; nothing is looked up. For closed networks.")
@@ -68,10 +74,11 @@ def verify(
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask DNS for what a sender needs, print the lines that are missing, and verify a domain whose owner is proved.
+    """Ask DNS whose a domain is, and say which records are missing.
 
-    Beside OpenSend it verifies nothing: OpenSend does, in its dashboard. Exit code 1: the ownership record is not
-    there, or OpenSend has not verified the domain; 75: DNS does not answer. With --all: 0 unless DNS answers nothing.
+    Whose owner is proved is verified. Beside OpenSend it verifies nothing: OpenSend does, in its dashboard. Exit code
+    1: the ownership record is not there, or OpenSend has not verified the domain; 75: DNS does not answer. With
+    --all: 0 unless DNS answers nothing.
     """
     if every == (name is not None):
         fail("name one domain, or use --all", EX_USAGE)
@@ -80,7 +87,7 @@ def verify(
         if assume:
             found = [verifier.vouch(domain) for domain in domains]
         else:
-            found = [verifier.verify(domain, selector or (), withdraw=withdraw) for domain in domains]
+            found = list(_verified(verifier, domains, selector or (), withdraw=withdraw))
     show(
         found if every else found[0],
         as_json=as_json,
@@ -92,13 +99,23 @@ def verify(
         raise typer.Exit(1)
 
 
+def _verified(
+    verifier: Verifier, domains: Sequence[Domain], selectors: Sequence[str], *, withdraw: bool
+) -> Iterator[Verification]:
+    with progress() as say:
+        for number, domain in enumerate(domains):
+            say(f"{number:,} of {len(domains):,}: asking DNS about {domain.name}")
+            yield verifier.verify(domain, selectors, withdraw=withdraw)
+
+
 @contextmanager
 def _verifier(path: Path | None, nameserver: str) -> Iterator[Verifier]:
     """Connect as the configured URL says; errors of ours end the program with their exit code."""
-    with exits():
-        settings = configuration.load(path)
-        with connect_as_owner(settings.database, application_name="opensend-milter-domains") as connection:
-            yield Verifier(config=settings, connection=connection, nameserver=nameserver)
+    with (
+        configured(path) as settings,
+        connect_as_owner(settings.database, application_name="opensend-milter-domains") as connection,
+    ):
+        yield Verifier(config=settings, connection=connection, nameserver=nameserver)
 
 
 def _findings(found: Verification) -> Iterator[str]:
@@ -162,7 +179,7 @@ def _lines(settings: DomainSettings) -> Iterator[str]:
 
 
 @app.command("list")
-def list_(user: admin.OnlyOf = None, config: ConfigPath = None, as_json: AsJson = False) -> None:
+def list_(user: admin.OnlyOf = None, utc: Utc = False, config: ConfigPath = None, as_json: AsJson = False) -> None:
     """List domains, verified ones first."""
     with admin.opened(config) as (_, store):
         domains = store.list_domains(user)
@@ -172,6 +189,8 @@ def list_(user: admin.OnlyOf = None, config: ConfigPath = None, as_json: AsJson 
         table=lambda: table_of(
             ["ID", "DOMAIN", "USER", "STATUS", "KEYS", "CREATED"],
             [(each.id, each.name, each.user_id, each.status, each.keys, each.created_at) for each in domains],
+            drop=["KEYS", "CREATED", "USER"],
+            utc=utc,
         ),
     )
 

@@ -5,29 +5,32 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from opensend_milter.adapters.admin.deliveries import AT_ONCE, Done, Ending
-from opensend_milter.adapters.admin.rows import EmailDetail, RefusalRow
+from opensend_milter.adapters.admin.rows import EmailDetail, EmailStatus, RefusalRow
 from opensend_milter.cli import admin
-from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
+from opensend_milter.cli.output import AsJson, ConfigPath, Utc, on_page, plain, progress, show, table_of
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.model import EmailId
 from opensend_milter.core.rules import Rule
 
 app = typer.Typer(help="Emails: what was taken, what became of it, what was refused.", no_args_is_help=True)
 
+EITHER_END = "its first 13 characters or its last 12, or Postfix's queue id"
 Status = Annotated[
-    str | None,
-    typer.Option("--status", help="Only with this status: queued, processing, sent, delivered, bounced, failed, ..."),
+    EmailStatus | None,
+    typer.Option("--status", metavar="STATUS", help=f"Only with this one: {', '.join(get_args(EmailStatus))}."),
 ]
-Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the email, or Postfix's queue id.")]
-Ids = Annotated[list[str], typer.Argument(metavar="[ID]...", help="Ids of emails, or Postfix's queue ids.")]
-SomeIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of emails, or Postfix's queue ids.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help=f"Id of the email, {EITHER_END}.")]
+Ids = Annotated[list[str], typer.Argument(metavar="[ID]...", help=f"Ids of emails, {EITHER_END}.")]
+SomeIds = Annotated[list[str], typer.Argument(metavar="ID...", help=f"Ids of emails, {EITHER_END}.")]
 Why = Annotated[str, typer.Option("--reason", help="For the record and the event.")]
-OnlyRule = Annotated[Rule | None, typer.Option("--rule", help="Only by this rule.")]
+OnlyRule = Annotated[
+    Rule | None, typer.Option("--rule", metavar="RULE", help="Only by this rule, such as from-unverified.")
+]
 
 
 @app.command("list")
@@ -37,32 +40,41 @@ def list_(
     user: admin.OnlyOf = None,
     since: admin.Since = None,
     limit: admin.Limit = 50,
+    every: admin.All = False,
+    utc: Utc = False,
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """List emails, latest first."""
+    """List emails, newest first."""
     with admin.opened(config) as (_, store):
-        rows = store.list_emails(status=status, user_id=user, since=admin.moment(since), limit=limit)
+        most = None if every else limit
+        found = store.list_emails(status=status, user_id=user, since=admin.moment(since), limit=most)
     columns = ["ID", "QUEUE ID", "CREATED", "STATUS", "FROM", "TO", "SUBJECT"]
     show(
-        rows,
+        found.rows,
         as_json=as_json,
         table=lambda: table_of(
             columns,
             [
                 (row.id, row.queue_id, row.created_at, row.status, row.sender, row.recipients, row.subject)
-                for row in rows
+                for row in found.rows
             ],
+            drop=["QUEUE ID", "FROM", "SUBJECT", "CREATED"],
+            utc=utc,
         ),
+        more=admin.left_out(found),
     )
 
 
 @app.command("show")
-def show_(email_id: Id, config: ConfigPath = None, as_json: AsJson = False) -> None:
-    """Show everything known of one email, or why a queue id was refused; contents are not shown."""
+def show_(email_id: Id, utc: Utc = False, config: ConfigPath = None, as_json: AsJson = False) -> None:
+    """Show all that is known of an email, or why it was refused.
+
+    Contents are not shown.
+    """
     with admin.opened(config) as (_, store):
         detail = store.show_email(email_id)
-    show(detail, as_json=as_json, table=lambda: "\n".join(_lines(detail)))
+    show(detail, as_json=as_json, table=lambda: "\n".join(_lines(detail, utc=utc)))
 
 
 @app.command("refusals")
@@ -72,15 +84,21 @@ def refusals(
     rule: OnlyRule = None,
     since: admin.Since = None,
     limit: admin.Limit = 50,
+    every: admin.All = False,
+    utc: Utc = False,
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """List messages that were not taken, latest first, with the rule and the answer that the sender got."""
+    """List messages that were not taken, newest first.
+
+    Each with the rule and the answer that the sender got.
+    """
     with admin.opened(config) as (_, store):
-        rows = store.list_refusals(rule=rule, user_id=user, since=admin.moment(since), limit=limit)
+        most = None if every else limit
+        found = store.list_refusals(rule=rule, user_id=user, since=admin.moment(since), limit=most)
     columns = ["QUEUE ID", "REFUSED", "RULE", "ANSWER", "KEY", "CLIENT", "FROM", "TO"]
     show(
-        rows,
+        found.rows,
         as_json=as_json,
         table=lambda: table_of(
             columns,
@@ -95,9 +113,12 @@ def refusals(
                     row.sender,
                     row.recipients,
                 )
-                for row in rows
+                for row in found.rows
             ],
+            drop=["CLIENT", "KEY", "FROM", "ANSWER", "TO"],
+            utc=utc,
         ),
+        more=admin.left_out(found),
     )
 
 
@@ -112,9 +133,10 @@ def retry(
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Try again now: what failed, what waits for its next attempt, what is uncertain.
+    """Try again now.
 
-    An uncertain email may have been delivered: whoever retries it takes it upon himself that it arrives twice.
+    What failed, what waits for its next attempt, what is uncertain. An uncertain email may have been delivered:
+    whoever retries it takes it upon himself that it arrives twice.
     """
     with admin.delivering(config) as (_, store):
         if bool(emails) == failed:
@@ -124,14 +146,17 @@ def retry(
         ids = store.failed(user_id=user, since=admin.moment(since)) if failed else list(store.find(emails).values())
         if failed and ids:
             admin.confirm(f"Try {len(ids)} failed emails again?", yes=yes)
-        _tell("to be tried again", _in_batches(ids, store.retry, quiet=as_json), as_json=as_json)
+        _tell("to be tried again", _in_batches(ids, store.retry), as_json=as_json)
 
 
 @app.command("fail")
 def fail(
     emails: SomeIds, reason: Why = "failed by an operator", config: ConfigPath = None, as_json: AsJson = False
 ) -> None:
-    """Give up what waits or is uncertain: it becomes `failed`, with the event and the webhooks."""
+    """Give up what waits or is uncertain.
+
+    It becomes `failed`, with the event and the webhooks.
+    """
     _end(emails, "failed", reason, config, as_json=as_json)
 
 
@@ -139,32 +164,39 @@ def fail(
 def mark_sent(
     emails: SomeIds, reason: Why = "marked as sent by an operator", config: ConfigPath = None, as_json: AsJson = False
 ) -> None:
-    """Say that an uncertain email was sent: somebody asked the next hop, or the recipient."""
+    """Say that an uncertain email was sent.
+
+    Somebody asked the next hop, or the recipient.
+    """
     _end(emails, "sent", reason, config, as_json=as_json)
 
 
 @app.command("cancel")
 def cancel(emails: SomeIds, config: ConfigPath = None, as_json: AsJson = False) -> None:
-    """Take back what has not begun to be sent: scheduled emails, and those that wait."""
+    """Take back what has not begun to be sent.
+
+    Scheduled emails, and those that wait.
+    """
     _end(emails, "canceled", "canceled by an operator", config, as_json=as_json)
 
 
 def _end(emails: Sequence[str], ending: Ending, reason: str, config: Path | None, *, as_json: bool) -> None:
     with admin.delivering(config) as (_, store):
         ids = list(store.find(emails).values())
-        _tell(ending, _in_batches(ids, lambda some: store.end(some, ending, reason), quiet=as_json), as_json=as_json)
+        _tell(ending, _in_batches(ids, lambda some: store.end(some, ending, reason)), as_json=as_json)
 
 
-def _in_batches(ids: Sequence[EmailId], act: Callable[[Sequence[EmailId]], Done], *, quiet: bool) -> Done:
+def _in_batches(ids: Sequence[EmailId], act: Callable[[Sequence[EmailId]], Done]) -> Done:
     """Act on some at a time, and say how far it is where a person watches."""
     done: list[EmailId] = []
     not_done: dict[str, str] = {}
-    for first in range(0, len(ids), AT_ONCE):
-        found = act(ids[first : first + AT_ONCE])
-        done += found.done
-        not_done |= found.not_done
-        if len(ids) > AT_ONCE and not quiet:
-            typer.echo(f"{min(first + AT_ONCE, len(ids))} of {len(ids)}", err=True)
+    with progress() as say:
+        for first in range(0, len(ids), AT_ONCE):
+            if len(ids) > AT_ONCE:
+                say(f"{first:,} of {len(ids):,}")
+            found = act(ids[first : first + AT_ONCE])
+            done += found.done
+            not_done |= found.not_done
     return Done(tuple(done), not_done)
 
 
@@ -180,7 +212,7 @@ def _answer(row: RefusalRow) -> str:
     return f"{row.code} {row.enhanced} {row.text}"
 
 
-def _lines(detail: EmailDetail) -> Iterator[str]:
+def _lines(detail: EmailDetail, *, utc: bool) -> Iterator[str]:
     sections = (
         ("email", detail.email),
         ("submission", detail.submission),
@@ -195,4 +227,4 @@ def _lines(detail: EmailDetail) -> Iterator[str]:
             for field in dataclasses.fields(row):
                 value = getattr(row, field.name)
                 if value not in (None, [], {}, ""):
-                    yield f"  {field.name}: {plain(value)}"
+                    yield f"  {field.name}: {on_page(value, utc=utc)}"

@@ -32,9 +32,10 @@ def bounce(
     recipient: Annotated[str, typer.Option("--recipient", metavar="ADDRESS", help="Whom the bounce came to.")],
     config_path: ConfigPath = None,
 ) -> None:
-    """Read one bounce on standard input, as Postfix's pipe(8) hands it over.
+    """Read one bounce on standard input.
 
-    Exit code 0: taken, or ignored because it is no report or has no return path of ours. 75: come again later.
+    As Postfix's pipe(8) hands it over. Exit code 0: taken, or ignored because it is no report or has no return path
+    of ours. 75: come again later.
     """
     try:
         said = _take(recipient, config_path)

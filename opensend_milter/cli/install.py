@@ -52,9 +52,9 @@ def install(  # noqa: PLR0917  # typer calls it by name
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Install beside what is there: --plan shows it, --apply does it, --undo takes it back.
+    """Install beside what is there, or take it back.
 
-    --plan exits with 1 where --apply would refuse.
+    --plan shows it, --apply does it, --undo takes it back. --plan exits with 1 where --apply would refuse.
     """
     asked = {"plan": plan, "apply": apply, "undo": undo, "status": status}
     chosen = [name for name, is_asked in asked.items() if is_asked] or ["plan"]

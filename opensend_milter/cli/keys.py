@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from opensend_milter.adapters.admin.rows import (
     KeyChanges,
@@ -21,7 +20,7 @@ from opensend_milter.adapters.admin.rows import (
     SecretRow,
 )
 from opensend_milter.cli import admin, key_examples
-from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
+from opensend_milter.cli.output import AsJson, ConfigPath, Utc, on_page, plain, show, table_of
 from opensend_milter.cli.snippets import USERNAME, Access, Client
 from opensend_milter.core.address import envelope_address
 from opensend_milter.core.errors import UsageError
@@ -47,9 +46,13 @@ Authority = Annotated[
 ]
 Snippets = Annotated[
     list[Client],
-    typer.Option("--snippet", help="Show how this client is set up, or `all`; can be given several times."),
+    typer.Option(
+        "--snippet", metavar="CLIENT", help=f"Show how this one is set up; several times: {', '.join(Client)}."
+    ),
 ]
-Clients = Annotated[list[Client], typer.Argument(help="Which clients, or `all`.")]
+Clients = Annotated[
+    list[Client], typer.Argument(metavar="CLIENT...", help=f"Which: {', '.join(Client)}.", show_default=False)
+]
 Sender = Annotated[
     str | None, typer.Option("--from", metavar="ADDRESS", help="Who sends; else hello@ a verified domain of the user.")
 ]
@@ -91,7 +94,7 @@ Suppressed = Annotated[
 Keep = Annotated[
     str, typer.Option("--keep", metavar="AGE", help="How long the old secret stays good: 12h, 7d, or 0 for not at all.")
 ]
-KeyIdPrefix = Annotated[str, typer.Argument(metavar="ID", help="Id of the key, or its first characters.")]
+KeyIdPrefix = Annotated[str, typer.Argument(metavar="ID", help="Id of the key, or either end of it.")]
 
 
 @app.command("create")
@@ -106,7 +109,10 @@ def create(
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and show it, once, with lines that clients can be set up with."""
+    """Make a key and show it, once, with what clients need.
+
+    The lines for clients can be pasted.
+    """
     with admin.opened(config) as (settings, store):
         user_id = store.ensure_user(user)
         key = store.create_key(name=name, user_id=user_id, permission=permission, domain=domain)
@@ -130,7 +136,10 @@ def snippet(
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how clients are set up, with YOUR_API_KEY where the key goes: we do not know it any more."""
+    """Show how clients are set up.
+
+    YOUR_API_KEY stands where the key goes: we do not know it any more.
+    """
     with admin.opened(config) as (settings, store):
         if sender and not envelope_address(sender):
             raise UsageError(f"--from: {sender!r} is no address such as someone@example.org")
@@ -150,17 +159,25 @@ def _reached(access: Access) -> dict[str, object]:
 
 
 @app.command("list")
-def list_(user: admin.OnlyOf = None, config: ConfigPath = None, as_json: AsJson = False) -> None:
-    """List keys, oldest first; what is shown of a key is its first and last characters."""
+def list_(user: admin.OnlyOf = None, utc: Utc = False, config: ConfigPath = None, as_json: AsJson = False) -> None:
+    """List keys, oldest first.
+
+    What is shown of a key itself is its first and last characters.
+    """
     with admin.opened(config) as (_, store):
         keys = store.list_keys(user)
     columns = ["ID", "NAME", "USER", "KEY", "PERMISSION", "DOMAIN", "ON SUPPRESSED", "CREATED", "LAST USED", "EXPIRES"]
-    show(keys, as_json=as_json, table=lambda: table_of(columns, [_row(key) for key in keys]))
+    show(keys, as_json=as_json, table=lambda: _table(columns, keys, utc=utc))
+
+
+def _table(columns: Sequence[str], keys: Sequence[KeyRow], *, utc: bool) -> str:
+    drop = ["ON SUPPRESSED", "PERMISSION", "EXPIRES", "USER", "CREATED", "KEY", "LAST USED"]
+    return table_of(columns, map(_row, keys), drop=drop, utc=utc)
 
 
 def _row(key: KeyRow) -> tuple[object, ...]:
-    used = (key.created_at, key.last_used_at, _expiry_of(key))
-    return key.id, key.name, key.user_id, key.preview, key.permission, _domain(key), key.on_suppressed, *used
+    times = (key.created_at, key.last_used_at, "expired" if key.expired else key.expires_at)
+    return key.id, key.name, key.user_id, key.preview, key.permission, _domain(key), key.on_suppressed, *times
 
 
 @app.command("set")
@@ -197,31 +214,40 @@ def set_(
         if changes == KeyChanges():
             raise UsageError("nothing to set: see `key set --help`; `key show` shows a key's rules")
         key = store.set_key(store.find_key(key_id), changes)
-    show(key, as_json=as_json, table=lambda: "\n".join(_rules(key)))
+    show(key, as_json=as_json, table=lambda: "\n".join(_rules(key, utc=False)))
 
 
 @app.command("show")
-def show_(key_id: KeyIdPrefix, config: ConfigPath = None, as_json: AsJson = False) -> None:
-    """Show what a key may do, how much of it is used today, and which of its secrets are good."""
+def show_(key_id: KeyIdPrefix, utc: Utc = False, config: ConfigPath = None, as_json: AsJson = False) -> None:
+    """Show what a key may do.
+
+    Also how much of it is used today, and which of its secrets are good.
+    """
     with admin.opened(config) as (_, store):
         detail = store.show_key(key_id)
-    show(detail, as_json=as_json, table=lambda: "\n".join(_described(detail)))
+    show(detail, as_json=as_json, table=lambda: "\n".join(_described(detail, utc=utc)))
 
 
 @app.command("rotate")
 def rotate(key_id: KeyIdPrefix, keep: Keep = "7d", config: ConfigPath = None, as_json: AsJson = False) -> None:
-    """Give a key a new secret and show it, once; the old one stays good while clients change over."""
+    """Give a key a new secret and show it, once.
+
+    The old one stays good while clients change over.
+    """
     with admin.opened(config) as (_, store):
         secret = store.rotate_key(store.find_key(key_id), _age(keep, "--keep"))
     show(dataclasses.asdict(secret), as_json=as_json, table=lambda: _hand_over(secret))
 
 
 @app.command("secrets")
-def secrets(key_id: KeyIdPrefix, config: ConfigPath = None, as_json: AsJson = False) -> None:
-    """List earlier secrets of a key that are still good; of each, the first characters of its SHA-256 are known."""
+def secrets(key_id: KeyIdPrefix, utc: Utc = False, config: ConfigPath = None, as_json: AsJson = False) -> None:
+    """List earlier secrets of a key that are still good.
+
+    Of each, the first characters of its SHA-256 are known.
+    """
     with admin.opened(config) as (_, store):
         found = store.list_secrets(store.find_key(key_id).id)
-    show(found, as_json=as_json, table=lambda: _secrets(found))
+    show(found, as_json=as_json, table=lambda: _secrets(found, utc=utc))
 
 
 @app.command("revoke-secret")
@@ -247,7 +273,10 @@ def revoke(
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a key: from now on it is refused, also in sessions that are open."""
+    """Delete a key: it is refused at once.
+
+    Also in sessions that are open.
+    """
     with admin.opened(config) as (_, store):
         key = store.find_key(key_id)
         admin.confirm(f"Revoke key {key.id} ({plain(key.name)}, user {key.user_id})?", yes=yes)
@@ -292,46 +321,49 @@ def _expiry(text: str | None) -> datetime | Literal[""] | None:
     return at
 
 
-def _expiry_of(key: KeyRow) -> str:
-    return f"expired {plain(key.expires_at)}" if key.expired else plain(key.expires_at)
+def _expiry_of(key: KeyRow, *, utc: bool) -> str:
+    return ("expired " if key.expired else "") + on_page(key.expires_at, utc=utc)
 
 
-def _rules(key: KeyRow) -> Iterator[str]:
+def _rules(key: KeyRow, *, utc: bool) -> Iterator[str]:
     yield f"key {key.id} ({plain(key.name)}, user {plain(key.user_id)})"
     yield f"domain: {_domain(key)}"
     for name, listed in (("from", key.allowed_senders), ("to", key.allowed_recipients), ("network", key.networks)):
         yield f"{name}: {'any' if listed is None else plain(listed)}"
     for name, number in (("per minute", key.per_minute), ("per day", key.per_day)):
         yield f"{name}: {'not limited by the key' if number is None else number}"
-    yield f"expires: {_expiry_of(key) or 'never'}"
+    yield f"expires: {_expiry_of(key, utc=utc) or 'never'}"
     for name, may in (("attachments", key.may_attach), ("html", key.may_html), ("bulk", key.may_bulk)):
         yield f"{name}: {'yes' if may else 'no'}"
     yield f"on suppressed: {key.on_suppressed or 'as configured'}"
 
 
-def _described(detail: KeyDetail) -> Iterator[str]:
+def _described(detail: KeyDetail, *, utc: bool) -> Iterator[str]:
     key = detail.key
-    yield from _rules(key)
+    yield from _rules(key, utc=utc)
     if detail.sent_today is not None:
         yield f"sent today (UTC): {detail.sent_today} of {key.per_day}"
-    yield f"created: {plain(key.created_at)}"
-    yield f"last used: {plain(key.last_used_at) or 'never'}"
+    yield f"created: {on_page(key.created_at, utc=utc)}"
+    yield f"last used: {on_page(key.last_used_at, utc=utc) or 'never'}"
     yield f"secret: {plain(key.preview)}"
     for secret in detail.secrets:
-        yield f"earlier secret: {_shown(secret)}"
+        yield f"earlier secret: {_shown(secret, utc=utc)}"
 
 
-def _shown(secret: SecretRow) -> str:
-    return f"{secret.hash}, replaced {plain(secret.replaced_at)}, good until {plain(secret.expires_at) or 'revoked'}"
+def _shown(secret: SecretRow, *, utc: bool) -> str:
+    until = on_page(secret.expires_at, utc=utc) or "revoked"
+    return f"{secret.hash}, replaced {on_page(secret.replaced_at, utc=utc)}, good until {until}"
 
 
-def _secrets(found: list[SecretRow]) -> Table:
+def _secrets(found: list[SecretRow], *, utc: bool) -> str:
     rows = [(secret.hash, secret.replaced_at, secret.expires_at) for secret in found]
-    return table_of(["HASH", "REPLACED", "GOOD UNTIL"], rows)
+    return table_of(["HASH", "REPLACED", "GOOD UNTIL"], rows, utc=utc)
 
 
 def _hand_over(secret: NewSecret) -> str:
-    older = [f"Still good: {_shown(each)}" for each in secret.older] or ["No earlier secret is good any more."]
+    older = [f"Still good: {_shown(each, utc=False)}" for each in secret.older] or [
+        "No earlier secret is good any more."
+    ]
     told = "Keep it now: it is not stored and cannot be shown again."
     return "\n".join([f"new secret of key {secret.id}:", "", f"    {secret.token}", "", told, *older])
 

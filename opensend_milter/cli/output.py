@@ -1,66 +1,198 @@
-"""What people and scripts see on standard output: tables, or JSON."""
+"""What people and scripts see: tables and pages, or JSON; on a terminal also how far something is."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from enum import Enum
+from itertools import starmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from opensend_milter.config import DEFAULT_PATH
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 ConfigPath = Annotated[
-    Path | None, typer.Option("--config", "-c", help=f"Configuration file; {DEFAULT_PATH} unless given.")
+    Path | None,
+    typer.Option("--config", "-c", help=f"Configuration file; else {DEFAULT_PATH.name} in {DEFAULT_PATH.parent}."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Utc = Annotated[bool, typer.Option("--utc", help="Show times exactly, in UTC.")]
+_AGES = (("s", 60), ("min", 60), ("h", 24), ("d", 30))
+"""Units of an age, each with how many of it make one of the next."""
+GAP = "  "
+READABLE = 20
+"""What a text keeps of its cells as long as there is another column to go instead."""
+ID_START = 13
+"""What is shown of an id, and is enough to name it by."""
+MOST_PADDING = 60
+"""In a file nothing is cut; a cell that is longer stands out of its column."""
+MARKS_PER_CELL = 4
+"""Accents take no cell, and a stranger may stack any number of them."""
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+Line = Sequence[str]
 
 
-def show(value: Any, *, as_json: bool, table: Callable[[], Table | str]) -> None:
-    """Print a value as JSON, or what `table` makes of it for people."""
+def show(value: Any, *, as_json: bool, table: Callable[[], str], more: str = "") -> None:
+    """Print a value as JSON, or what `table` makes of it for people; `more`: what they are told beside it."""
     if as_json:
         sys.stdout.write(json.dumps(value, default=_plain, ensure_ascii=False) + "\n")
         return
-    drawn = table()
-    if isinstance(drawn, str):
-        sys.stdout.write(drawn.rstrip("\n") + "\n")
-    else:
-        # Not before: most commands draw nothing, and start faster without it.
-        from rich.console import Console  # noqa: PLC0415
-
-        Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200).print(drawn)
+    sys.stdout.write(table().rstrip("\n") + "\n")
+    if more:
+        sys.stdout.flush()
+        sys.stderr.write(f"{more}\n")
 
 
-def table_of(columns: Sequence[str], rows: Iterator[Sequence[object]] | Sequence[Sequence[object]]) -> Table:
-    """Draw rows of which some cells were written by strangers: nothing in them is markup or moves the cursor."""
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+def table_of(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, drop: Sequence[str] = (), utc: bool = False
+) -> str:
+    """Draw rows of which some cells were written by strangers: nothing in them moves the cursor.
 
-    drawn = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        drawn.add_row(*(Text(plain(cell)) for cell in row))
-    return drawn
+    `drop`: columns that go where the terminal is too narrow for all, the least important first.
+    """
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    aged = width is not None and not utc
+    cells = [
+        [_ago(cell) if aged and isinstance(cell, datetime) else plain(cell, utc=utc) for cell in row] for row in rows
+    ]
+    return _laid_out(columns, cells, drop=drop, width=width)
 
 
-def plain(value: object) -> str:
-    """Return what a person may read of a value."""
+def _laid_out(columns: Line, rows: Sequence[Line], *, drop: Sequence[str], width: int | None) -> str:
+    """Lay out rows under the names of their columns; `drop`: which may go, the least important first.
+
+    Without a width nothing is left out.
+    """
+    lines = [columns, *rows]
+    if width is None:
+        return _aligned(lines, [min(wanted, MOST_PADDING) for wanted in _wanted(lines)])
+    if _least(lines) > width:
+        lines = [[_shortened(cell) for cell in line] for line in lines]
+    for name in drop:
+        if _least(lines) <= width:
+            break
+        at = lines[0].index(name)
+        lines = [[*line[:at], *line[at + 1 :]] for line in lines]
+    widths = _shared_out(_floors(lines), _wanted(lines), width - len(GAP) * (len(lines[0]) - 1))
+    return _aligned([[*map(_cut, line, widths)] for line in lines], widths)
+
+
+def _shortened(cell: str) -> str:
+    return cell[:ID_START] if _ID.fullmatch(cell) else cell
+
+
+def _least(lines: Sequence[Line]) -> int:
+    return sum(_floors(lines)) + len(GAP) * (len(lines[0]) - 1)
+
+
+def _floors(lines: Sequence[Line]) -> list[int]:
+    """Tell how narrow each column may be: an id that is cut is none."""
+    has_id = [any(map(_ID.fullmatch, column)) for column in zip(*lines, strict=True)]
+    return [wanted if is_id else min(wanted, READABLE) for wanted, is_id in zip(_wanted(lines), has_id, strict=True)]
+
+
+def _wanted(lines: Sequence[Line]) -> list[int]:
+    return [max(map(_width_of, column)) for column in zip(*lines, strict=True)]
+
+
+def _shared_out(floors: Sequence[int], wanted: Sequence[int], room: int) -> list[int]:
+    """Give what is left to those that are narrowest; where it is too little, take from those that are widest."""
+    widths = list(floors)
+    while sum(widths) < room and (wanting := [at for at, most in enumerate(wanted) if widths[at] < most]):
+        widths[min(wanting, key=widths.__getitem__)] += 1
+    while sum(widths) > room and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1
+    return widths
+
+
+def _cut(cell: str, width: int) -> str:
+    bounded = cell[: width * MARKS_PER_CELL]
+    if bounded == cell and _width_of(cell) <= width:
+        return cell
+    while bounded and _width_of(bounded) >= width:
+        bounded = bounded[:-1]
+    return f"{bounded}…"
+
+
+def _aligned(lines: Sequence[Line], widths: Sequence[int]) -> str:
+    return "\n".join(GAP.join(starmap(_padded, zip(line, widths, strict=True))).rstrip() for line in lines)
+
+
+def _padded(cell: str, width: int) -> str:
+    return cell + " " * (width - _width_of(cell))
+
+
+def _width_of(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    # Not before: most commands draw nothing wider, and start faster without it.
+    from rich.cells import cell_len  # noqa: PLC0415
+
+    return cell_len(text)
+
+
+def plain(value: object, *, utc: bool = False) -> str:
+    """Return what a person may read of a value; `utc`: times in UTC, and exactly."""
     match value:
         case None:
             return ""
         case datetime():
-            return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
+            return _exactly(value, utc=utc)
+        case dict():
+            return ", ".join(f"{plain(name)}: {plain(item, utc=utc)}" for name, item in value.items())
         case list() | tuple():
-            return ", ".join(plain(item) for item in value)
+            return ", ".join(plain(item, utc=utc) for item in value)
         case _:
             return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value))
+
+
+def on_page(value: object, *, utc: bool) -> str:
+    """Return the same where there is room: a time with its age."""
+    text = plain(value, utc=utc)
+    return f"{text} ({_ago(value)})" if isinstance(value, datetime) and not utc and sys.stdout.isatty() else text
+
+
+def _exactly(at: datetime, *, utc: bool) -> str:
+    if utc:
+        return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def _ago(at: datetime) -> str:
+    """Say how long ago it was, or in how long it will be; of what is far away, the day."""
+    past = datetime.now(UTC) - at
+    count = abs(past) // timedelta(seconds=1)
+    for unit, most in _AGES:
+        if count < most:
+            return f"{count} {unit} ago" if past >= timedelta() else f"in {count} {unit}"
+        count //= most
+    return f"{at.astimezone():%Y-%m-%d}"
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Lend a way to say how far something is: one line of a terminal, gone at the end; nothing elsewhere."""
+    said = False
+
+    def say(text: str) -> None:
+        nonlocal said
+        if said := sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
+            sys.stderr.flush()
+
+    try:
+        yield say
+    finally:
+        if said:
+            say("")
 
 
 _PLAIN: tuple[tuple[type, Callable[[Any], object]], ...] = (

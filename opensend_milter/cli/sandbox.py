@@ -17,6 +17,7 @@ from opensend_milter import app as composition
 from opensend_milter.cli import exits, output
 from opensend_milter.cli.output import AsJson
 from opensend_milter.cli.snippets import SNIPPETS, Access, Client
+from opensend_milter.config import PATH_VARIABLE
 from opensend_milter.host.requirements import Lacking
 from opensend_milter.host.sandbox import (
     first_mail as sandbox_mail,
@@ -28,16 +29,16 @@ app = typer.Typer(help="The whole product privately, under one directory.", no_a
 
 Directory = Annotated[Path, typer.Option("--dir", help="Where all of it lives.", show_default=True)]
 Queue = Annotated[
-    str | None, typer.Option("--queue", help="postgres or sqs (default: as it was; a new one: postgres).")
+    sandbox_state.QueueKind | None, typer.Option("--queue", help="Unless given: as it was; a new one: postgres.")
 ]
 Purge = Annotated[bool, typer.Option("--purge", help="Remove the directory with all data.")]
 Recipient = Annotated[str, typer.Option("--to", help="Recipient.")]
-Sender = Annotated[str | None, typer.Option("--from", help="Sender (default: demo@ the verified domain).")]
+Sender = Annotated[str | None, typer.Option("--from", help="Sender; else demo@ the verified domain.")]
 Profile = Annotated[
-    str | None,
+    sandbox_state.Profile | None,
     typer.Option(
         "--profile",
-        help="standalone, or opensend: OpenSend's tables, no delivery (default: as it was; a new one: standalone).",
+        help="opensend: OpenSend's tables, no delivery. Unless given: as it was; a new one: standalone.",
     ),
 ]
 Wait = Annotated[float, typer.Option("--wait", help="Seconds to wait for the inbox, or for the job.")]
@@ -68,7 +69,10 @@ def up(
     fast: Annotated[bool, typer.Option("--fast", hidden=True, help="No fsync: for tests.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Start all of it and return when everything answers; a sandbox that was there keeps its data, keys and ports."""
+    """Start all of it, and return when everything answers.
+
+    A sandbox that was there keeps its data, keys and ports.
+    """
     with _exits():
         place = sandbox.absolute(directory)
         _bring_up(place, queue, profile, fast=fast)
@@ -76,25 +80,9 @@ def up(
     output.show(variables, as_json=as_json, table=lambda: f"SMTP on 127.0.0.1:{variables['SANDBOX_SMTP_PORT']}")
 
 
-def _bring_up(place: Path, queue: str | None, profile: str | None, *, fast: bool) -> None:
-    fresh = sandbox.up(place, queue=_queue(queue), profile=_profile(profile), fast=fast, say=_say)
+def _bring_up(place: Path, queue: Queue, profile: Profile, *, fast: bool) -> None:
+    fresh = sandbox.up(place, queue=queue, profile=profile, fast=fast, say=_say)
     _say(f"the sandbox in {place} {'is up' if fresh else 'runs already'}")
-
-
-def _queue(text: str | None) -> sandbox_state.QueueKind | None:
-    match text:
-        case None | "postgres" | "sqs":
-            return text
-        case _:
-            return exits.fail(f"--queue: expected postgres or sqs, got {text!r}", exits.EX_USAGE)
-
-
-def _profile(text: str | None) -> sandbox_state.Profile | None:
-    match text:
-        case None | "standalone" | "opensend":
-            return text
-        case _:
-            return exits.fail(f"--profile: expected standalone or opensend, got {text!r}", exits.EX_USAGE)
 
 
 @app.command()
@@ -128,11 +116,19 @@ def _keeper(found: sandbox.Status) -> str:
 
 @app.command()
 def env(directory: Directory = sandbox.DEFAULT_DIR, as_json: AsJson = False) -> None:
-    """Print KEY=value lines for a shell: `eval "$(opensend-milter sandbox env)"`."""
+    """Print names and values for a shell.
+
+    After `eval "$(opensend-milter sandbox env)"` all other commands mean the sandbox.
+    """
     with _exits():
         variables = _variables(directory)
-    lines = "\n".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
-    output.show(variables, as_json=as_json, table=lambda: lines)
+    output.show(variables, as_json=as_json, table=lambda: "\n".join(_assignments(variables)))
+
+
+def _assignments(variables: Mapping[str, str]) -> Iterator[str]:
+    for name, value in variables.items():
+        # The others are for the shell that reads them; this one is for our own commands.
+        yield f"{'export ' if name == PATH_VARIABLE else ''}{name}={shlex.quote(value)}"
 
 
 def _variables(directory: Path) -> Mapping[str, str]:
@@ -145,12 +141,15 @@ def send(  # noqa: PLR0917  # typer calls it by name
     directory: Directory = sandbox.DEFAULT_DIR,
     to: Recipient = RECIPIENT,
     sender: Sender = None,
-    subject: Annotated[str, typer.Option("--subject")] = "Hello from the sandbox",
-    text: Annotated[str, typer.Option("--text")] = "It works.",
+    subject: Annotated[str, typer.Option("--subject", help="Subject.")] = "Hello from the sandbox",
+    text: Annotated[str, typer.Option("--text", help="Body.")] = "It works.",
     wait_s: Wait = 30.0,
     as_json: AsJson = False,
 ) -> None:
-    """Send one message by STARTTLS and AUTH, and wait until it lies in the inbox (opensend: in the queue)."""
+    """Send one message, and wait until it lies in the inbox.
+
+    By STARTTLS and AUTH. Beside OpenSend it waits for the queue.
+    """
     with _exits():
         place = sandbox.absolute(directory)
         sent = _send(place, wait_s, sender, recipient=to, subject=subject, text=text)

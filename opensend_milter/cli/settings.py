@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,20 +22,26 @@ Database = Annotated[
 
 
 def check_config(config: ConfigPath = None, database: Database = False, as_json: AsJson = False) -> None:
-    """Check the configuration and print what is in force: YAML, each value that is no default with its source.
+    """Check the configuration and print what is in force.
 
-    Passwords are masked, so a value that holds one is printed as a comment. Exit code 78: something is wrong; 69: the
-    database that was to be looked at does not answer.
+    It prints YAML, each value that is no default with its source. Passwords are masked, so a value that holds
+    one is printed as a comment. Exit code 78: something is wrong; 69: the database that was to be looked at does not
+    answer.
     """
     with exits.exits():
         loaded, sources = configuration.load_with_sources(config, front_door=True)
         settings = configuration.effective(loaded, sources)
-        misfits = app.misfits(loaded) if database else []
+    misfits = _misfits(config) if database else []
     found = {"tables": {"fit": not misfits, "differences": misfits}} if database else {}
     output.show({**_as_mapping(settings), **found}, as_json=as_json, table=lambda: _as_yaml(settings))
     if misfits:
         exits.fail("\n".join(f"tables: {line}" for line in misfits), exits.EX_CONFIG)
     typer.echo("opensend-milter: ok", err=True)
+
+
+def _misfits(path: Path | None) -> list[str]:
+    with exits.configured(path) as settings:
+        return app.misfits(settings)
 
 
 def _as_mapping(settings: Sequence[Setting]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.admin.suppression_files import export_entries, import_entries
 from opensend_milter.adapters.postgres.link import Connection, connect, conninfo_for
 from opensend_milter.cli import admin
-from opensend_milter.cli.exits import exits
-from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
+from opensend_milter.cli.exits import configured
+from opensend_milter.cli.output import AsJson, ConfigPath, Utc, plain, progress, show, table_of
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.model import UserId
 from opensend_milter.core.suppression_list import HEADER, Bad, read, sorted_out
@@ -27,7 +27,7 @@ from opensend_milter.core.suppression_list import HEADER, Bad, read, sorted_out
 app = typer.Typer(help="Addresses that a user's mail must not reach.", no_args_is_help=True)
 
 EX_DATAERR = 65
-REPORTED_EVERY = 20_000
+SAID_EVERY = 1_000
 SHOWN_LINES = 20
 
 Email = Annotated[str, typer.Argument(metavar="ADDRESS", help="The address; upper and lower case are the same.")]
@@ -42,7 +42,10 @@ def add(
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Suppress an address; one that is suppressed already gets the new reason."""
+    """Suppress an address.
+
+    One that is suppressed already gets the new reason.
+    """
     with admin.opened(config) as (_, store):
         row = store.add_suppression(store.ensure_user(user), email, reason)
     show(row, as_json=as_json, table=lambda: f"suppressed {row.email} ({row.reason}) for user {row.user_id}")
@@ -50,18 +53,27 @@ def add(
 
 @app.command("list")
 def list_(
-    user: admin.OnlyOf = None, limit: admin.Limit = 100, config: ConfigPath = None, as_json: AsJson = False
+    *,
+    user: admin.OnlyOf = None,
+    limit: admin.Limit = 100,
+    every: admin.All = False,
+    utc: Utc = False,
+    config: ConfigPath = None,
+    as_json: AsJson = False,
 ) -> None:
-    """List suppressed addresses, latest first."""
+    """List suppressed addresses, newest first."""
     with admin.opened(config) as (_, store):
-        rows = store.list_suppressions(user, limit=limit)
+        found = store.list_suppressions(user, limit=None if every else limit)
     show(
-        rows,
+        found.rows,
         as_json=as_json,
         table=lambda: table_of(
             ["ADDRESS", "USER", "REASON", "SINCE"],
-            [(row.email, row.user_id, row.reason, row.suppressed_at) for row in rows],
+            [(row.email, row.user_id, row.reason, row.suppressed_at) for row in found.rows],
+            drop=["USER"],
+            utc=utc,
         ),
+        more=admin.left_out(found),
     )
 
 
@@ -89,7 +101,10 @@ def remove(
 def import_(
     *,
     file: Annotated[
-        Path, typer.Argument(help="CSV of ours, Postmark or SendGrid, CSV or JSON of SES; -: standard input.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="CSV of ours, Postmark or SendGrid, CSV or JSON of SES; -: standard input."
+        ),
     ],
     reason: Annotated[
         Reason | None, typer.Option("--reason", help="Why all of them are suppressed, whatever the file says.")
@@ -102,21 +117,23 @@ def import_(
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Suppress all addresses of a file, in one transaction; those that are suppressed already stay as they are.
+    """Suppress all addresses of a file.
 
-    With a bad line nothing is imported, unless --skip-bad. Exit code 65: there are bad lines.
+    In one transaction; those that are suppressed already stay as they are. With a bad line nothing is imported,
+    unless --skip-bad. Exit code 65: there are bad lines.
     """
     with _connected(config) as (settings, connection):
         store = AdminStore(connection, makes_users=settings.profile == "standalone")
-        with _reading(file) as content:
+        with _reading(file) as content, progress() as say:
             name, lines = read(content, reason)
-            entries, bad, again = sorted_out(lines, _progress("read", quiet=as_json))
+            entries, bad, again = sorted_out(lines, _counting("read", say))
         halted = bool(bad) and not skip_bad
         added = 0
         if not halted:
             owner = UserId(user) if dry_run else store.ensure_user(user)
-            stored = _progress("stored", quiet=as_json)
-            added = import_entries(connection, owner, entries.values(), dry_run=dry_run, progress=stored)
+            with progress() as say:
+                stored = _counting("stored", say)
+                added = import_entries(connection, owner, entries.values(), dry_run=dry_run, progress=stored)
     report: dict[str, object] = {
         "format": name,
         "dry_run": dry_run,
@@ -135,7 +152,7 @@ def import_(
 @app.command("export")
 def export(
     *,
-    file: Annotated[Path, typer.Argument(help="Where to; -: standard output.")] = Path("-"),
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; -: standard output.")] = Path("-"),
     user: admin.Owner = admin.DEFAULT_USER,
     config: ConfigPath = None,
 ) -> None:
@@ -151,8 +168,7 @@ def export(
 
 @contextmanager
 def _connected(path: Path | None) -> Iterator[tuple[configuration.Config, Connection]]:
-    with exits():
-        settings = configuration.load(path)
+    with configured(path) as settings:
         info = conninfo_for(settings.database.url, None, None)
         with connect(info, application_name="opensend-milter-admin") as connection:
             yield settings, connection
@@ -189,12 +205,12 @@ def _writing(file: Path) -> Iterator[IO[str]]:
         new.unlink(missing_ok=True)
 
 
-def _progress(what: str, *, quiet: bool) -> Callable[[int], None]:
-    def progress(count: int) -> None:
-        if not quiet and count % REPORTED_EVERY == 0:
-            typer.echo(f"{what}: {count:,}", err=True)
+def _counting(what: str, say: Callable[[str], None]) -> Callable[[int], None]:
+    def count(number: int) -> None:
+        if number % SAID_EVERY == 0:
+            say(f"{what}: {number:,}")
 
-    return progress
+    return count
 
 
 def _told(report: dict[str, object], bad: list[Bad], *, halted: bool) -> Iterator[str]:

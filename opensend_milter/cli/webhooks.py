@@ -14,15 +14,14 @@ from uuid import uuid4
 
 import typer
 
-from opensend_milter import config as configuration
 from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.admin.webhooks import Status, WebhookAdmin, WebhookRow
 from opensend_milter.adapters.postgres.link import connect, conninfo_for
 from opensend_milter.adapters.postgres.webhooks import lease_of
 from opensend_milter.adapters.webhook_calls import HttpMessenger
 from opensend_milter.cli import admin
-from opensend_milter.cli.exits import exits
-from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
+from opensend_milter.cli.exits import configured
+from opensend_milter.cli.output import AsJson, ConfigPath, Utc, plain, show, table_of
 from opensend_milter.config import Config
 from opensend_milter.core.errors import TemporaryError, UsageError
 from opensend_milter.core.webhook import Answer, Event, EventId, body_of, event_types, headers_of
@@ -30,15 +29,14 @@ from opensend_milter.core.webhook import Answer, Event, EventId, body_of, event_
 app = typer.Typer(help="Who is told what becomes of a user's mail.", no_args_is_help=True)
 
 EX_NOT_TAKEN = 1
-Id = Annotated[str, typer.Argument(metavar="ID", help="The webhook's id, or how it begins.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the webhook, or either end of it.")]
 OnlyStatus = Annotated[Status | None, typer.Option("--status", help="Only of this status.")]
 
 
 @contextmanager
 def _opened(path: Path | None, *, ours: bool = False) -> Iterator[tuple[Config, AdminStore, WebhookAdmin]]:
     """Connect; `ours`: what OpenSend does itself where it is there."""
-    with exits():
-        config = configuration.load(path)
+    with configured(path) as config:
         if ours and config.profile == "opensend":
             raise UsageError(
                 "beside OpenSend (profile: opensend) it is OpenSend that calls webhooks: use its dashboard"
@@ -64,7 +62,10 @@ def add(
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a webhook of a user, and show the secret that its receiver needs."""
+    """Add a webhook of a user, and show its secret.
+
+    Its receiver needs that.
+    """
     with _opened(config, ours=True) as (settings, store, webhooks):
         types = event_types(events.split(","))
         try:
@@ -81,7 +82,7 @@ def add(
 
 
 @app.command("list")
-def list_(user: admin.OnlyOf = None, config: ConfigPath = None, as_json: AsJson = False) -> None:
+def list_(user: admin.OnlyOf = None, utc: Utc = False, config: ConfigPath = None, as_json: AsJson = False) -> None:
     """List webhooks with what came of their latest attempt."""
     with _opened(config) as (_, _, webhooks):
         rows = webhooks.list_webhooks(user)
@@ -95,6 +96,8 @@ def list_(user: admin.OnlyOf = None, config: ConfigPath = None, as_json: AsJson 
                  row.event_types, row.url)
                 for row in rows
             ],
+            drop=["CODE", "USER", "EVENTS", "PENDING", "AT"],
+            utc=utc,
         ),
     )  # fmt: skip
 
@@ -145,7 +148,10 @@ class Tried:
 
 @app.command("test")
 def try_(webhook_id: Id, config: ConfigPath = None, as_json: AsJson = False) -> None:
-    """Send it a signed event of type `webhook.test` now; exit code 1 where it does not take it."""
+    """Send it a signed event of type `webhook.test`.
+
+    Exit code 1: it does not take it.
+    """
     with _opened(config, ours=True) as (settings, _, webhooks):
         row = webhooks.find(webhook_id)
         tried = _try(_messenger(settings), row, webhooks.signing())
@@ -178,12 +184,17 @@ def _try(messenger: HttpMessenger, row: WebhookRow, signing: bytes) -> Tried:
 def replay(  # noqa: PLR0917  # typer calls it by name
     webhook_id: Id,
     since: admin.Since = None,
-    event: Annotated[str | None, typer.Option("--event", metavar="EVENT_ID", help="Only of this event.")] = None,
+    event: Annotated[
+        str | None, typer.Option("--event", metavar="EVENT_ID", help="Only of this event: its id, or either end of it.")
+    ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only those that were given up.")] = False,
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make deliveries due again: say which by --since, --event or --failed, or several of them."""
+    """Make deliveries due again.
+
+    Say which by --since, --event or --failed, or several of them.
+    """
     with _opened(config, ours=True) as (settings, _, webhooks):
         if since is None and event is None and not failed:
             raise UsageError("say what to replay: --since WHEN, --event EVENT_ID, --failed, or several of them")
@@ -196,25 +207,31 @@ def replay(  # noqa: PLR0917  # typer calls it by name
 
 @app.command("deliveries")
 def deliveries(
+    *,
     webhook_id: Id,
     status: OnlyStatus = None,
     limit: admin.Limit = 50,
+    every: admin.All = False,
+    utc: Utc = False,
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """List deliveries to a webhook, latest first."""
+    """List deliveries to a webhook, newest first."""
     with _opened(config) as (_, _, webhooks):
-        rows = webhooks.deliveries(webhooks.find(webhook_id), status=status, limit=limit)
+        found = webhooks.deliveries(webhooks.find(webhook_id), status=status, limit=None if every else limit)
     columns = ["EVENT", "TYPE", "EMAIL", "STATUS", "ATTEMPTS", "CODE", "AT", "NEXT", "ANSWER"]
     show(
-        rows,
+        found.rows,
         as_json=as_json,
         table=lambda: table_of(
             columns,
             [
                 (row.event_id, row.type, row.email_id, row.status, row.attempt, row.code, row.attempted_at,
                  row.next_retry_at, (row.text or "")[:60])
-                for row in rows
+                for row in found.rows
             ],
+            drop=["ATTEMPTS", "ANSWER", "NEXT", "EMAIL", "CODE"],
+            utc=utc,
         ),
+        more=admin.left_out(found),
     )  # fmt: skip

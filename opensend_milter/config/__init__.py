@@ -8,8 +8,10 @@ from opensend_milter.config.loader import (
     Setting,
     Sources,
     effective,
+    is_configured,
     load,
     load_with_sources,
+    path_in_force,
 )
 from opensend_milter.config.option import Option
 from opensend_milter.config.sections import (
@@ -73,6 +75,8 @@ __all__ = [
     "Webhooks",
     "check_front_door",
     "effective",
+    "is_configured",
     "load",
     "load_with_sources",
+    "path_in_force",
 ]

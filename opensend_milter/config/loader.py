@@ -81,6 +81,17 @@ def load_with_sources(
     return config, loading.sources
 
 
+def path_in_force(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
+    """Return the file that is read: the one that was named, here or in the environment, else the default."""
+    named = (os.environ if environ is None else environ).get(PATH_VARIABLE, "").strip()
+    return path or Path(named or DEFAULT_PATH)
+
+
+def is_configured(path: Path | None = None) -> bool:
+    """Tell whether anybody has said anything: there is a file, or a variable of ours is set."""
+    return path_in_force(path).exists() or any(source != "default" for source in load_with_sources(path)[1].values())
+
+
 def effective(config: Config, sources: Sources) -> list[Setting]:
     """List every key as it is in force, passwords masked."""
     return [_setting(key, key.of(config), sources[key.path]) for key in KEYS]
@@ -103,7 +114,7 @@ def _read_files(loading: _Loading, path: Path | None, environ: Mapping[str, str]
     named = environ.get(PATH_VARIABLE, "").strip()
     origin = f"environment: {PATH_VARIABLE}" if named and path is None else ""
     try:
-        for written in read_file(path or Path(named or DEFAULT_PATH), optional=path is None and not named):
+        for written in read_file(path_in_force(path, environ), optional=path is None and not named):
             _take_written(loading, written)
     except Unreadable as error:
         loading.fault("configuration file", error.expected, error.got, error.origin or origin)

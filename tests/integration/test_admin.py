@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -164,7 +165,7 @@ def test_only_the_clients_that_are_asked_for_are_shown(run: Run) -> None:
     every = run("key", "create", "--snippet", "all").stdout
     assert every.count("\nWith ") == len(CLIENTS)
     assert "Other clients" not in every
-    assert run("key", "create", "--snippet", "pine").exit_code == 2
+    assert run("key", "create", "--snippet", "pine").exit_code == 64
 
 
 def test_snippets_are_shown_without_a_key(database: Database, run: Run) -> None:
@@ -185,7 +186,7 @@ def test_snippets_are_shown_without_a_key(database: Database, run: Run) -> None:
 
 def test_revoke_takes_the_beginning_of_an_id(database: Database, run: Run) -> None:
     first, second = (field(parsed(run("key", "create", "--json")), "id") for _ in range(2))
-    assert "no key has an id that begins with 'zzzz'" in run("key", "revoke", "zzzz").stderr
+    assert "no key has an id that begins or ends with 'zzzz'" in run("key", "revoke", "zzzz").stderr
     assert "at least its first 4 characters" in run("key", "revoke", first[:3]).stderr
     assert run("key", "revoke", first[:8].upper()).exit_code == 0
     with database.connect() as connection:
@@ -196,7 +197,8 @@ def test_revoke_takes_the_beginning_of_an_id(database: Database, run: Run) -> No
             [EMAIL_ID[:-1]],
         )
     ambiguous = run("key", "revoke", EMAIL_ID[:9])
-    assert (ambiguous.exit_code, "begins the ids of 2 keys" in ambiguous.stderr) == (64, True)
+    assert (ambiguous.exit_code, "may be any of these" in ambiguous.stderr) == (64, True)
+    assert {f"{EMAIL_ID[:-1]}{last}" for last in "ab"} == set(re.findall(r"[\w-]{36}", ambiguous.stderr))
 
 
 def settings_of(database: Database) -> dict[str, str | None]:
@@ -226,7 +228,7 @@ def test_a_rule_that_is_none_and_a_key_that_is_none(database: Database, run: Run
     key_id = field(parsed(run("key", "create", "--json")), "id")
     for words, code in [
         (["key", "set", key_id], 64),
-        (["key", "set", key_id, "--on-suppressed", "ignore"], 2),
+        (["key", "set", key_id, "--on-suppressed", "ignore"], 64),
         (["key", "set", "zzzz", "--on-suppressed", "default"], 64),
         (["key", "set", key_id[:3], "--on-suppressed", "default"], 64),
     ]:
@@ -324,7 +326,7 @@ def test_a_key_expires_after_a_time(database: Database, run: Run, text: str, day
     assert "expired" not in run("key", "list").stdout
     with database.connect() as connection:
         connection.execute("UPDATE opensend_milter.key_settings SET expires_at = now()")
-    assert " expired 20" in run("key", "list").stdout
+    assert " expired" in run("key", "list").stdout
     assert "expires: expired 20" in run("key", "show", key_id).stdout
     assert "expires: never" in run("key", "set", key_id, "--expires", "never").stdout
 
@@ -489,7 +491,7 @@ def test_suppressions(run: Run) -> None:
     lifted = run("suppression", "remove", "ｓome@one.example", "--yes")
     assert (lifted.exit_code, parsed(run("suppression", "list", "--json"))) == (0, [])
     assert "some@one.example is no longer suppressed for user default, listed as ſome@one.example too" in lifted.stdout
-    assert run("suppression", "add", "a@b.example", "--reason", "dislike").exit_code == 2
+    assert run("suppression", "add", "a@b.example", "--reason", "dislike").exit_code == 64
 
 
 def test_email_is_found_by_both_ids(database: Database, run: Run) -> None:
@@ -514,6 +516,69 @@ def test_email_is_found_by_both_ids(database: Database, run: Run) -> None:
         assert store.find_email("4Zk9Lt3") == (EMAIL_ID, "queued")
         assert store.find_email("4Zk9Lt4") is None
         assert store.find_email("") is None
+
+
+@pytest.mark.parametrize("named", [EMAIL_ID[:13], EMAIL_ID[:13].upper(), EMAIL_ID[:20], EMAIL_ID[-12:], EMAIL_ID])
+def test_email_is_found_by_either_end_of_its_id(database: Database, run: Run, named: str) -> None:
+    fill(database)
+    found = parsed(run("email", "show", named, "--json"))
+    assert isinstance(found, dict)
+    assert field(found["email"], "id") == EMAIL_ID
+    assert parsed(run("email", "cancel", named, "--json")) == {"done": [EMAIL_ID], "left": {}}
+
+
+@pytest.mark.parametrize("named", [EMAIL_ID[:12], EMAIL_ID[-11:], EMAIL_ID[1:], "%", "", EMAIL_ID[:13] + "'"])
+def test_less_of_an_id_names_nothing(database: Database, run: Run, named: str) -> None:
+    fill(database)
+    for words in (["email", "show", named], ["email", "retry", named], ["email", "fail", named]):
+        refused = run(*words)
+        assert (refused.exit_code, "no email has the id or queue id" in refused.stderr) == (64, True)
+
+
+def test_an_ambiguous_id_lists_what_it_may_be(database: Database, run: Run) -> None:
+    """A millisecond may have many messages."""
+    ids = [f"01a22a0c-f6a6-4d1e-9651-{number:012x}" for number in range(25)]
+    with database.connect() as connection:
+        connection.execute(
+            "INSERT INTO emails (id, \"from\", \"to\", subject) SELECT id, '', '[]', '' FROM unnest(%s::uuid[]) id",
+            [ids],
+        )
+    for words in (["email", "show", ids[0][:13]], ["email", "cancel", ids[0], ids[1][:18]]):
+        refused = run(*words)
+        assert refused.exit_code == 64
+        assert re.findall(r"[\w-]{36}", refused.stderr) == ids[:20]
+        assert refused.stderr.endswith(" ...\n")
+    with database.connect() as connection:
+        connection.execute(
+            "INSERT INTO public.emails (id, \"from\", \"to\", subject) VALUES (%s, '', '[]', '')",
+            [f"{EMAIL_ID[:24]}{0:012x}"],
+        )
+    assert sorted(re.findall(r"[\w-]{36}", run("email", "show", f"{0:012x}").stderr)) == [
+        ids[0],
+        f"{EMAIL_ID[:24]}{0:012x}",
+    ]
+
+
+def test_a_queue_id_that_looks_like_an_end_is_a_queue_id(database: Database, run: Run) -> None:
+    fill(database)
+    with database.connect() as connection:
+        connection.execute("UPDATE opensend_milter.submissions SET queue_id = '0123456789AB'")
+        connection.execute(
+            "INSERT INTO public.emails (id, \"from\", \"to\", subject) VALUES (%s, '', '[]', '')",
+            [f"{EMAIL_ID[:24]}0123456789ab"],
+        )
+    found = parsed(run("email", "show", "0123456789AB", "--json"))
+    assert isinstance(found, dict)
+    assert field(found["email"], "id") == EMAIL_ID
+
+
+def test_keys_and_domains_are_found_by_either_end_of_their_ids(run: Run) -> None:
+    key_id = field(parsed(run("key", "create", "--json")), "id")
+    domain_id = field(parsed(run("domain", "add", "example.org", "--json")), "id")
+    for named in (key_id[:13], key_id[-12:].upper()):
+        assert f"key {key_id}" in run("key", "show", named).stdout
+    assert field(parsed(run("domain", "set", domain_id[:13], "--json")), "name") == "example.org"
+    assert "removed example.org" in run("domain", "remove", domain_id[-12:]).stdout
 
 
 def test_refusal_is_found_by_its_queue_id(database: Database, run: Run) -> None:

@@ -206,6 +206,6 @@ def test_prune_says_what_it_deletes(database: Database, store: PostgresJobStore,
     result = run("db", "prune")
     assert result.exit_code == 0, result.output
     assert result.stdout == "3 messages\n"
-    assert "messages: 3" in result.stderr
+    assert result.stderr == ""
     assert rows(database, "SELECT count(*) FROM opensend_milter.raw_chunks") == [(0,)]
     assert json.loads(run("db", "prune", "--json").stdout) == {}

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from opensend_milter.adapters.admin import naming
 from opensend_milter.adapters.postgres.intake_rows import array
 from opensend_milter.adapters.postgres.link import Connection, connect, statements
 from tests.integration.private_postgres import Database
@@ -148,3 +149,16 @@ def test_an_attachment_is_compressed_the_fast_way(database: Database) -> None:
         ((planned,),) = connection.execute("SHOW plan_cache_mode")
     assert used == ("lz4" if "lz4" in known else "pglz")
     assert planned == "force_generic_plan"
+
+
+def test_an_email_is_named_by_index(filled: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its last characters among the newest only: that costs the same however many there are."""
+    monkeypatch.setattr(naming, "NEWEST", 100)
+    oldest, newest = (str(row[0]) for row in filled.execute("SELECT id FROM emails LIMIT 2"))
+    filled.execute("UPDATE emails SET created_at = now() + interval '1 hour' WHERE id = %s", [newest])
+    filled.execute("UPDATE emails SET created_at = now() - interval '1 hour' WHERE id = %s", [oldest])
+    before = read_in_sequence(filled)
+    for named in (newest[:13], newest, newest[-12:]):
+        assert naming.emails_named(filled, [named]) == {named: [newest]}
+    assert naming.emails_named(filled, [oldest[-12:], "4jd5rb6fZCzRW0C"]) == {oldest[-12:]: [], "4jd5rb6fZCzRW0C": []}
+    assert read_in_sequence(filled) == before

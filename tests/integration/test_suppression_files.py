@@ -269,8 +269,7 @@ def test_a_hundred_thousand_lines_are_as_many_statements_as_three(
     result = run("import", str(source))
     assert result.exit_code == 0, result.output
     assert statements() - between == between - before
-    assert "read: 20,000\n" in result.stderr
-    assert "stored: 100,000\n" in result.stderr
+    assert result.stderr == ""
     assert f"{MANY} added" in result.stdout
     with database.connect() as connection:
         assert connection.execute("SELECT count(*) FROM email_suppressions").fetchone() == (MANY + 3,)

@@ -27,7 +27,7 @@ from typer.testing import CliRunner, Result
 from opensend_milter.adapters.postgres.link import conninfo_for
 from opensend_milter.adapters.postgres.webhooks import SQL, PostgresWebhooks, lease_of
 from opensend_milter.adapters.webhook_calls import MAX_ANSWER_BYTES, HttpMessenger, Resolve, resolve
-from opensend_milter.cli import webhooks as command
+from opensend_milter.cli import app_of
 from opensend_milter.core.errors import StoreUnavailable, TemporaryError, UsageError
 from opensend_milter.core.webhook import Answer, Fate, WebhookId, secret_of
 from opensend_milter.host.rendering.certificates import MadeCertificate, make_certificate
@@ -588,7 +588,7 @@ def runner(database: Database, directory: Path, profile: str) -> Run:
             f"webhooks:\n  allow_private: {str(allow_private).lower()}\n  timeout_s: {CALL_S}\n"
         )
         environment = {"DATABASE_URL": database.url, "OPENSEND_MILTER_CONFIG": str(path)}
-        return CliRunner().invoke(command.app, words, env=environment)
+        return CliRunner().invoke(app_of(["webhook"]), ["webhook", *words], env=environment)
 
     return invoke
 
@@ -706,12 +706,12 @@ def test_deliveries_are_made_again(database: Database, receiver: Receiver, run: 
         (["add", "https://no-such-name.invalid/", "--events", "opened,contact.created"], 64, "contact.created; there"),
         (["add", "https://no-such-name.invalid/"], 0, "warning: no-such-name.invalid cannot be looked up"),
         (["remove", "abc"], 64, "at least its first 4 characters"),
-        (["secret", "zzzz"], 64, "no webhook has an id that begins with 'zzzz'"),
+        (["secret", "zzzz"], 64, "no webhook has an id that begins or ends with 'zzzz'"),
         (["replay", "ID"], 64, "say what to replay"),
         (["replay", "ID", "--event", "x"], 64, "is no id of an event"),
-        (["replay", "ID", "--event", str(uuid4())], 64, "nothing to replay"),
+        (["replay", "ID", "--event", str(uuid4())], 64, "no event of this webhook has an id that begins or ends with"),
         (["replay", "ID", "--since", "soon"], 64, "is neither an age"),
-        (["deliveries", "ID", "--status", "lost"], 2, ""),
+        (["deliveries", "ID", "--status", "lost"], 64, "is not one of"),
     ],
 )
 def test_what_cannot_be_done_is_said(database: Database, run: Run, words: list[str], code: int, text: str) -> None:

@@ -26,7 +26,7 @@ SELECT k.id::text AS id, k.name, k.user_id, k.permission, k.token_preview AS pre
     coalesce(c.expires_at <= now(), false) AS expired, coalesce(c.may_attach, true) AS may_attach,
     coalesce(c.may_html, true) AS may_html, coalesce(c.may_bulk, true) AS may_bulk
 FROM public.api_keys k LEFT JOIN opensend_milter.key_settings c ON c.key_id = k.id
-WHERE (%(user_id)s::text IS NULL OR k.user_id = %(user_id)s) AND starts_with(k.id::text, %(prefix)s)
+WHERE (%(user_id)s::text IS NULL OR k.user_id = %(user_id)s) AND (starts_with(k.id::text, %(named)s) OR right(k.id::text, 12) = %(named)s)
 ORDER BY k.created_at, k.id;
 
 -- delete_key -- revoke: as in OpenSend, a key is good as long as its row is there
@@ -135,6 +135,20 @@ SELECT e.id::text, e.status
 FROM opensend_milter.submissions s JOIN public.emails e ON e.id = s.email_id
 WHERE s.queue_id = %(queue_id)s
 ORDER BY s.received_at DESC LIMIT 1;
+
+-- emails_beginning -- emails by the range that their ids lie in, and the latest one of a queue id
+SELECT w.asked, found.id::text
+FROM unnest(%(asked)s::text[], %(first)s::uuid[], %(last)s::uuid[]) AS w (asked, first, last)
+    CROSS JOIN LATERAL (
+        (SELECT e.id FROM public.emails e WHERE e.id BETWEEN w.first AND w.last ORDER BY e.id LIMIT %(most)s)
+        UNION
+        (SELECT s.email_id FROM opensend_milter.submissions s JOIN public.emails e ON e.id = s.email_id
+            WHERE s.queue_id = w.asked ORDER BY s.received_at DESC LIMIT 1)) AS found;
+
+-- emails_ending -- of the newest emails those whose ids end so
+SELECT right(newest.id::text, 12), newest.id::text
+FROM (SELECT id FROM public.emails ORDER BY created_at DESC LIMIT %(newest)s) AS newest
+WHERE right(newest.id::text, 12) = ANY (%(ends)s::text[]);
 
 -- show_email -- all of one email but its contents
 SELECT id::text AS id, created_at, status, user_id, "from" AS sender, "to", cc, bcc, reply_to, subject, headers,

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from psycopg.rows import class_row
 
 from opensend_milter.adapters.admin.explaining import explained
+from opensend_milter.adapters.admin.naming import emails_named, no_email, the_email
 from opensend_milter.adapters.postgres.link import Connection, statements
 from opensend_milter.core.couriers import CourierName
-from opensend_milter.core.errors import UsageError
 from opensend_milter.core.model import EmailId
 
 SQL = statements("deliveries")
@@ -68,12 +68,11 @@ class DeliveryAdmin:
         self._connection = connection
 
     def find(self, asked: Sequence[str]) -> dict[str, EmailId]:
-        """Return the emails of these ids or queue ids; raise UsageError where one is not known."""
-        rows = self._all("ids_of", asked=list(dict.fromkeys(asked)))
-        unknown = sorted(name for name, email_id in rows if email_id is None)
-        if unknown:
-            raise UsageError(f"no email has the id or queue id {', '.join(unknown)}: see `email list`")
-        return {name: EmailId(email_id) for name, email_id in rows}
+        """Return the emails of these ids, ends of ids, or queue ids; raise UsageError where one is not known."""
+        named = {name: the_email(name, found) for name, found in emails_named(self._connection, asked).items()}
+        if unknown := [name for name, email_id in named.items() if email_id is None]:
+            raise no_email(unknown)
+        return {name: email_id for name, email_id in named.items() if email_id is not None}
 
     def failed(self, *, user_id: str | None, since: datetime | None) -> list[EmailId]:
         """List what failed and could be tried again, oldest first."""

@@ -1,10 +1,3 @@
--- ids_of -- emails by id, or the latest by queue id
-SELECT DISTINCT ON (w.asked) w.asked, e.id::text
-FROM unnest(%(asked)s::text[]) AS w (asked)
-    LEFT JOIN opensend_milter.submissions s ON s.queue_id = w.asked OR s.email_id::text = lower(w.asked)
-    LEFT JOIN public.emails e ON e.id = s.email_id
-ORDER BY w.asked, s.received_at DESC;
-
 -- standing -- where emails stand, to say why something was not done
 SELECT e.id::text, e.status, j.state, s.raw_dropped_at IS NOT NULL
 FROM public.emails e LEFT JOIN opensend_milter.submissions s ON s.email_id = e.id

@@ -10,6 +10,18 @@ from opensend_milter.core.model import EmailId, KeyId, OnSuppressed, UserId
 
 Permission = Literal["full_access", "sending_access"]
 Reason = Literal["manual", "bounced", "complained"]
+EmailStatus = Literal[
+    "queued",
+    "scheduled",
+    "processing",
+    "sent",
+    "delivered",
+    "bounced",
+    "complained",
+    "suppressed",
+    "failed",
+    "canceled",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

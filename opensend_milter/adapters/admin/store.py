@@ -12,11 +12,14 @@ from typing import LiteralString, TypeVar
 from psycopg.rows import class_row
 
 from opensend_milter.adapters.admin.explaining import explained
+from opensend_milter.adapters.admin.listing import Listed, listed
+from opensend_milter.adapters.admin.naming import emails_named, no_email, start_of, the_email, the_one
 from opensend_milter.adapters.admin.rows import (
     DomainRow,
     EmailDetail,
     EmailFields,
     EmailRow,
+    EmailStatus,
     EventRow,
     JobRow,
     KeyChanges,
@@ -51,7 +54,6 @@ from opensend_milter.core.rules import Rule
 
 Row = TypeVar("Row")
 
-SHORTEST_PREFIX = 4
 REFUSALS_SHOWN = 20
 
 
@@ -108,23 +110,16 @@ class AdminStore:
 
     def list_keys(self, user_id: str | None = None) -> list[KeyRow]:
         """List keys of one user or of all, oldest first."""
-        return self._rows("list_keys", KeyRow, user_id=user_id, prefix="")
+        return self._rows("list_keys", KeyRow, user_id=user_id, named="")
 
-    def find_key(self, prefix: str) -> KeyRow:
-        """Return the one key whose id begins like this."""
-        prefix = prefix.strip().lower()
-        if len(prefix) < SHORTEST_PREFIX:
-            raise UsageError(f"a key id, or at least its first {SHORTEST_PREFIX} characters, is needed, not {prefix!r}")
-        found = self._rows("list_keys", KeyRow, user_id=None, prefix=prefix)
-        if not found:
-            raise UsageError(f"no key has an id that begins with {prefix!r}: see `key list`")
-        if len(found) > 1:
-            raise UsageError(f"{prefix!r} begins the ids of {len(found)} keys: {', '.join(key.id for key in found)}")
-        return found[0]
+    def find_key(self, named: str) -> KeyRow:
+        """Return the one key whose id begins or ends like this."""
+        start = start_of(named, "key")
+        return the_one(start, self._rows("list_keys", KeyRow, user_id=None, named=start), "key", "key list")
 
-    def show_key(self, prefix: str) -> KeyDetail:
-        """Return all that is known of the one key whose id begins like this."""
-        key = self.find_key(prefix)
+    def show_key(self, named: str) -> KeyDetail:
+        """Return all that is known of the one key whose id begins or ends like this."""
+        key = self.find_key(named)
         sent = self._values("sent_today", id=key.id)
         return KeyDetail(
             key=key,
@@ -217,15 +212,20 @@ class AdminStore:
             raise UsageError(f"{address} is not suppressed for user {user_id!r}: see `suppression list`")
         return sorted(rows, key=lambda row: (row.email != address, row.email))
 
-    def list_suppressions(self, user_id: str | None = None, *, limit: int) -> list[SuppressionRow]:
-        """List suppressed addresses of one user or of all, latest first."""
-        return self._rows("list_suppressions", SuppressionRow, user_id=user_id, limit=limit)
+    def list_suppressions(self, user_id: str | None = None, *, limit: int | None) -> Listed[SuppressionRow]:
+        """List suppressed addresses of one user or of all, newest first."""
+        return self._listed("list_suppressions", SuppressionRow, limit, user_id=user_id)
 
     def list_emails(
-        self, *, status: str | None = None, user_id: str | None = None, since: datetime | None = None, limit: int
-    ) -> list[EmailRow]:
-        """List emails, latest first."""
-        return self._rows("list_emails", EmailRow, status=status, user_id=user_id, since=since, limit=limit)
+        self,
+        *,
+        status: EmailStatus | None = None,
+        user_id: str | None = None,
+        since: datetime | None = None,
+        limit: int | None,
+    ) -> Listed[EmailRow]:
+        """List emails, newest first."""
+        return self._listed("list_emails", EmailRow, limit, status=status, user_id=user_id, since=since)
 
     def find_email(self, queue_id: str) -> tuple[EmailId, str] | None:
         """Return id and status of the latest email of a Postfix queue id."""
@@ -236,16 +236,15 @@ class AdminStore:
         return None
 
     def show_email(self, email_or_queue_id: str) -> EmailDetail:
-        """Return everything known of an email's id or a Postfix queue id."""
+        """Return everything known of an email's id, an end of one, or a Postfix queue id."""
         wanted = email_or_queue_id.strip()
-        found = self.find_email(wanted)
-        email_id = wanted if is_uuid(wanted) else found and found[0]
+        email_id = wanted if is_uuid(wanted) else the_email(wanted, emails_named(self._connection, [wanted])[wanted])
         emails = self._rows("show_email", EmailFields, id=email_id) if email_id else []
         submissions = self._rows("show_submission", SubmissionRow, id=email_id) if email_id else []
         queue_id = submissions[0].queue_id if submissions else wanted
-        refusals = self.list_refusals(queue_id=queue_id, limit=REFUSALS_SHOWN) if queue_id else []
+        refusals = self.list_refusals(queue_id=queue_id, limit=REFUSALS_SHOWN).rows if queue_id else []
         if not emails and not submissions and not refusals:
-            raise UsageError(f"no email has the id or queue id {wanted!r}: see `email list`, `email refusals`")
+            raise no_email([wanted])
         jobs = self._rows("show_job", JobRow, id=email_id) if email_id else []
         results = self._rows("show_results", ResultRow, id=email_id) if email_id else []
         known = emails and submissions
@@ -265,18 +264,21 @@ class AdminStore:
         rule: Rule | None = None,
         user_id: str | None = None,
         since: datetime | None = None,
-        limit: int,
-    ) -> list[RefusalRow]:
-        """List messages that were not taken, latest first."""
-        return self._rows(
+        limit: int | None,
+    ) -> Listed[RefusalRow]:
+        """List messages that were not taken, newest first."""
+        return self._listed(
             "list_refusals",
             RefusalRow,
+            limit,
             queue_id=queue_id,
             rule=rule.value if rule else None,
             user_id=user_id,
             since=since,
-            limit=limit,
         )
+
+    def _listed(self, name: str, row: type[Row], limit: int | None, /, **values: object) -> Listed[Row]:
+        return listed(self._connection, _statement(name), row, limit, values)
 
     def _rows(self, name: str, row: type[Row], /, **values: object) -> list[Row]:
         with explained(), self._connection.cursor(row_factory=class_row(row)) as cursor:

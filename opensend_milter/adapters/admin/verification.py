@@ -10,7 +10,8 @@ from psycopg import errors
 from psycopg.rows import class_row
 
 from opensend_milter.adapters.admin.explaining import explained
-from opensend_milter.adapters.admin.typed import domain_name, is_uuid
+from opensend_milter.adapters.admin.naming import is_end, range_of
+from opensend_milter.adapters.admin.typed import domain_name
 from opensend_milter.adapters.postgres.link import Connection, Role, connect, conninfo_for, statements
 from opensend_milter.adapters.postgres.signing import signing_secret
 from opensend_milter.config import Database
@@ -53,10 +54,15 @@ def list_domains(connection: Connection, user_id: str | None = None) -> list[Dom
 
 
 def find_domain(connection: Connection, name: str, user_id: str | None = None) -> Domain:
-    """Return the one domain of this name or id."""
-    wanted = name.strip().lower() if is_uuid(name) else domain_name(name)
+    """Return the one domain of this name, or whose id begins or ends like this."""
+    is_id = range_of(name) is not None or is_end(name)
+    wanted = name.strip().lower() if is_id else domain_name(name)
     listed = list_domains(connection, user_id)
-    found = [domain for domain in listed if wanted in {domain.id, domain.name.lower()}]
+    found = [
+        domain
+        for domain in listed
+        if domain.name.lower() == wanted or (is_id and (domain.id.startswith(wanted) or domain.id.endswith(wanted)))
+    ]
     if len(found) == 1:
         return found[0]
     if found:

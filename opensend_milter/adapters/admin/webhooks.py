@@ -11,16 +11,16 @@ from typing import Literal, LiteralString, TypeVar
 from psycopg.rows import class_row
 
 from opensend_milter.adapters.admin.explaining import explained
-from opensend_milter.adapters.admin.typed import is_uuid
+from opensend_milter.adapters.admin.listing import Listed, listed
+from opensend_milter.adapters.admin.naming import is_end, range_of, start_of, the_one
 from opensend_milter.adapters.postgres.link import Connection, statements
 from opensend_milter.adapters.postgres.signing import signing_secret
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.model import UserId
-from opensend_milter.core.webhook import Webhook, WebhookId, secret_of
+from opensend_milter.core.webhook import EventId, Webhook, WebhookId, secret_of
 
 Row = TypeVar("Row")
 Status = Literal["pending", "success", "dead_letter", "failed"]
-SHORTEST_PREFIX = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,11 @@ class WebhookDeliveryRow:
     text: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Event:
+    id: EventId
+
+
 class WebhookAdmin:
     """The administrator's view, over one connection that it does not close.
 
@@ -80,19 +85,12 @@ class WebhookAdmin:
 
     def list_webhooks(self, user_id: str | None = None) -> list[WebhookRow]:
         """List webhooks of one user or of all, oldest first."""
-        return self._rows("list", WebhookRow, user_id=user_id, prefix="")
+        return self._rows("list", WebhookRow, user_id=user_id, named="")
 
-    def find(self, prefix: str) -> WebhookRow:
-        """Return the one webhook whose id begins like this."""
-        prefix = prefix.strip().lower()
-        if len(prefix) < SHORTEST_PREFIX:
-            raise UsageError(f"a webhook's id, or at least its first {SHORTEST_PREFIX} characters, not {prefix!r}")
-        found = self._rows("list", WebhookRow, user_id=None, prefix=prefix)
-        if not found:
-            raise UsageError(f"no webhook has an id that begins with {prefix!r}: see `webhook list`")
-        if len(found) > 1:
-            raise UsageError(f"{prefix!r} begins the ids of {len(found)}: {', '.join(one.id for one in found)}")
-        return found[0]
+    def find(self, named: str) -> WebhookRow:
+        """Return the one webhook whose id begins or ends like this."""
+        start = start_of(named, "webhook")
+        return the_one(start, self._rows("list", WebhookRow, user_id=None, named=start), "webhook", "webhook list")
 
     def remove(self, webhook: WebhookRow) -> None:
         """Forget a webhook with all its deliveries."""
@@ -116,16 +114,26 @@ class WebhookAdmin:
         self, webhook: WebhookRow, *, event_id: str | None, since: datetime | None, failed: bool, lease: timedelta
     ) -> int:
         """Make deliveries due again, less those that somebody has in hand; return how many."""
-        if event_id is not None and not is_uuid(event_id):
-            raise UsageError(f"--event: {event_id!r} is no id of an event: see `webhook deliveries`")
-        count = self._execute("replay", id=webhook.id, event_id=event_id, since=since, failed=failed, lease=lease)
-        if event_id is not None and not count:
-            raise UsageError(f"nothing to replay of event {event_id} for this webhook: see `webhook deliveries`")
+        wanted = None if event_id is None else self._event(webhook, event_id)
+        count = self._execute("replay", id=webhook.id, event_id=wanted, since=since, failed=failed, lease=lease)
+        if wanted is not None and not count:
+            raise UsageError(f"nothing to replay of event {wanted} for this webhook: see `webhook deliveries`")
         return count
 
-    def deliveries(self, webhook: WebhookRow, *, status: Status | None, limit: int) -> list[WebhookDeliveryRow]:
-        """List deliveries to a webhook, latest first."""
-        return self._rows("deliveries", WebhookDeliveryRow, id=webhook.id, status=status, limit=limit)
+    def _event(self, webhook: WebhookRow, named: str) -> EventId:
+        """Return the one event that it was to be told and whose id begins or ends like this."""
+        first, last = range_of(named) or (None, None)
+        if first is None and not is_end(named):
+            raise UsageError(f"--event: {named!r} is no id of an event, and no end of one: see `webhook deliveries`")
+        values = {"id": webhook.id, "first": first, "last": last, "end": named.strip().lower()}
+        return the_one(named, self._rows("events", _Event, **values), "event of this webhook", "webhook deliveries").id
+
+    def deliveries(
+        self, webhook: WebhookRow, *, status: Status | None, limit: int | None
+    ) -> Listed[WebhookDeliveryRow]:
+        """List deliveries to a webhook, newest first."""
+        values = {"id": webhook.id, "status": status}
+        return listed(self._connection, _sql("deliveries"), WebhookDeliveryRow, limit, values)
 
     def _rows(self, name: str, row: type[Row], /, **values: object) -> list[Row]:
         with explained(), self._connection.cursor(row_factory=class_row(row)) as cursor:

@@ -35,7 +35,7 @@ RETURNING true;
 INSERT INTO public.webhooks (url, event_types, user_id) VALUES (%(url)s, %(event_types)s::jsonb, %(user_id)s)
 RETURNING id::text;
 
--- list -- webhooks of one user or of all, or those whose id begins so, with what came of the latest attempt
+-- list -- webhooks of one user or of all, or those whose id begins or ends so, with what came of the latest attempt
 SELECT w.id::text AS id, w.url, w.event_types, w.status, w.user_id, w.created_at,
     coalesce(s.generation, 1) AS generation, s.rotated_at,
     l.status AS last_status, l.status_code AS last_code, l.attempted_at AS last_attempted_at,
@@ -45,7 +45,8 @@ FROM public.webhooks w
     LEFT JOIN LATERAL (
         SELECT d.status, d.status_code, d.attempted_at FROM public.webhook_deliveries d
         WHERE d.webhook_id = w.id AND d.attempted_at IS NOT NULL ORDER BY d.attempted_at DESC LIMIT 1) l ON true
-WHERE (%(user_id)s::text IS NULL OR w.user_id = %(user_id)s) AND starts_with(w.id::text, %(prefix)s)
+WHERE (%(user_id)s::text IS NULL OR w.user_id = %(user_id)s)
+    AND (starts_with(w.id::text, %(named)s) OR right(w.id::text, 12) = %(named)s)
 ORDER BY w.created_at, w.id;
 
 -- remove -- forget a webhook, with its deliveries
@@ -55,6 +56,12 @@ DELETE FROM public.webhooks WHERE id = %(id)s::uuid;
 -- rotate -- the next secret
 INSERT INTO opensend_milter.webhook_settings (webhook_id, generation, rotated_at) VALUES (%(id)s::uuid, 2, now())
 ON CONFLICT (webhook_id) DO UPDATE SET generation = webhook_settings.generation + 1, rotated_at = now();
+
+-- events -- events that one webhook was to be told, by how their ids begin or end
+SELECT DISTINCT event_id::text AS id FROM public.webhook_deliveries
+WHERE webhook_id = %(id)s::uuid
+    AND (event_id BETWEEN %(first)s::uuid AND %(last)s::uuid OR right(event_id::text, 12) = %(end)s)
+ORDER BY 1 LIMIT 21;
 
 -- replay -- make deliveries due again, but not those that somebody has just in hand
 UPDATE public.webhook_deliveries SET status = 'pending', attempt = 0, next_retry_at = NULL

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -58,10 +58,17 @@ RIGHTS = "rights"
 NO_WAY_BACK = "nothing takes a migration back, but for a dump from before: pg_dump first"
 
 
-def init(url: str, password_dir: Path | None, *, new_passwords: bool = False) -> list[str]:
+def _to_nobody(_text: str) -> None:
+    """Take what is said of how far it is, where nobody watches."""
+
+
+def init(
+    url: str, password_dir: Path | None, *, new_passwords: bool = False, say: Callable[[str], None] = _to_nobody
+) -> list[str]:
     """Make a database that has no OpenSend ready; return the names of the migrations applied.
 
-    `new_passwords`: also where roles have one that is not in the directory, so that other hosts are locked out.
+    `say`: hears how far it is. `new_passwords`: also where roles have one that is not in the directory, so that other
+    hosts are locked out.
     """
     with _locked(url) as connection:
         records = _records(connection)
@@ -71,10 +78,12 @@ def init(url: str, password_dir: Path | None, *, new_passwords: bool = False) ->
                 f"this database has tables that `db init` did not make: {', '.join(foreign)}; "
                 "beside OpenSend use `db migrate`, otherwise an empty database"
             )
-        return _bring_up(connection, ("opensend", "ours"), records, password_dir, new_passwords=new_passwords)
+        return _bring_up(connection, ("opensend", "ours"), records, password_dir, say, new_passwords=new_passwords)
 
 
-def migrate(url: str, password_dir: Path | None, *, new_passwords: bool = False) -> list[str]:
+def migrate(
+    url: str, password_dir: Path | None, *, new_passwords: bool = False, say: Callable[[str], None] = _to_nobody
+) -> list[str]:
     """Put our schema beside OpenSend's, or bring it up to date; return the names of the migrations applied.
 
     A table of OpenSend's is never altered: our roles get rights on it, nothing else. In a database that `init` made,
@@ -91,7 +100,7 @@ def migrate(url: str, password_dir: Path | None, *, new_passwords: bool = False)
         beside = not _made_by_us(records)
         if beside:
             _refuse_misfits(connection)
-        return _bring_up(connection, _owners(beside=beside), records, password_dir, new_passwords=new_passwords)
+        return _bring_up(connection, _owners(beside=beside), records, password_dir, say, new_passwords=new_passwords)
 
 
 def _refuse_misfits(connection: Connection) -> None:
@@ -228,6 +237,7 @@ def _bring_up(
     owners: Sequence[_Owner],
     records: Mapping[str, _Record],
     password_dir: Path | None,
+    say: Callable[[str], None],
     *,
     new_passwords: bool,
 ) -> list[str]:
@@ -240,8 +250,10 @@ def _bring_up(
     roles.create(connection)
     _create_record_table(connection)
     pending = [file for file in files if file.name not in records]
-    for file in pending:
+    for number, file in enumerate(pending, start=1):
+        say(f"{number} of {len(pending)}: applying {file.name}")
         _apply(connection, file)
+    say("giving roles their rights")
     roles.grant(connection)
     if password_dir:
         roles.set_passwords(connection, password_dir)

@@ -1,0 +1,166 @@
+"""What commands show on terminals of 80 and 200 columns: kept as text in tests/screens, and written anew on demand.
+
+`UPDATE_SCREENS=1 .venv/bin/pytest tests/integration/test_screens.py` does that; read the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from tests.integration.private_postgres import Database
+from tests.screen import SOURCE, on_screen
+
+KEPT = Path(__file__).parents[1] / "screens"
+KEY, OTHER_KEY = "b216e2a6-92a1-487a-aa1f-f0e477060b33", "eb318398-e80d-446b-b77b-4b1789fc34aa"
+DOMAIN, WEBHOOK = "f0fdfc03-ec2e-42c8-8f02-722254d54112", "4ff59f43-7a1d-4a86-93b5-8b3a0a3c8d55"
+EMAILS = [f"01a22a0c-f6a{number}-4d1e-9651-279c9f1ee06{number}" for number in range(4)]
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202egnp.exe\u2066\r\n[/bold][link=x] e" + "\u0301" * 3_000 + "x" * 10_000
+SUBJECTS = ["Your order 4711 is on its way and will be with you by Thursday", HOSTILE, "注文の確認 📦" * 9, ""]
+HOURS = "2 hours 1 minute"
+"""Ages that are the same until a minute or an hour from now."""
+FILL = f"""
+    INSERT INTO public."user" (id, name, email) VALUES ('shop', 'shop', 'shop@localhost');
+    INSERT INTO public.domains (id, name, status, user_id, created_at)
+        VALUES ('{DOMAIN}', 'shop.example', 'verified', 'shop', now() - interval '9 days 1 hour');
+    INSERT INTO public.api_keys (id, name, token_hash, token_preview, permission, domain, user_id, created_at,
+            last_used_at)
+        VALUES ('{KEY}', 'shop', 'a', 'os_f25...68f1', 'sending_access', '{DOMAIN}', 'shop',
+            '2026-01-02 03:04:05Z', now() - interval '{HOURS}'),
+        ('{OTHER_KEY}', 'newsletter of the marketing department', 'b', 'os_e98...ce71', 'full_access', NULL, 'shop',
+            now() - interval '9 days 1 hour', NULL);
+    INSERT INTO opensend_milter.key_settings (key_id, expires_at)
+        VALUES ('{OTHER_KEY}', now() + interval '5 hours 59 minutes');
+    INSERT INTO public.email_suppressions (user_id, email, reason, suppressed_at)
+        VALUES ('shop', 'bounced@example.net', 'bounced', now() - interval '3 days 1 hour'),
+        ('shop', repeat('long-', 12) || '@example.net', 'complained', now() - interval '{HOURS}');
+    INSERT INTO public.webhooks (id, url, event_types, status, user_id, created_at)
+        VALUES ('{WEBHOOK}', 'https://shop.example/hooks/mail?of=opensend', '["email.bounced", "email.delivered"]',
+            'active', 'shop', now() - interval '9 days 1 hour');
+    INSERT INTO public.email_events (id, email_id, type, payload, user_id)
+        VALUES ('7d0d7e5c-1111-4222-8333-0123456789ab', NULL, 'bounced', '{{}}', 'shop');
+    INSERT INTO public.webhook_deliveries (id, webhook_id, event_id, status, attempt, status_code, attempted_at,
+            created_at, next_retry_at, response_body)
+        VALUES (gen_random_uuid(), '{WEBHOOK}', '7d0d7e5c-1111-4222-8333-0123456789ab', 'pending', 2, 503,
+            now() - interval '{HOURS}', now() - interval '3 hours 1 minute',
+            now() + interval '5 hours 59 minutes', 'try later, we are moving houses');
+    INSERT INTO opensend_milter.refusals (refused_at, rule, code, enhanced, text, front_door, queue_id, client_address,
+            key_id, user_id, sender, recipients, size_bytes)
+        VALUES (now() - interval '{HOURS}', 'recipient-suppressed', 550, '5.7.1',
+            'nothing was sent: on the suppression list: bounced@example.net (bounced)', 'smtp', '4jd5rb6fZCzRW0C',
+            '192.0.2.7', '{KEY}', 'shop', 'orders@shop.example', '{{bounced@example.net}}', 298),
+        (now() - interval '3 days 1 hour', 'too-large', 552, '5.3.4', 'larger than 41943040 octets', 'smtp',
+            '4jd5rb6fZCzRW0D', '2001:db8::7', '{OTHER_KEY}', 'shop', 'orders@shop.example',
+            '{{a@example.net,b@example.net}}', 50000000);
+"""  # noqa: S608  # our own constants
+STATUSES = ("sent", "queued", "bounced", "delivered")
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "help": ("--help",),
+    "email-list": ("email", "list"),
+    "email-list-cut": ("email", "list", "--limit", "2"),
+    "email-list-utc": ("email", "list", "--utc", "--status", "delivered"),
+    "email-list-status": ("email", "list", "--status", "lost"),
+    "email-show": ("email", "show", "01a22a0c-f6a3", "--utc"),
+    "email-show-none": ("email", "show", "01a22a0c-ffff"),
+    "email-refusals": ("email", "refusals"),
+    "key-list": ("key", "list"),
+    "domain-list": ("domain", "list"),
+    "suppression-list": ("suppression", "list"),
+    "webhook-list": ("webhook", "list"),
+    "webhook-deliveries": ("webhook", "deliveries", "8b3a0a3c8d55"),
+}
+TABLES = [name for name in COMMANDS if name.endswith(("-list", "-refusals", "-deliveries"))]
+SCREENS = [*((name, 80) for name in COMMANDS), *((name, 200) for name in TABLES)]
+
+
+@pytest.fixture
+def surroundings(database: Database, tmp_path: Path) -> Mapping[str, str]:
+    """Fill a database, and name it."""
+    with database.connect() as connection:
+        connection.execute(FILL)
+        for email_id, status, subject, days in zip(EMAILS, STATUSES, SUBJECTS, range(4), strict=True):
+            connection.execute(
+                'INSERT INTO public.emails (id, "from", "to", subject, status, user_id, created_at) VALUES'
+                " (%(id)s, 'orders@shop.example', '[\"carol@example.net\"]', %(subject)s, %(status)s, 'shop',"
+                " timestamptz '2026-01-02 03:04:05.678Z' - %(days)s * interval '1 day')",
+                {"id": email_id, "status": status, "subject": subject, "days": days},
+            )
+    path = tmp_path / "opensend-milter.yaml"
+    path.write_text("profile: standalone\n")
+    return {"DATABASE_URL": database.url, "OPENSEND_MILTER_CONFIG": str(path)}
+
+
+@pytest.mark.parametrize(("name", "columns"), SCREENS)
+def test_a_screen_is_as_it_was_kept(name: str, columns: int, surroundings: Mapping[str, str]) -> None:
+    shown = on_screen(*COMMANDS[name], columns=columns, env=surroundings)
+    text = f"{shown.text}exit code {shown.code}\n"
+    kept = KEPT / f"{name}.{columns}.txt"
+    if "UPDATE_SCREENS" in os.environ:
+        kept.write_text(text, encoding="utf-8")
+    assert text == kept.read_text(encoding="utf-8")
+    assert b"\x1b" not in shown.octets
+
+
+def test_no_screen_is_kept_that_nobody_draws() -> None:
+    assert {path.name for path in KEPT.iterdir()} == {f"{name}.{columns}.txt" for name, columns in SCREENS}
+
+
+@pytest.mark.parametrize("path", sorted(KEPT.glob("*.txt")), ids=lambda path: path.stem)
+def test_what_strangers_wrote_is_in_its_place(path: Path) -> None:
+    """No line of a table is wider than the terminal, and nothing can move the cursor or turn letters round."""
+    text = path.read_text(encoding="utf-8")
+    assert {char for char in text if unicodedata.category(char) in {"Cc", "Cf", "Co", "Cs"}} <= {"\n"}
+    name, columns, _ = path.name.split(".")
+    if name in TABLES:
+        assert max(map(cell_len, text.splitlines())) <= int(columns)
+
+
+def piped(*words: str, surroundings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "opensend_milter", *words],
+        env=dict(os.environ) | {"PYTHONPATH": SOURCE, "COLUMNS": "80"} | dict(surroundings),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_nothing_is_cut_in_a_file(surroundings: Mapping[str, str]) -> None:
+    shown = piped("email", "list", surroundings=surroundings).stdout
+    assert all(email_id in shown for email_id in EMAILS)
+    assert SUBJECTS[0] in shown
+    assert "x" * 10_000 in shown
+    assert shown.splitlines()[0].split() == ["ID", "QUEUE", "ID", "CREATED", "STATUS", "FROM", "TO", "SUBJECT"]
+
+
+def test_json_is_exact_and_says_nothing_beside(surroundings: Mapping[str, str]) -> None:
+    shown = piped("email", "list", "--json", "--limit", "1", surroundings=surroundings)
+    (row,) = json.loads(shown.stdout)
+    assert (row["id"], row["created_at"][-14:], shown.stderr) == (EMAILS[0], row["created_at"][-14:], "")
+    assert ".678" in row["created_at"]
+
+
+def test_a_list_that_is_cut_says_so_beside_it(surroundings: Mapping[str, str]) -> None:
+    shown = piped("email", "list", "--limit", "3", surroundings=surroundings)
+    assert shown.stderr == "3 of 4, newest first; see --limit and --all\n"
+    whole = piped("email", "list", "--limit", "3", "--all", surroundings=surroundings)
+    assert (whole.stderr, len(whole.stdout.splitlines())) == ("", 5)
+
+
+def test_who_watches_sees_how_far_it_is(surroundings: Mapping[str, str], tmp_path: Path) -> None:
+    source = tmp_path / "addresses.csv"
+    source.write_text("".join(f"user{number}@example.org\n" for number in range(1_200)))
+    watched = on_screen("suppression", "import", str(source), "--user", "shop", columns=80, env=surroundings)
+    assert b"\r\x1b[Kread: 1,000" in watched.octets
+    assert b"\r\x1b[Kstored: 1,000" in watched.octets
+    assert watched.text.startswith("addresses: 1200 added")
+    again = piped("suppression", "import", str(source), "--user", "shop", surroundings=surroundings)
+    assert (again.stderr, "1200 suppressed already" in again.stdout) == ("", True)
