@@ -48,7 +48,7 @@ def on_screen(*words: str, columns: int, env: Mapping[str, str] | None = None) -
 
 def _read_all(terminal: int) -> bytes:
     """Read until nobody writes there any more, which Linux calls an error."""
-    pieces = []
+    pieces: list[bytes] = []
     while True:
         select.select([terminal], [], [])
         try:

@@ -59,7 +59,7 @@ def app_of(names: Iterable[str]) -> typer.Typer:
     import typer  # noqa: PLC0415  # see _stay
 
     from opensend_milter.cli.output import ConfigPath  # noqa: PLC0415
-    from opensend_milter.cli.program import Program, root  # noqa: PLC0415
+    from opensend_milter.cli.program import USUAL_CONFIGURATION, Program, root  # noqa: PLC0415
 
     app = typer.Typer(
         cls=Program,
@@ -67,6 +67,7 @@ def app_of(names: Iterable[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         # Its boxes cut words on 80 columns, and take what stands in brackets for orders of theirs.
         rich_markup_mode=None,
+        epilog=USUAL_CONFIGURATION,
         context_settings={"help_option_names": ["-h", "--help"]},
         callback=root,
     )

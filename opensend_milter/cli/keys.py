@@ -197,7 +197,10 @@ def set_(
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give a key its own rules; they hold from the next message on. Each option replaces, empty takes away."""
+    """Give a key its own rules, from the next message on.
+
+    Each option replaces, empty takes away.
+    """
     with admin.opened(config) as (_, store):
         changes = KeyChanges(
             allowed_senders=_list(allow_from),

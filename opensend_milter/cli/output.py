@@ -17,11 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-from opensend_milter.config import DEFAULT_PATH
-
 ConfigPath = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help=f"Configuration file; else {DEFAULT_PATH.name} in {DEFAULT_PATH.parent}."),
+    Path | None, typer.Option("--config", "-c", help="Configuration file, instead of the usual one.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Utc = Annotated[bool, typer.Option("--utc", help="Show times exactly, in UTC.")]

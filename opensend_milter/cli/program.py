@@ -10,8 +10,10 @@ import typer
 from typer.core import TyperGroup
 
 from opensend_milter.cli.exits import EX_USAGE
+from opensend_milter.config import DEFAULT_PATH, PATH_VARIABLE
 
 NAME = "opensend-milter"
+USUAL_CONFIGURATION = f"\b\nConfiguration: --config FILE, else what {PATH_VARIABLE} names, else\n{DEFAULT_PATH}"
 _NOT_UNDERSTOOD = 2
 """What the library ends with then."""
 

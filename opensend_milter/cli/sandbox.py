@@ -27,7 +27,7 @@ from opensend_milter.host.sandbox import (
 
 app = typer.Typer(help="The whole product privately, under one directory.", no_args_is_help=True)
 
-Directory = Annotated[Path, typer.Option("--dir", help="Where all of it lives.", show_default=True)]
+Directory = Annotated[Path, typer.Option("--dir", envvar="SANDBOX_DIR", help="Where all of it lives.")]
 Queue = Annotated[
     sandbox_state.QueueKind | None, typer.Option("--queue", help="Unless given: as it was; a new one: postgres.")
 ]
@@ -122,13 +122,10 @@ def env(directory: Directory = sandbox.DEFAULT_DIR, as_json: AsJson = False) -> 
     """
     with _exits():
         variables = _variables(directory)
-    output.show(variables, as_json=as_json, table=lambda: "\n".join(_assignments(variables)))
-
-
-def _assignments(variables: Mapping[str, str]) -> Iterator[str]:
-    for name, value in variables.items():
-        # The others are for the shell that reads them; this one is for our own commands.
-        yield f"{'export ' if name == PATH_VARIABLE else ''}{name}={shlex.quote(value)}"
+    lines = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if name != PATH_VARIABLE]
+    # The others are for the shell that reads them, these two for our own commands.
+    lines.append(f"export SANDBOX_DIR {PATH_VARIABLE}={shlex.quote(variables[PATH_VARIABLE])}")
+    output.show(variables, as_json=as_json, table=lambda: "\n".join(lines))
 
 
 def _variables(directory: Path) -> Mapping[str, str]:

@@ -156,7 +156,10 @@ def export(
     user: admin.Owner = admin.DEFAULT_USER,
     config: ConfigPath = None,
 ) -> None:
-    """Write a user's suppressed addresses as CSV: address, reason, since. `import` reads it."""
+    """Write a user's suppressed addresses as CSV.
+
+    Address, reason, since; `import` reads it.
+    """
     with _connected(config) as (_, connection):
         owner = AdminStore(connection, makes_users=False).ensure_user(user)
         with _writing(file) as output:

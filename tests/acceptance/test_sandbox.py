@@ -40,6 +40,7 @@ NAMES = {
     "SANDBOX_DATABASE_URL",
     "SANDBOX_INBOX",
     "SANDBOX_DIR",
+    "OPENSEND_MILTER_CONFIG",
 }
 PROGRAMS = ("postgres", "dovecot", "auth-gate", "serve", "inbox", "worker", "http", "postfix")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a sandbox needs root")

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,20 @@ def test_every_command_in_short_is_understood(page: Path) -> None:
 )
 def test_a_wrong_command_line_is_found(call: str, words: Sequence[str]) -> None:
     assert list(unknown(call)) == words
+
+
+def test_the_manual_page_shows_what_can_be_typed() -> None:
+    spec = spec_from_file_location("manual", ROOT / "packaging" / "manual.py")
+    assert spec
+    assert spec.loader
+    manual = module_from_spec(spec)
+    spec.loader.exec_module(manual)
+    page = manual.pages("1")["opensend-milter.8"].replace("\\-", "-")
+    shown = re.findall(r"^opensend-milter .*$", page.partition(".SH EXAMPLES")[2], re.MULTILINE)
+    assert shown == list(manual.EXAMPLES.values())
+    lines = [line for example in shown for line in CALL.findall(example)]
+    assert len(lines) > len(shown)
+    assert {line: words for line in lines if (words := list(unknown(line)))} == {}
 
 
 def test_command_lines_are_found_where_they_are(tmp_path: Path) -> None:
