@@ -19,6 +19,7 @@ _WRAPPED = (
 _BOUNDARY = re.compile(r"[ !#-\[\]-~]{0,69}[!#-\[\]-~]")
 """RFC 2046, 5.1.1, and the signs that are in use besides."""
 _BARE_CR = re.compile(rb"\r(?!\n)")
+_BEGINS_A_FILE = "a text that begins a file (uuencode)"
 _FILE_IN_TEXT = re.compile(r"^(?:begin(?:-base64)? [0-7]{3,4}|=ybegin) \S", re.MULTILINE)
 
 
@@ -58,6 +59,11 @@ class Doubts:
         if header.unclear:
             self._weigh_fields(header, _OF_STRUCTURE)
 
+    def weigh_lines(self, text: str) -> None:
+        """Look at lines that will be joined: others may read them as they came."""
+        if _FILE_IN_TEXT.search(text):
+            self.note(_BEGINS_A_FILE)
+
     def weigh_file(self, header: PartHeader) -> None:
         """Look whether everybody takes it for a file of that type."""
         if header.kind.startswith("message/"):
@@ -77,4 +83,4 @@ def outside_of_mime(raw: Buffer, text: str) -> str:
     """Return such a place that no structure shows: line ends that only some know, files within a text."""
     if _BARE_CR.search(raw):
         return "a line that ends in CR alone"
-    return "a text that begins a file (uuencode)" if _FILE_IN_TEXT.search(text) else ""
+    return _BEGINS_A_FILE if _FILE_IN_TEXT.search(text) else ""

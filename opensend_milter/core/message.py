@@ -133,7 +133,7 @@ def _read(raw: Buffer, limits: Limits, budget: Budget) -> Reading:
         if part.kind == "text/html":
             html.append(taken)
         else:
-            text.append(_unflowed(taken, part.header, budget))
+            text.append(_unflowed(taken, part.header, budget, doubts=doubts))
         if label and codec_of(label) is None:
             unknown[_one_line(label[:_SHOWN_LABEL])] = None
     unfolded = tuple((name, _text(value)) for name, value in fields)
@@ -174,10 +174,11 @@ def _taken(texts: Texts, part: _Part, label: str) -> str:
         raise _beyond(str(error)) from None
 
 
-def _unflowed(text: str, header: PartHeader, budget: Budget) -> str:
+def _unflowed(text: str, header: PartHeader, budget: Budget, *, doubts: Doubts) -> str:
     if header.parameters.get("format", "").lower() != "flowed" or len(text) > _LONGEST_FLOWED:
         return text
     budget.spend(text.count("\n"), "parts")
+    doubts.weigh_lines(text)
     return unflowed(text, without_last_blank=header.parameters.get("delsp", "").lower() == "yes")
 
 

@@ -109,6 +109,8 @@ def test_what_everybody_reads_alike_leaves_none(raw: str) -> None:
         (mixed("Content-Type: application/ms-tnef; name=winmail.dat\n\n"), "unwrap"),
         (mixed("\nhello\r--b"), "CR alone"),
         ("From: a@example.org\n\nhi\nbegin 644 a.exe\n#0V%T\n`\nend\n", "uuencode"),
+        (single("text/plain; format=flowed").replace("hello", "hi \nbegin 644 a.exe\n#0V%T\n`\nend"), "uuencode"),
+        (single("text/plain; format=flowed").replace("hello", "hi\n begin 644 a.exe\n#0V%T\n`\nend"), "uuencode"),
     ],
 )
 def test_what_may_be_read_otherwise_is_named(raw: str, place: str) -> None:
