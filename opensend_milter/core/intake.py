@@ -102,7 +102,6 @@ class Intake:
         return refused if any(refused) else [*judged]
 
     def _judged(self, message: Message, known: Known, about: Facts) -> Settlement:
-        message = replace(message, received_at=about.now)
         return Settlement(
             message=message,
             verdict=self.policy.judge(message, known.reading, known.identity, about),

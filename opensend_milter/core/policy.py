@@ -88,14 +88,14 @@ class Policy:
         if facts.earlier is not None and not facts.earlier.expired:
             return _again(message, reading, identity, facts.earlier)
         dropped = facts.suppressed if self._drops(message, key, facts) else ()
-        scheduled_at = _moment(reading.wishes.send_at, message.received_at)
+        scheduled_at = _moment(reading.wishes.send_at, facts.now)
         refusal = (
             self._refuse_sender(key, reading, facts)
             or _refuse_beyond_scope(key.scope, message, reading)
             or _refuse_subscription(facts.subscription)
             or self._refuse_recipients(message, facts, dropped)
             or self._refuse_content(message, reading, self._carries(facts), {address for address, _ in dropped})
-            or _refuse_moment(scheduled_at, message.received_at)
+            or _refuse_moment(scheduled_at, facts.now)
             # Last: whoever is told to come again tomorrow is not told then that it was in vain.
             or _refuse_quota(key.scope)
         )
@@ -104,6 +104,7 @@ class Policy:
         left_out = {address for address, _ in dropped}
         return Accept(
             user_id=UserId(key.user_id),
+            received_at=facts.now,
             reading=reading,
             identity=identity,
             recipients=tuple(address for address in message.envelope.recipients if address not in left_out),
@@ -350,12 +351,12 @@ def _mixes_sandbox(recipients: tuple[Address, ...]) -> bool:
     return len(outcomes) > 1
 
 
-def _moment(send_at: datetime | timedelta | None, received_at: datetime) -> datetime | None:
-    return received_at + send_at if isinstance(send_at, timedelta) else send_at
+def _moment(send_at: datetime | timedelta | None, now: datetime) -> datetime | None:
+    return now + send_at if isinstance(send_at, timedelta) else send_at
 
 
-def _refuse_moment(scheduled_at: datetime | None, received_at: datetime) -> Refuse | None:
-    if scheduled_at is None or received_at < scheduled_at <= received_at + LONGEST_DELAY:
+def _refuse_moment(scheduled_at: datetime | None, now: datetime) -> Refuse | None:
+    if scheduled_at is None or now < scheduled_at <= now + LONGEST_DELAY:
         return None
     when = scheduled_at.isoformat(timespec="seconds")
     text = f"X-OpenSend-Send-At: {when} is not within the next {LONGEST_DELAY.days} days; leave it out to send now"

@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 
+from opensend_milter.core.doubts import outside_of_mime
 from opensend_milter.core.message import read
 from opensend_milter.core.model import Attachment, Limits, Mailbox, Reading, Refuse
 
 FOREIGN = Path(__file__).parents[1] / "corpus" / "foreign"
 FOLDERS = sorted(path.parent for path in FOREIGN.glob("*/expected.json"))
 READERS = ("mailparser", "postal-mime")
+FILES_IN_TEXTS = {"bsd-mailx/uuencode", "bsd-mailx/uuencode-base64", "by-hand/yenc", "mblaze/empty"}
+"""And a multipart that has no part."""
 Said = dict[str, Any]
 
 each_builder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -125,6 +128,15 @@ def test_other_readers_say_the_same_but_for_what_is_listed(folder: Path) -> None
         if listed[2].startswith(f"{folder.name}/")
     }
     assert set(disagreements(folder)) == listed
+
+
+@each_builder
+def test_a_message_without_files_leaves_no_doubt_that_it_has_none(folder: Path) -> None:
+    """So a key that may not send files can be used with any of them."""
+    for name, reading in messages(folder):
+        if isinstance(reading, Reading) and not reading.attachments and f"{folder.name}/{name}" not in FILES_IN_TEXTS:
+            raw = (folder / f"{name}.eml").read_bytes()
+            assert (reading.doubt or outside_of_mime(raw, reading.text)) == "", name
 
 
 def test_each_disagreement_that_is_listed_has_one_reason() -> None:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes all of it anew: `sh make.sh MODULES PACKAGES`, where npm and pip have put what README.md names. Beforehand
-# `unshare --uts` and `hostname shop.example`, as root, keep the host's name out of it.
+# `unshare --uts` and `hostname shop.example`, as root, keep the host's name out of it. CRON names cron's program.
 set -e
 cd "$(dirname "$0")"
 PYTHONPATH=$2 python3 make.py

@@ -1,6 +1,6 @@
 """Writes letters with programs of Debian's that people and scripts send mail with: `python programs.py [PROGRAM...]`.
 
-Each is handed a sendmail that keeps what it is given. What only one of them can do is in programs.json.
+Each is handed a sendmail that keeps what it is given. What no letter asks for is in others.py.
 """
 
 from __future__ import annotations
@@ -39,6 +39,18 @@ def shown(pairs):
     return ['"{}" <{}>'.format(name.replace('"', '\\"'), address) if name else address for name, address in pairs]
 
 
+def content(file):
+    return file["text"].encode() if "text" in file else base64.b64decode(file["base64"])
+
+
+def header(letter):
+    """The header section of a draft, as a person would type it."""
+    people = (("From", "from"), ("To", "to"), ("Cc", "cc"), ("Reply-To", "reply_to"))
+    fields = {field: ", ".join(shown(letter[key])) for field, key in people if key in letter}
+    fields |= {"Subject": letter["subject"], **letter.get("headers", {})}
+    return [f"{name}: {value}" for name, value in fields.items()]
+
+
 def text_of(letter):
     return letter.get("text", letter.get("html", "")).encode()
 
@@ -47,7 +59,7 @@ def files_of(letter, folder):
     paths = []
     for file in letter.get("files", []):
         path = folder / file["name"]
-        path.write_bytes(file["text"].encode() if "text" in file else base64.b64decode(file["base64"]))
+        path.write_bytes(content(file))
         paths.append(str(path))
     return paths
 
@@ -123,13 +135,9 @@ def swaks(letter, folder):
             (folder / key).write_text(letter[key])
             given += ["--attach-body", f"@{folder / key}"]
     for file, path in zip(letter.get("files", []), (folder / f"f{n}" for n in range(9))):
-        path.write_bytes(file["text"].encode() if "text" in file else base64.b64decode(file["base64"]))
-        given += [
-            "--attach-type",
-            file["type"],
-            *(["--attach-name", file["name"]] if file["name"] else ["--attach-name"]),
-        ]
-        given += ["--attach", f"@{path}"]
+        path.write_bytes(content(file))
+        name = ["--attach-name", *([file["name"]] if file["name"] else [])]
+        given += ["--attach-type", file["type"], *name, "--attach", f"@{path}"]
     headers = [f"{name}: {value}" for name, value in letter.get("headers", {}).items()]
     command = ["swaks", "--to", ",".join(address for _, address in letter["to"]), "--from", letter["from"][0][1]]
     command += ["--h-From", shown(letter["from"])[0], "--h-Subject", letter["subject"], "--dump-mail"]
@@ -141,40 +149,24 @@ def mblaze(letter, folder):
     """mmime, which is given a draft and lines that name files."""
     if letter.keys() & {"amp", "calendar", "html", "charset"} or "cid" in str(letter):
         return None
-    head = [
-        f"{field}: {', '.join(shown(letter[key]))}"
-        for field, key in (("From", "from"), ("To", "to"), ("Cc", "cc"), ("Reply-To", "reply_to"))
-        if key in letter
-    ]
-    head += [
-        f"Subject: {letter['subject']}",
-        *(f"{name}: {value}" for name, value in letter.get("headers", {}).items()),
-    ]
     if any(not file["name"] or " " in file["name"] for file in letter.get("files", [])):
         return None
     lines = [f"#{file['type']} {path}" for file, path in zip(letter.get("files", []), files_of(letter, folder))]
     if "message" in letter:
         (folder / "complaint.eml").write_text(letter["message"])
         lines.append(f"#message/rfc822 {folder / 'complaint.eml'}")
-    draft = "\n".join((*head, "", letter["text"] + "\n".join(lines)))
+    draft = "\n".join((*header(letter), "", letter["text"] + "\n".join(lines)))
     return run(["mmime"], folder, draft.encode())
 
 
 def nmh(letter, folder):
     """mhbuild, which is given a draft with directives."""
-    if letter.keys() & {"amp", "calendar", "charset"} or any(not file["name"] for file in letter.get("files", [])):
+    if letter.keys() & {"amp", "calendar", "charset", "message"} or any(
+        not file["name"] for file in letter.get("files", [])
+    ):
         return None
     (folder / ".mh_profile").write_text(f"Path: {folder}/Mail\n")
     (folder / "Mail").mkdir()
-    head = [
-        f"{field}: {', '.join(shown(letter[key]))}"
-        for field, key in (("From", "from"), ("To", "to"), ("Cc", "cc"), ("Reply-To", "reply_to"))
-        if key in letter
-    ]
-    head += [
-        f"Subject: {letter['subject']}",
-        *(f"{name}: {value}" for name, value in letter.get("headers", {}).items()),
-    ]
     body = []
     if "html" in letter and "text" in letter:
         (folder / "page.html").write_text(letter["html"])
@@ -192,17 +184,13 @@ def nmh(letter, folder):
         body += [letter["text"].rstrip("\n").replace("\n#", "\n##")]
     for number, file in enumerate(letter.get("files", [])):
         path = folder / f"f{number}"
-        path.write_bytes(file["text"].encode() if "text" in file else base64.b64decode(file["base64"]))
+        path.write_bytes(content(file))
         cid = f"<{file['cid']}>" if "cid" in file else ""
         kind = "inline" if cid else "attachment"
         name = file["name"].replace('"', '\\"')
         body.append(f'#{file["type"]}; name="{name}" {cid}{{{kind}; filename="{name}"}} {path}')
-    if "message" in letter:
-        path = folder / "1"
-        path.write_text(letter["message"].replace("\r\n", "\n"))
-        body.append(f"#message/rfc822 {path}")
     draft = folder / "draft"
-    draft.write_text("\n".join((*head, "", *body)) + "\n")
+    draft.write_text("\n".join((*header(letter), "", *body)) + "\n")
     run(["mhbuild", str(draft)], folder)
     return draft.read_bytes()
 
