@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import LiteralString
 from urllib.parse import urlsplit
@@ -175,6 +176,16 @@ def test_a_batch_that_is_sent_again_has_the_same_answer(sender: Sender, headers:
     assert first.status == 200
     assert again.body == first.body
     assert len(sender.stored()) == 3
+
+
+@pytest.mark.case(64)
+def test_a_strict_batch_that_comes_several_times_at_once_is_stored_once(sender: Sender) -> None:
+    letters, named = [sender.letter(number) for number in range(20)], {"Idempotency-Key": unique("batch")}
+    with ThreadPoolExecutor(6) as clients:
+        answers = list(clients.map(lambda _: sender.send(letters, **named), range(6)))
+    assert {answer.status for answer in answers} == {200}
+    assert all(answer.body == answers[0].body for answer in answers)
+    assert len(sender.stored()) == 20
 
 
 @pytest.mark.case(65)

@@ -117,6 +117,7 @@ def test_what_resends_python_package_asks_for_and_we_have(resend_at: Sandbox) ->
     both = resend.Batch.send([letter, wrong, letter], {"batch_validation": "permissive"})
     assert [len(both["data"]), [one["index"] for one in both["errors"]]] == [2, [1]]
     assert subjects(resend_at, subject) == 5
+    assert {"Emails.send", "Emails.get", "Batch.send"} == IN_PYTHON
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from opensend_milter.adapters.postgres.submissions import PostgresSubmissions
 from opensend_milter.config import Http
 from opensend_milter.core.errors import TemporaryError
 from opensend_milter.servers.web import events, health, server as http_server
+from tests.asking import ask
 from tests.integration.outbox import rows
 from tests.integration.private_postgres import Database
 from tests.integration.test_sns import (
@@ -179,6 +180,11 @@ def test_every_error_has_one_shape(server: Serving, method: str, path: str, stat
     assert body.keys() == {"status", "code", "message", "request_id", "retryable", "name", "statusCode"}
     assert (body["status"], body["code"], body["statusCode"]) == ("error", code, status)
     assert not body["retryable"]
+
+
+def test_a_report_that_is_packed_is_refused_as_that(server: Serving) -> None:
+    answer = ask(server.port, "POST", events.SES_PATH, notification(at=now()), Content_Encoding="gzip")
+    assert (answer.status, answer.headers["accept-encoding"]) == (415, "identity")
 
 
 @pytest.mark.case(56)

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from opensend_milter.core.fields import MOST_ERRORS
 
+_UNAVAILABLE = 503
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CODES = {
     400: "bad_request",
@@ -66,6 +67,9 @@ class Refused(HTTPException):
 def of_all(refused: Sequence[tuple[int, Refused]]) -> Refused:
     """Refuse a whole list for what is wrong with some of it, in the words of the first."""
     index, first = refused[0]
+    if first.status_code == _UNAVAILABLE:
+        # No matter of that one; and where an answer got lost, the list may be stored.
+        return first
     errors = [
         {"index": place, **said}
         for place, one in refused
