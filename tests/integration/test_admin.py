@@ -20,10 +20,12 @@ from opensend_milter import cli
 from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.schema import migrations
 from opensend_milter.cli.snippets import CLIENTS
+from opensend_milter.config import loader
 from tests.integration.private_postgres import Database
 
 Run = Callable[..., Result]
 SOURCE = str(Path(migrations.__file__).parents[2])
+NAMES_OF_DATABASES = ("DATABASE_URL", "OPENSEND_MILTER_DATABASE_URL", "OPENSEND_MILTER_CONFIG")
 EMAIL_ID = "6d1c9f5e-0a2b-4c3d-8e4f-5a6b7c8d9e0f"
 
 
@@ -646,8 +648,36 @@ def test_database_that_is_not_ready(database: Database, run: Run) -> None:
     assert run("db", "init").exit_code == 0
     assert run("key", "create").exit_code == 0
     database.cluster.stop()
-    assert run("key", "list").exit_code == 69
-    assert run("db", "status").exit_code == 69
+    for words in (
+        ["key", "list"],
+        ["db", "status"],
+        ["webhook", "list"],
+        ["domain", "verify", "--all"],
+        ["db", "prune"],
+    ):
+        refused = run(*words)
+        assert refused.exit_code == 69
+        assert "database.url is as the environment variable DATABASE_URL says" in refused.stderr
+        assert "`opensend-milter doctor --only database` says what mends it" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("database:\n  url: postgresql://somebody@/db?host=/nowhere\n", "database.url is as {path} says"),
+        ("database:\n  password_dir: /nowhere\n", "database.url is the default: {path} does not say"),
+        (None, "database.url is the default: there is no {path}; name a file with --config or OPENSEND_MILTER_CONFIG"),
+    ],
+)
+def test_it_is_said_whose_database_does_not_answer(
+    written: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "opensend-milter.yaml"
+    monkeypatch.setattr(loader, "DEFAULT_PATH", path)
+    if written:
+        path.write_text(written)
+    refused = CliRunner().invoke(cli.app_of(["email"]), ["email", "list"], env=dict.fromkeys(NAMES_OF_DATABASES, ""))
+    assert (refused.exit_code, said.format(path=path) in refused.stderr) == (69, True), refused.stderr
 
 
 def test_person_is_asked_before_a_key_is_revoked(database: Database, run: Run, configured: Path) -> None:
