@@ -674,7 +674,7 @@ def test_deliveries_are_made_again(database: Database, receiver: Receiver, run: 
     rows(database, "UPDATE webhook_deliveries SET status = 'dead_letter' WHERE webhook_id = %s", other_id)
 
     def count(*words: str) -> int:
-        return int(parsed(run("replay", webhook_id, *words, "--json"))["replayed"])
+        return int(parsed(run("replay", webhook_id[-12:], *words, "--json"))["replayed"])
 
     assert count("--failed") == 1
     with dispatching(database) as running:
@@ -682,7 +682,7 @@ def test_deliveries_are_made_again(database: Database, receiver: Receiver, run: 
     assert {call.id for call in receiver.calls} == {failed, fresh}
     assert count("--failed") == 0
     assert count("--since", "1h", "--failed") == 0
-    assert count("--event", told) == 1
+    assert count("--event", told[-12:]) == 1
     assert count("--since", "1h") == 2
     assert count("--since", "2999-01-01") == 0
     with dispatching(database) as running:
