@@ -417,7 +417,7 @@ def test_a_from_field_that_is_not_one_address_of_ours_is_refused(
     [
         ("app@SANDBOX.test", "app@SANDBOX.test"),
         ("\r\n\tJane\r\n <app@sandbox.test>", "Jane <app@sandbox.test>"),
-        ("(the office) app@sandbox.test (at home)", "app@sandbox.test"),
+        ("(the office) app@sandbox.test (at home)", "the office at home <app@sandbox.test>"),
         ('"Doe, Jane" <app@sandbox.test>', '"Doe, Jane" <app@sandbox.test>'),
         ("=?utf-8?q?J=C3=BCrgen?= <app@sandbox.test>", "=?utf-8?q?J=C3=BCrgen?= <app@sandbox.test>"),
         ('"ceo@evil.example" <app@sandbox.test>', '"ceo@evil.example" <app@sandbox.test>'),

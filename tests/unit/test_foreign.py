@@ -18,7 +18,7 @@ from opensend_milter.core.doubts import outside_of_mime
 from opensend_milter.core.message import read
 from opensend_milter.core.model import Attachment, Limits, Mailbox, Reading, Refuse
 
-FOREIGN = Path(__file__).parents[1] / "corpus" / "foreign"
+FOREIGN = Path(__file__).parents[1] / "foreign"
 FOLDERS = sorted(path.parent for path in FOREIGN.glob("*/expected.json"))
 READERS = ("mailparser", "postal-mime")
 FILES_IN_TEXTS = {"bsd-mailx/uuencode", "bsd-mailx/uuencode-base64", "by-hand/yenc", "mblaze/empty"}

@@ -22,7 +22,7 @@ THEIR_OWN = {
     "acceptance/test_queue_away.py": "so does its client",
     "upgrade/clients.py": "so do its clients, and before they send again",
     "chaos/__main__.py": "a run is over after so many minutes, whatever hangs, and is no test",
-    "corpus/foreign/making/others.py": "it waits for Postfix where a person runs it, and is no test",
+    "foreign/making/others.py": "it waits for Postfix where a person runs it, and is no test",
     "fuzz/__main__.py": "it is told for how many minutes to go on, and is no test",
 }
 """Which files may do so, each with the reason."""

@@ -20,7 +20,7 @@ THEIR_OWN = {
     "integration/private_postgres.py": "one for all starts and their answers together, and it scales",
     "integration/debian13.py": "how long a fetch from a network may take is its caller's, and no wait for a condition",
     "integration/debian_packages.py": "so it is here",
-    "corpus/foreign/making/others.py": "it makes messages, once and by hand, and is no test",
+    "foreign/making/others.py": "it makes messages, once and by hand, and is no test",
     "fuzz/__main__.py": "it is told for how many minutes to go on, and is no test",
 }
 """Which files may make a deadline, each with the reason."""
