@@ -98,8 +98,9 @@ class Intake:
             else:
                 judged.append(Settlement(message=message, verdict=known))
             accepted += isinstance(judged[-1].verdict, Accept)
-        refused = [one if isinstance(one.verdict, Refuse) else None for one in judged]
-        return refused if any(refused) else [*judged]
+        if len(judged) > 1 and any(isinstance(one.verdict, Refuse) for one in judged):
+            return [one if isinstance(one.verdict, Refuse) else None for one in judged]
+        return [*judged]
 
     def _judged(self, message: Message, known: Known, about: Facts) -> Settlement:
         return Settlement(

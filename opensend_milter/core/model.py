@@ -222,7 +222,6 @@ class Accept:
     reading: Reading
     identity: Identity
     recipients: tuple[Address, ...]
-    received_at: datetime
     dropped: tuple[tuple[Address, str], ...] = ()
     """Suppressed recipients that are left out, each with its reason."""
     courier: CourierName | None = None

@@ -104,7 +104,6 @@ class Policy:
         left_out = {address for address, _ in dropped}
         return Accept(
             user_id=UserId(key.user_id),
-            received_at=facts.now,
             reading=reading,
             identity=identity,
             recipients=tuple(address for address in message.envelope.recipients if address not in left_out),

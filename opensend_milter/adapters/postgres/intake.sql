@@ -114,28 +114,28 @@ WITH mail AS (
                 WHERE p.email_id = m.id AND p.attachment_no = a.no)) ORDER BY a.no)
             FROM jsonb_array_elements(m.attachments) WITH ORDINALITY AS a (fields, no))
         ELSE m.attachments END,
-        m.user_id, m.received_at, m.scheduled_at, m.idempotency_key, m.document
+        m.user_id, now(), m.scheduled_at, m.idempotency_key, m.document
     FROM unnest(%(ids)s::uuid[], %(senders)s::text[], %(to_lists)s::jsonb[], %(cc_lists)s::jsonb[],
         %(bcc_lists)s::jsonb[], %(reply_tos)s::jsonb[], %(subjects)s::text[], %(htmls)s::text[], %(texts)s::text[],
         %(tag_lists)s::jsonb[], %(header_objects)s::jsonb[], %(attachment_lists)s::jsonb[], %(staged)s::boolean[],
-        %(user_ids)s::text[], %(received_ats)s::timestamptz[], %(scheduled_ats)s::timestamptz[],
+        %(user_ids)s::text[], %(scheduled_ats)s::timestamptz[],
         %(idempotency_keys)s::text[], %(documents)s::jsonb[])
         AS m (id, sender, to_list, cc_list, bcc_list, reply_to, subject, html, text, tags, headers, attachments,
-            staged, user_id, received_at, scheduled_at, idempotency_key, document)
+            staged, user_id, scheduled_at, idempotency_key, document)
 ), submission AS (
     INSERT INTO opensend_milter.submissions (email_id, received_at, user_id, key_id, front_door, queue_id,
         client_address, tls, sender, from_address, recipients, message_id, size_bytes, sha256, content_digest,
         dropped, left_out, bulk_id)
-    SELECT s.id, s.received_at, s.user_id, s.key_id, s.front_door, s.queue_id, s.client_address, s.tls, s.sender,
+    SELECT s.id, now(), s.user_id, s.key_id, s.front_door, s.queue_id, s.client_address, s.tls, s.sender,
         s.from_address, (SELECT array_agg(value ORDER BY place)
             FROM jsonb_array_elements_text(s.recipients) WITH ORDINALITY AS r (value, place)),
         s.message_id, s.size_bytes, s.sha256, s.content_digest, s.dropped, s.left_out, s.bulk_id
-    FROM unnest(%(ids)s::uuid[], %(received_ats)s::timestamptz[], %(user_ids)s::text[], %(key_ids)s::uuid[],
+    FROM unnest(%(ids)s::uuid[], %(user_ids)s::text[], %(key_ids)s::uuid[],
         %(front_doors)s::text[], %(queue_ids)s::text[], %(client_addresses)s::text[], %(tls)s::text[],
         %(envelope_senders)s::text[], %(from_addresses)s::text[], %(recipients)s::jsonb[], %(message_ids)s::text[],
         %(sizes)s::bigint[], %(digests)b::bytea[], %(content_digests)b::bytea[], %(dropped)s::jsonb[],
         %(left_out)s::jsonb[], %(bulk_ids)s::uuid[])
-        AS s (id, received_at, user_id, key_id, front_door, queue_id, client_address, tls, sender, from_address,
+        AS s (id, user_id, key_id, front_door, queue_id, client_address, tls, sender, from_address,
             recipients, message_id, size_bytes, sha256, content_digest, dropped, left_out, bulk_id)
 ), fingerprint AS (
     INSERT INTO opensend_milter.fingerprints (key_id, fingerprint, email_id, received_at)

@@ -158,7 +158,6 @@ def _row(message: Message, accept: Accept, headers: row.Headers) -> Values:
         "attachment_lists": _json([_attachment(attachment, staged=staged) for attachment in reading.attachments]),
         "staged": staged,
         "user_ids": accept.user_id,
-        "received_ats": accept.received_at,
         "scheduled_ats": accept.scheduled_at,
         "couriers": accept.courier or "",
         "idempotency_keys": wishes.idempotency_key,
