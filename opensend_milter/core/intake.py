@@ -235,12 +235,11 @@ class Gatherer:
         Where some are refused, the others have none.
         """
         waiting = _Waiting(messages, time.monotonic())
-        ours = [OURS for _ in messages]
-        if self._at_most > 1 and sum(message.size for message in messages) > _READ_TOGETHER_BYTES:
+        if self._at_most > 1 and sum([message.size for message in messages]) > _READ_TOGETHER_BYTES:
             waiting.lot = self._read(messages)
         with self._lock:
             if self._stopped:
-                return ours
+                return [OURS] * len(messages)
             self._queue.put(waiting)
         if not waiting.done.acquire(timeout=self._soft_s):
             with self._lock:
@@ -249,8 +248,8 @@ class Gatherer:
                 waiting.given_up = True
                 for message in messages:
                     waiting.note(message, OURS)
-                return ours
-        return waiting.outcomes or ours
+                return [OURS] * len(messages)
+        return waiting.outcomes or [OURS] * len(messages)
 
     def _run(self) -> None:
         size = 1
@@ -286,7 +285,7 @@ class Gatherer:
             batch = [waiting for waiting in batch if not waiting.withdrawn]
             for waiting in batch:
                 waiting.taken = True
-        counting.batch(sum(len(waiting.messages) for waiting in batch))
+        counting.batch(sum([len(waiting.messages) for waiting in batch]))
         lots = [waiting.lot or self._read(waiting.messages) for waiting in batch]
         for waiting, outcomes in zip(batch, self._outcomes(lots), strict=True):
             waiting.outcomes = outcomes
