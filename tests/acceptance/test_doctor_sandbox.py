@@ -70,14 +70,17 @@ def test_nothing_is_wrong_on_a_healthy_host(site: Site) -> None:
 
 
 def test_a_probe_goes_through_every_port_and_arrives(sandbox: Sandbox) -> None:
-    before = len(sandbox.inbox())
+    before = set(sandbox.inbox())  # and what others have sent for a later time may come meanwhile
     done = doctor(sandbox, "--probe", "--only", "probe", "--only", "smtp.canary-key", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = {one["name"]: one for one in json.loads(done.stdout)["findings"]}
     assert set(found) == {"smtp.canary-key", "probe.relay", "probe.submission", "probe.smtps", "probe.http"}
     assert all(one["result"] == "good" for one in found.values()), found
     assert all(one["seen"].endswith("sent") for name, one in found.items() if name.startswith("probe")), found
-    assert len(sandbox.inbox()) == before + 4
+    probes = [
+        one for one in set(sandbox.inbox()) - before if b"\nSubject: opensend-milter doctor: probe" in one.read_bytes()
+    ]
+    assert len(probes) == 4
     with psycopg.connect(sandbox["SANDBOX_DATABASE_URL"]) as connection:
         left = connection.execute("SELECT count(*) FROM api_keys WHERE name LIKE 'doctor%'").fetchone()
     assert left == (0,), "its keys are revoked"
