@@ -17,6 +17,9 @@ SHOWN = 3
 _ALL = "1000000"
 _USED = {"last_used_at", "sent_today"}
 """What changes because a key is used."""
+_ONCE_UNTRUE = {"attempts", "updated_at"}
+_ONCE_UNTRUE_OF_RECIPIENTS = {"status", "reason"}
+"""What the versions before "Say where each recipient stands" told wrongly: over HTTP, and once a delivery was over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +78,18 @@ def _by_http(host: MailHost, key: str, filled: Sequence[Filled]) -> Iterator[tup
 def _otherwise(asked: str, before: Any, after: Any) -> Iterator[str]:
     match before, after:
         case dict(), dict():
-            for name in before.keys() - _USED:
+            for name in before.keys() - _USED - _mended(asked):
                 yield from _otherwise(f"{asked}: {name}", before[name], after.get(name))
+        case [], list():
+            pass
         case list(), list() if len(before) == len(after):
             for number, (old, new) in enumerate(zip(before, after, strict=True)):
                 yield from _otherwise(f"{asked}: {number}", old, new)
         case _ if before != after:
             yield f"{asked}: was {before!r}, is {after!r}"
+
+
+def _mended(asked: str) -> set[str]:
+    if not asked.startswith("GET "):
+        return set()
+    return _ONCE_UNTRUE_OF_RECIPIENTS if ": recipients: " in asked else _ONCE_UNTRUE

@@ -69,3 +69,26 @@ def test_what_is_told_no_more_or_otherwise_is_named() -> None:
     assert sorted(before.missing_in(later)) == [
         "x: status: was 'sent', is 'failed'", "x: to: 0: was 'a', is 'b'", "y: was {'id': 2}, is None",
     ]  # fmt: skip
+
+
+def test_what_was_untrue_may_be_told_otherwise() -> None:
+    """And a list that was empty may be filled; nothing else."""
+    one = {"email": "a", "status": "processing", "reason": None}
+    before = Told(
+        answers={"GET x": {"id": 1, "attempts": 0, "recipients": [one]}, "show x": {"recipients": [], "attempts": 1}}
+    )
+    other = {"email": "a", "status": "uncertain", "reason": "lost"}
+    later = Told(
+        answers={
+            "GET x": {"id": 1, "attempts": 2, "recipients": [other]},
+            "show x": {"recipients": [other], "attempts": 2},
+        }
+    )
+    assert before.missing_in(later) == ["show x: attempts: was 1, is 2"]
+    wrong = Told(
+        answers={
+            "GET x": {"id": 1, "attempts": 2, "recipients": [other | {"email": "b"}]},
+            "show x": before.answers["show x"],
+        }
+    )
+    assert before.missing_in(wrong) == ["GET x: recipients: 0: email: was 'a', is 'b'"]
