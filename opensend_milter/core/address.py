@@ -204,7 +204,10 @@ class _Reader:
 
     def _name(self, phrase: str) -> str:
         """Add what stands in brackets: with some old programs it is the whole name."""
-        comments = [*self._comments, self._tokens[self._next].comment]
+        behind = self._tokens[self._next].comment
+        if not behind and not self._comments:
+            return phrase
+        comments = [*self._comments, behind]
         comment = decode_words(" ".join(filter(None, comments)))
         return f"{phrase} ({comment})" if phrase and comment else phrase or comment
 
@@ -240,9 +243,10 @@ def _tokens(value: str, budget: Budget) -> Iterator[_Token]:
         elif kind == "space":
             spaced = True
         else:
-            yield _Token(kind, match.group(), spaced, " ".join(comments))
+            yield _Token(kind, match.group(), spaced, " ".join(comments) if comments else "")
             spaced = False
-            comments = []
+            if comments:
+                comments = []
     yield _Token("end", "", spaced, " ".join(comments))
 
 
@@ -263,6 +267,13 @@ def _dotted(words: list[_Token], what: str) -> str:
     RFC 5322 lets old mail put white space and comments around the dots; readers differ on those, so we refuse them. It
     lets no local part begin or end with a dot or have two in a row, but there are mailboxes of such names.
     """
+    for place, word in enumerate(words):
+        if word.kind == "quoted" or (word.text == ".") != bool(place % 2) or (place and word.spaced):
+            return _oddly_dotted(words, what)
+    return "".join([word.text for word in words]) if len(words) % 2 else _oddly_dotted(words, what)
+
+
+def _oddly_dotted(words: list[_Token], what: str) -> str:
     if not words:
         raise NotAnAddressListError(f"a {what} that is missing")
     is_quoted = any(word.kind == "quoted" for word in words)
@@ -377,6 +388,8 @@ def _has_its_dots(text: str) -> bool:
 
 def spellings(address: Address) -> tuple[str, ...]:
     """Return how another program may write an address: lower case, the domain in both forms, quotes where needed."""
+    if ".." not in address and ".@" not in address and not address.startswith("."):
+        return _spellings(address)
     said = quoted(address)
     return _spellings(address) if said == address else (*_spellings(address), *_spellings(said))
 
