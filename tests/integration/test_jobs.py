@@ -286,7 +286,7 @@ def test_a_lease_that_ends_in_the_attempt_is_uncertain(database: Database, store
 
 
 def test_what_a_clock_that_was_ahead_put_off_is_due(
-    database: Database, store: PostgresJobStore, caplog: pytest.LogCaptureFixture
+    database: Database, store: PostgresJobStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The database's, by a day, and set back since; what is to leave later by the sender's wish or a retry, does."""
     day = "interval '1 day'"
@@ -306,6 +306,7 @@ def test_what_a_clock_that_was_ahead_put_off_is_due(
     ):
         key = "id" if " emails " in statement else "email_id"
         rows(database, f"{statement.replace('{}', day)} WHERE {key} = %s", email_id)
+    monkeypatch.setattr(jobs, "PRUNED_AT_ONCE", 1)
     with caplog.at_level(logging.WARNING):
         Housekeeping(store, Settings(concurrency=1, poll_interval_s=1, max_attempts=1)).step()
     assert "4 jobs are due" in caplog.text

@@ -236,8 +236,15 @@ class PostgresJobStore:
 
     def set_right(self) -> int:
         """Let be due what waits by a database's clock that was ahead and is not any more. Return how many."""
+        done = 0
+        # It may be all there is, and each batch has to end within the patience of a connection.
+        while some := self._set_some_right():
+            done += some
+        return done
+
+    def _set_some_right(self) -> int:
         with self._link.lend() as connection:
-            return connection.execute(SQL["set_right"], {"lease": self._lease}).rowcount
+            return connection.execute(SQL["set_right"], {"lease": self._lease, "limit": PRUNED_AT_ONCE}).rowcount
 
     def _fail_long_uncertain(self) -> int:
         if self._keeping.uncertain is None:

@@ -268,19 +268,21 @@ SET state = 'uncertain', lease_until = NULL, announce_at = NULL, uncertain_at = 
 FROM ended WHERE j.email_id = ended.email_id
 RETURNING j.email_id::text, (SELECT queue_id FROM opensend_milter.submissions s WHERE s.email_id = j.email_id);
 
--- set_right -- let be due what a clock that was ahead has put off: jobs made, tried, announced or leased in times to come
+-- set_right -- let be due a batch of what a clock that was ahead has put off: jobs made, tried, announced or leased in times to come
 WITH late AS MATERIALIZED (
     SELECT j.email_id FROM opensend_milter.jobs j JOIN public.emails e ON e.id = j.email_id AND e.status = 'queued'
     WHERE j.state = 'waiting' AND j.not_before > now() AND (j.created_at > now() OR EXISTS (
         SELECT FROM public.email_events v WHERE v.email_id = j.email_id AND v.received_at > now()))
-    FOR UPDATE OF j SKIP LOCKED
+    LIMIT %(limit)s FOR UPDATE OF j SKIP LOCKED
 ), unannounced AS MATERIALIZED (
     -- Nothing that is due is announced again later than after a quarter of an hour, and no lease is of more than an hour.
     SELECT email_id FROM opensend_milter.jobs
-    WHERE state = 'waiting' AND not_before <= now() AND announce_at > now() + interval '1 hour' FOR UPDATE SKIP LOCKED
+    WHERE state = 'waiting' AND not_before <= now() AND announce_at > now() + interval '1 hour'
+    LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), leased AS MATERIALIZED (
     SELECT email_id FROM opensend_milter.jobs
-    WHERE state IN ('claimed', 'attempting') AND lease_until > now() + interval '1 hour' FOR UPDATE SKIP LOCKED
+    WHERE state IN ('claimed', 'attempting') AND lease_until > now() + interval '1 hour'
+    LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 UPDATE opensend_milter.jobs j SET
     not_before = least(j.not_before, now()),
