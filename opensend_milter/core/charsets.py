@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from codecs import charmap_decode, getincrementaldecoder, register_error
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from encodings.aliases import aliases
 from functools import cache, lru_cache
 from itertools import chain, product
@@ -14,6 +14,8 @@ from threading import local
 _LONGEST_LABEL = 40
 _BETWEEN_WORDS = re.compile(r"[^A-Za-z0-9]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_STRAY = re.compile(r"[\udc80-\udcff]+")
+"""Octets that are no UTF-8, as Python's surrogateescape writes them."""
 _LETTERS_AT_ONCE = 10_000
 _FREE_FAULTS = 4
 _OCTETS_A_FAULT = 256
@@ -48,11 +50,13 @@ class _Charset:
 class _Extension:
     """What programs read where Python's codec does not."""
 
-    letters: Mapping[bytes, str]
+    letters: Mapping[bytes, str] = field(default_factory=dict)
     """That it lacks."""
     not_so: str = ""
     but_so: str = ""
     """Letters for those that it has."""
+    errors: str = _LACKING
+    """By which Python puts them in."""
 
 
 class _Patience(local):
@@ -205,8 +209,8 @@ def _extended(codec: str, stretches: Iterable[tuple[bytes, bool]]) -> Iterator[s
         if 0 < lacking <= _FREE_LETTERS + len(octets) // _OCTETS_A_FAULT:
             del text  # it may be large
             reader.setstate(before)
-            reader.errors = _LACKING
-            text = reader.decode(octets, is_last)
+            reader.errors = extension.errors
+            text = _STRAY.sub(_of_windows, reader.decode(octets, is_last))
             reader.errors = "replace"
         elif lacking and codec == "utf_8":
             reader.reset()
@@ -230,6 +234,10 @@ def _lacking(fault: UnicodeError) -> tuple[str, int]:
 register_error(_LACKING, _lacking)
 
 
+def _of_windows(stray: re.Match[str]) -> str:
+    return _look_up("cp1252", stray[0].encode("utf_8", "surrogateescape"))
+
+
 @cache
 def _extension(codec: str) -> _Extension:
     match codec:
@@ -242,7 +250,8 @@ def _extension(codec: str) -> _Extension:
         case "iso2022_jp_ext":
             return _Extension(_of_windows_31j(0x20), *_ALIKE_IN_JIS)
         case _:
-            return _Extension({bytes([octet]): letter for octet, letter in enumerate(_letters("cp1252"))})
+            # As surrogates first: nothing of ours runs for each.
+            return _Extension(errors="surrogateescape")
 
 
 def _of_windows_31j(before_first: int) -> Mapping[bytes, str]:
