@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -43,9 +43,8 @@ def is_control(name: str) -> bool:
     return name.startswith(PREFIX) or name in IDEMPOTENCY_KEY
 
 
-def wishes(fields: Iterable[tuple[str, str]]) -> Wishes:
-    """Read the control fields; raise ControlFieldError where one cannot be followed."""
-    ours = [(name, value) for name, value in fields if is_control(name)]
+def wishes(ours: Sequence[tuple[str, str]]) -> Wishes:
+    """Read control fields; raise ControlFieldError where one cannot be followed."""
     if not ours:
         return NOTHING_ASKED
     return Wishes(
@@ -56,7 +55,7 @@ def wishes(fields: Iterable[tuple[str, str]]) -> Wishes:
     )
 
 
-def _idempotency_key(ours: list[tuple[str, str]]) -> str | None:
+def _idempotency_key(ours: Sequence[tuple[str, str]]) -> str | None:
     keys = {value for name, value in ours if name in IDEMPOTENCY_KEY}
     if len(keys) > 1:
         raise ControlFieldError("Idempotency-Key: the message has several that differ; send one")
@@ -67,7 +66,7 @@ def _idempotency_key(ours: list[tuple[str, str]]) -> str | None:
     return None
 
 
-def _tags(ours: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+def _tags(ours: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     found = []
     for name, value in ours:
         if name == TAG:
@@ -83,7 +82,7 @@ def _tags(ours: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _metadata(ours: list[tuple[str, str]]) -> dict[str, str]:
+def _metadata(ours: Sequence[tuple[str, str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in ours:
         if not name.startswith(METADATA):
@@ -102,7 +101,7 @@ def _metadata(ours: list[tuple[str, str]]) -> dict[str, str]:
     return found
 
 
-def _send_at(ours: list[tuple[str, str]]) -> datetime | timedelta | None:
+def _send_at(ours: Sequence[tuple[str, str]]) -> datetime | timedelta | None:
     values = [value for name, value in ours if name == SEND_AT]
     if len(values) > 1:
         raise ControlFieldError("X-OpenSend-Send-At: the message has several; send one")

@@ -21,7 +21,7 @@ from opensend_milter.core.address import (
 )
 from opensend_milter.core.budget import OCTETS_A_STEP, Budget, OverBudgetError
 from opensend_milter.core.charsets import codec_of, decode, decode_pieces
-from opensend_milter.core.control import METADATA, ControlFieldError, Wishes, wishes
+from opensend_milter.core.control import METADATA, ControlFieldError, Wishes, is_control, wishes
 from opensend_milter.core.doubts import Doubts
 from opensend_milter.core.early_end import early_end
 from opensend_milter.core.mime import PartHeader, ending, part_header
@@ -32,13 +32,14 @@ from opensend_milter.core.texts import Texts, TooMuchTextError, unflowed
 from opensend_milter.core.transfer import PIECE_BYTES, Base64, Buffer, decoded
 from opensend_milter.core.words import decode_words
 
-_FOLD = re.compile(rb"\r?\n(?=[ \t])")
+_FOLDS = (b"\r\n ", b"\r\n\t", b"\n ", b"\n\t")
 _FIELD_END = re.compile(rb"\n(?![ \t])")
 _HEADER_END = re.compile(rb"\n\r?\n")
 _EMPTY_LINE = re.compile(rb"\r?\n")
 _AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]*+(?:\r?\n|\Z)")
-_FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:(.*)", re.DOTALL)
-_NO_FIELD = re.compile(rb"^(?![!-9;-~]++[ \t]*+:)[^ \t\r\n]", re.MULTILINE)
+_FIELD = re.compile(rb"^([!-9;-~]++)[ \t]*+:([^\n]*+)", re.MULTILINE)
+_NO_FIELD = re.compile(rb"(?![!-9;-~]++[ \t]*+:)[^ \t\r\n]")
+_THEN_NO_FIELD = re.compile(rb"\n" + _NO_FIELD.pattern)
 _EIGHT_BIT = re.compile(rb"[\x80-\xff]")
 _KEPT_PARAMETERS = ("method", "smime-type", "charset")
 _BLANKS = (b" ", b"\t")
@@ -97,9 +98,10 @@ def header_fields(
     body = match.end() if match else end
     if budget and len(head) > _SMALL_HEADER:
         budget.spend(head.count(b"\n"), "fields")
-    lines = re.split(rb"\r?\n", _FOLD.sub(b"", head))
-    found = filter(None, map(_FIELD.match, lines))
-    return [(field[1].decode("ascii").lower(), field[2].strip(b" \t\r\n")) for field in found], body
+    for fold in _FOLDS:  # ten times as fast as one expression
+        head = head.replace(fold, fold[-1:])
+    found = _FIELD.findall(head)
+    return [(name.decode("ascii").lower(), value.strip(b" \t\r\n")) for name, value in found], body
 
 
 def has_longer_line(raw: Buffer, octets: int) -> bool:
@@ -136,7 +138,7 @@ def _read(raw: Buffer, limits: Limits, budget: Budget) -> Reading:
             text.append(_unflowed(taken, part.header, budget, doubts=doubts))
         if label and codec_of(label) is None:
             unknown[_one_line(label[:_SHOWN_LABEL])] = None
-    unfolded = tuple((name, _text(value)) for name, value in fields)
+    unfolded = tuple([(name, _text(value)) for name, value in fields])
     return Reading(
         sender=_only_sender(raw, unfolded, body, limits, budget),
         to=_mailboxes(unfolded, "to", limits, budget),
@@ -213,8 +215,9 @@ def _only_sender(
 
 
 def _wishes(fields: tuple[tuple[str, str], ...], budget: Budget) -> Wishes:
+    ours = [(name, value) for name, value in fields if is_control(name)]
     try:
-        return wishes((name, _words(value, budget) if name.startswith(METADATA) else value) for name, value in fields)
+        return wishes([(name, _words(value, budget) if name.startswith(METADATA) else value) for name, value in ours])
     except ControlFieldError as error:
         raise _RefusedError(refuse(Rule.CONTROL_FIELD, str(error))) from None
 
@@ -311,7 +314,7 @@ def _leaves(
             fields, body = _header(raw, begin, end, limits, budget)
         if raw[begin : begin + 1] in _BLANKS:
             doubts.note("a header that begins with a blank")
-        if _NO_FIELD.search(raw, begin, body):
+        if _NO_FIELD.match(raw, begin, body) or _THEN_NO_FIELD.search(raw, begin, body):
             doubts.note("a header with a line that is no field")
         of_content = ((name, _text(value)) for name, value in fields if name.startswith("content-"))
         header = part_header(of_content, budget, without_type=without_type)

@@ -39,7 +39,9 @@ class Texts:
 
     def _count(self, text: str) -> None:
         self._letters += len(text)
-        self._octets += text.count('"') + text.count("\\")
+        for sign in ('"', "\\"):
+            if sign in text:  # which is soon said
+                self._octets += text.count(sign)
         if text.isascii():
             self._octets += len(text)
         else:
@@ -86,7 +88,8 @@ def _with_line_ends(pieces: Iterable[str]) -> Iterator[str]:
         # What follows may be the rest of this line end.
         held = "\r\r" if text.endswith("\r\r") else "\r" if text.endswith("\r") else ""
         text = text.removesuffix(held)
-        if not text.count("\r\n") == text.count("\n") == text.count("\r"):
+        bare = text.replace("\r\n", "")
+        if "\n" in bare or "\r" in bare:
             # Twice: some programs end a line so, CR CR LF.
             text = text.replace("\r\n", "\n").replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
         yield text.replace("\x00", "\ufffd")

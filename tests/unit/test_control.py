@@ -41,7 +41,7 @@ def test_which_fields_are_for_us(name: str, ours: bool) -> None:  # noqa: FBT001
 
 def test_a_message_that_asks_for_nothing() -> None:
     assert wishes([]) is NOTHING_ASKED
-    assert wishes([("subject", "x-opensend-tag: a"), ("x-tag", "a")]) is NOTHING_ASKED
+    assert wishes([("subject", "x-opensend-tag: a"), ("x-tag", "a")]) == NOTHING_ASKED
     assert wishes([("x-opensend-unknown", "whatever")]) == NOTHING_ASKED
 
 
