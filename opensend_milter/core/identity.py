@@ -14,13 +14,13 @@ def identify(message: Message, reading: Reading) -> Identity:
     content = hashlib.sha256()
     recipients = sorted(message.envelope.recipients)
     for text in (reading.sender.address, reading.subject, reading.text, reading.html, *recipients):
-        _add(content, [text.encode("utf-8", "surrogatepass")])
+        _add_text(content, text)
     for attachment in reading.attachments:
         for text in (attachment.filename, attachment.content_type):
-            _add(content, [text.encode("utf-8", "surrogatepass")])
+            _add_text(content, text)
         _add(content, attachment.content.pieces())
     if message.one_of:  # a list that is longer or shorter is another request, though it begins the same
-        _add(content, [b"one of %d" % message.one_of])
+        _add_text(content, f"one of {message.one_of}")
     digest = content.digest()
     key = reading.wishes.idempotency_key
     named = reading.message_id and key is None
@@ -34,9 +34,9 @@ def identify(message: Message, reading: Reading) -> Identity:
 def _fingerprint(message_id: str, message: Message, reading: Reading, digest: bytes) -> bytes:
     fingerprint = hashlib.sha256(digest)
     for text in (message_id, message.envelope.sender):
-        _add(fingerprint, [text.encode("utf-8", "surrogatepass")])
+        _add_text(fingerprint, text)
     if reading.wishes.send_at is not None:  # at another time it is another message
-        _add(fingerprint, [str(reading.wishes.send_at).encode()])
+        _add_text(fingerprint, str(reading.wishes.send_at))
     return fingerprint.digest()
 
 
@@ -72,6 +72,12 @@ def _lower(address: str) -> bytes:
 def _lines(reading: Reading) -> Iterator[str]:
     for text in (reading.text, reading.html):
         yield text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
+
+
+def _add_text(digest: hashlib._Hash, text: str) -> None:
+    octets = text.encode("utf-8", "surrogatepass")
+    digest.update(octets)
+    digest.update(b"\x00%d\x00" % len(octets))
 
 
 def _add(digest: hashlib._Hash, pieces: Iterable[bytes]) -> None:

@@ -106,9 +106,13 @@ def header_fields(
 
 def has_longer_line(raw: Buffer, octets: int) -> bool:
     """Tell whether a line, its CRLF included, is longer than that."""
-    line = rb"[^\n]{%d}" % octets
-    # Only from line to line: begun at each octet, the search would read each line as often as it is long.
-    return re.match(line, raw) is not None or re.search(rb"\n" + line, raw) is not None
+    begin = 0
+    while begin + octets <= len(raw):
+        last = raw.rfind(b"\n", begin, begin + octets)
+        if last < 0:
+            return True
+        begin = last + 1
+    return False
 
 
 def has_eight_bit(raw: Buffer) -> bool:

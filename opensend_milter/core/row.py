@@ -91,9 +91,9 @@ def headers(reading: Reading) -> Headers:
     kept: dict[str, str] = {}
     left_out = [f"text in {label}: unknown, read as UTF-8 or windows-1252" for label in reading.unknown_charsets]
     for name, folded in reading.fields:
-        value, note = _fitted(name, folded.replace("\t", " "))
         if name in _WRITTEN_BY_THE_WORKER or name in _OF_ONE_HOP or name.startswith(_FAMILIES) or is_control(name):
             continue
+        value, note = _fitted(name, folded.replace("\t", " "))
         if name in kept:
             left_out.append(f"{name}: repeated")
         elif not _NAME.fullmatch(name):

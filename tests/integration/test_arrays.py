@@ -36,3 +36,8 @@ def test_what_is_no_text_is_read_as_well(connection: Connection) -> None:
     written = [array([True, False, None]), array([1, -2, None]), array([at, None]), array([])]
     query = "SELECT %s::boolean[], %s::bigint[], %s::timestamptz[], %s::text[]"
     assert connection.execute(query, written).fetchone() == ([True, False, None], [1, -2, None], [at, None], [])
+
+
+def test_a_nul_never_makes_two_of_one() -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        array(["a\0b", "c"])

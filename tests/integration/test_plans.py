@@ -76,7 +76,7 @@ def questions(connection: Connection, count: int) -> Mapping[str, Any]:
         "key_ids": array(keys),
         "ascii_domains": array(names),
         "unicode_domains": array(names),
-        "idempotency_keys": array(f"k{number}" if number % 2 else None for number in range(count)),
+        "idempotency_keys": array([f"k{number}" if number % 2 else None for number in range(count)]),
         "fingerprints": [uuid4().bytes * 2 for _ in range(count)],
         "window": timedelta(hours=1),
         "ordinals": array(range(1, count + 1)),
@@ -110,7 +110,7 @@ def test_an_address_that_is_listed_oddly_costs_no_more(filled: Connection) -> No
     )
     filled.execute("ANALYZE email_suppressions")
     asked = questions(filled, 20)
-    asked = {**asked, "spellings": array(f"o{number}@example.net" for number in range(1, 21))}
+    asked = {**asked, "spellings": array([f"o{number}@example.net" for number in range(1, 21)])}
     before = read_in_sequence(filled)
     rows = filled.execute(statements("intake")["facts_for"], asked, prepare=True).fetchall()
     assert read_in_sequence(filled) == before

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from hypothesis import given, strategies as st
 
 from opensend_milter.core.early_end import early_end
 from opensend_milter.core.message import has_eight_bit, has_longer_line, read
@@ -405,6 +406,12 @@ def test_line_lengths_count_the_line_end() -> None:
     assert not has_longer_line(b"x" * 998 + b"\r\nshort\r\n", 1_000)
     assert has_longer_line(b"short\r\n" + b"x" * 999 + b"\r\n", 1_000)
     assert has_longer_line(b"x" * 2_048, 1_000)
+
+
+@given(st.lists(st.binary(max_size=6)), st.integers(1, 8))
+def test_a_line_is_as_long_as_from_one_line_end_to_the_next(lines: list[bytes], octets: int) -> None:
+    raw = b"\n".join(lines)
+    assert has_longer_line(raw, octets) == any(len(line) >= octets for line in raw.split(b"\n"))
 
 
 def test_eight_bit() -> None:

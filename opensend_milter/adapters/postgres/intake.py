@@ -116,15 +116,15 @@ class PostgresIntakeStore:
             for spelling in listings(recipient)
         ]
         return {
-            "key_ids": array(question.key_id for question in questions),
-            "ascii_domains": array(question.sender_domains[0] for question in questions),
-            "unicode_domains": array(question.sender_domains[1] for question in questions),
-            "idempotency_keys": array(question.identity.idempotency_key for question in questions),
+            "key_ids": array([question.key_id for question in questions]),
+            "ascii_domains": array([question.sender_domains[0] for question in questions]),
+            "unicode_domains": array([question.sender_domains[1] for question in questions]),
+            "idempotency_keys": array([question.identity.idempotency_key for question in questions]),
             "fingerprints": [self._fingerprint(question.identity) for question in questions],
             "window": self._habits.duplicate_window,
-            "ordinals": array(ordinal for ordinal, _, _ in spelled),
-            "recipients": array(intake_rows.clean(recipient) for _, recipient, _ in spelled),
-            "spellings": array(intake_rows.clean(spelling) for _, _, spelling in spelled),
+            "ordinals": array([ordinal for ordinal, _, _ in spelled]),
+            "recipients": array([intake_rows.clean(recipient) for _, recipient, _ in spelled]),
+            "spellings": array([intake_rows.clean(spelling) for _, _, spelling in spelled]),
         }
 
     def settle(self, settlements: Sequence[Settlement]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC
 from http import HTTPStatus
 from typing import Any
@@ -23,28 +23,33 @@ Values = dict[str, Any]
 """One row, by the name of each column's parameter."""
 Step = tuple[str, Mapping[str, Any]]
 """Name of a statement, and its parameters."""
+_NUL = "\x00"
 _BYTES = frozenset({"digests", "content_digests", "fingerprints", "first_chunks"})
 
 
 def columns(rows: Sequence[Values]) -> Mapping[str, list[Any] | str]:
     """Turn rows into one array a column, as unnest() takes them."""
-    return {
-        name: [values[name] for values in rows] if name in _BYTES else array(values[name] for values in rows)
-        for name in rows[0]
-    }
+    return {name: _column(name, [values[name] for values in rows]) for name in rows[0]}
 
 
-def array(values: Iterable[object]) -> str:
+def _column(name: str, values: list[Any]) -> list[Any] | str:
+    return values if name in _BYTES else array(values)
+
+
+def array(values: Sequence[object]) -> str:
     """Write an array as Postgres reads one: psycopg would take a third of a message's time for it."""
-    return "{" + ",".join([_element(value) for value in values]) + "}"
+    if None in values:
+        return "{" + ",".join(["NULL" if value is None else f'"{_escaped(str(value))}"' for value in values]) + "}"
+    # All at once: a NUL is in none of them, and an escape for each would take longest of all.
+    together = _escaped(_NUL.join(map(str, values)))
+    if together.count(_NUL) >= len(values) > 0:
+        raise ValueError("a value holds a NUL")
+    return '{"' + together.replace(_NUL, '","') + '"}' if values else "{}"
 
 
-def _element(value: object) -> str:
-    if value is None:
-        return "NULL"
-    text = str(value)
+def _escaped(text: str) -> str:
     # Not translate(): that asks for each letter, and nobody else runs meanwhile.
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def later_chunks(message: Message) -> Iterator[Step]:
