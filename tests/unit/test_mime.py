@@ -178,12 +178,26 @@ def test_what_is_remembered_cannot_be_changed() -> None:
 
 
 @unhurried
-@given(st.from_regex(address._USUAL, fullmatch=True))
-def test_a_usual_address_is_read_as_the_strict_reader_reads_it(value: str) -> None:
+@given(st.lists(st.from_regex(address._USUAL, fullmatch=True), min_size=1, max_size=3), st.integers(1, 3))
+def test_usual_addresses_are_read_as_the_strict_reader_reads_them(values: list[str], at_most: int) -> None:
+    value = ",".join(values)
     for plain in (True, False):
-        assert address.parse_addresses(value, at_most=1, plain=plain) == tuple(
-            address._Reader(value, 1, Budget.of(len(value)), plain=plain).read()
-        )
+        strictly = address._Reader(value, at_most, Budget.of(len(value)), plain=plain).read()
+        if len(values) > at_most:
+            with pytest.raises(address.NotAnAddressListError, match="more than"):
+                address.parse_addresses(value, at_most=at_most, plain=plain)
+        else:
+            assert address.parse_addresses(value, at_most=at_most, plain=plain) == tuple(strictly)
+
+
+@unhurried
+@given(st.from_regex(address._USUAL_ADDRESS, fullmatch=True))
+def test_a_usual_recipient_is_as_it_came(value: str) -> None:
+    local, _, domain = value.rpartition("@")
+    match = address._MAILBOX.fullmatch(value)
+    assert match
+    assert match.groups() == (local, None, domain)
+    assert address.envelope_address(f"<{value}>") == address.mapped(Address(value)) == value
 
 
 @pytest.mark.parametrize(
