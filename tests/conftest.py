@@ -6,6 +6,7 @@ where they are started: see tests/log_scan.py. For the profile see tests/profile
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 from collections.abc import Generator
@@ -39,6 +40,17 @@ def pytest_configure(config: pytest.Config) -> None:
     logging.getLogger().addHandler(_heard)
     config.addinivalue_line("markers", f"{profiles.MARK}: {profiles.MARK_MEANS}")
     profiles.install()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector from all that is collected here: it stays to the end, and is a lot to go through."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
