@@ -15,8 +15,6 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import boto3
-
 from tests.waiting import await_of, patience_s
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -48,6 +46,8 @@ def _answers(endpoint: str) -> bool:
 @cache
 def client(endpoint: str) -> Any:
     """Return a client of the tests' own."""
+    import boto3  # noqa: PLC0415  # who only wants the credentials does without: it is a third of a worker's start
+
     return boto3.session.Session("test", "test").client("sqs", region_name="us-east-1", endpoint_url=endpoint)
 
 
