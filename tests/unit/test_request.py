@@ -460,7 +460,7 @@ NAMES = sorted({
 })  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), json_values, max_size=8), st.booleans())
 def test_any_json_is_read_or_refused(payload: dict[str, object], rele: bool) -> None:  # noqa: FBT001
     found = read_send({**payload, "attachments": [payload]}, "rele" if rele else "resend", LIMITS)
