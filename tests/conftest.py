@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 from collections.abc import Generator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest_timeout  # type: ignore[import-untyped]
 from hypothesis import settings
 
 from tests import profiles
+from tests.dealing import Module, dealt
 from tests.log_scan import Forbidden, Grown, Heard, assert_clean, findings, look_through
 from tests.waiting import scaled_s
 
@@ -54,8 +57,13 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest: nobody waits for it at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Deal them out among the processes of this run."""
+    modules = []
+    for path, of_one_file in groupby(items, key=lambda item: item.path):
+        tests = [*of_one_file]
+        is_long = any(item.get_closest_marker("long") for item in tests)
+        modules.append(Module(folder=path.parent.name, tests=tests, is_long=is_long))
+    items[:] = dealt(modules, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 @pytest.hookimpl(tryfirst=True)

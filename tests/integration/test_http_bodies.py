@@ -66,6 +66,7 @@ def peak_mb(served: Front) -> int:
     return int(re.findall(r"VmHWM:\s+(\d+) kB", lines)[0]) // 1_024
 
 
+@pytest.mark.long
 @pytest.mark.timeout(500)
 def test_the_largest_bodies_take_up_no_more_than_there_is(database: Database) -> None:
     """As many at once as two keys may send: each is answered, and whoever asks for little meanwhile is, too."""

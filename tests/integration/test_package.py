@@ -26,7 +26,7 @@ from tests.integration.confined_host import host_with, mail_flows, settings_for
 from tests.integration.overlaid_system import ORIGINAL, OverlaidSystem, overlaid_system, why_not
 from tests.integration.private_postgres import Database
 
-pytestmark = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="needs Debian's dpkg-deb")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="needs Debian's dpkg-deb")]
 ROOT = Path(__file__).resolve().parents[2]
 START = ROOT / "packaging" / "container" / "start"
 KEPT = re.compile(

@@ -38,6 +38,7 @@ def outcomes(database: Database) -> Counter[str]:
 
 @pytest.mark.case(58)
 @pytest.mark.case(59)
+@pytest.mark.long
 def test_every_message_is_sent_once_or_uncertain(
     database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
