@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from opensend_milter.adapters.admin.explaining import explained
 from opensend_milter.adapters.postgres.link import Connection, statements
 from opensend_milter.core.errors import UsageError
+from opensend_milter.core.ids import START, is_end, range_of
 from opensend_milter.core.model import EmailId
 
-START = 13
-"""An id of ours begins with the time, and that part is whole then; fewer are shared by all of a minute."""
 SHORTEST_START = 4
 """Of what there are few of: keys, webhooks."""
 NEWEST = 100_000
 """Emails among which an id is looked for by its end: no index knows that."""
 MOST_SHOWN = 20
-_LEAST, _GREATEST = "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_END = re.compile(r"[0-9a-f]{12}")
 
 
 class Identified(Protocol):
@@ -31,18 +26,6 @@ class Identified(Protocol):
 
 
 Row = TypeVar("Row", bound=Identified)
-
-
-def range_of(text: str) -> tuple[str, str] | None:
-    """Return the least and the greatest id that begins so; None: that is no beginning of one."""
-    start = text.strip().lower()
-    least = start + _LEAST[len(start) :]
-    return (least, start + _GREATEST[len(start) :]) if len(start) >= START and _ID.fullmatch(least) else None
-
-
-def is_end(text: str) -> bool:
-    """Tell whether an id may end so."""
-    return bool(_END.fullmatch(text.strip().lower()))
 
 
 def start_of(text: str, what: str) -> str:

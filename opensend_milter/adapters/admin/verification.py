@@ -10,7 +10,6 @@ from psycopg import errors
 from psycopg.rows import class_row
 
 from opensend_milter.adapters.admin.explaining import explained
-from opensend_milter.adapters.admin.naming import is_end, range_of
 from opensend_milter.adapters.admin.typed import domain_name
 from opensend_milter.adapters.postgres.link import Connection, Role, connect, conninfo_for, statements
 from opensend_milter.adapters.postgres.signing import signing_secret
@@ -18,6 +17,7 @@ from opensend_milter.config import Database
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.dns_records import SesIdentity, ownership_token
 from opensend_milter.core.errors import ConfigError, StoreUnavailable, UsageError
+from opensend_milter.core.ids import is_end, range_of
 
 SQL = statements("verification")
 STAND_IN: Role = "opensend_worker"

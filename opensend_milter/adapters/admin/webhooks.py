@@ -12,10 +12,11 @@ from psycopg.rows import class_row
 
 from opensend_milter.adapters.admin.explaining import explained
 from opensend_milter.adapters.admin.listing import Listed, listed
-from opensend_milter.adapters.admin.naming import is_end, range_of, start_of, the_one
+from opensend_milter.adapters.admin.naming import start_of, the_one
 from opensend_milter.adapters.postgres.link import Connection, statements
 from opensend_milter.adapters.postgres.signing import signing_secret
 from opensend_milter.core.errors import UsageError
+from opensend_milter.core.ids import is_end, range_of
 from opensend_milter.core.model import UserId
 from opensend_milter.core.webhook import EventId, Webhook, WebhookId, secret_of
 

@@ -29,14 +29,19 @@ from opensend_milter.core.errors import ConfigError, RowRefused, StoreUnavailabl
 log = logging.getLogger(__name__)
 
 Connection = psycopg.Connection[TupleRow]
-Role = Literal["opensend_dovecot_auth", "opensend_milter", "opensend_worker", "opensend_http"]
+Role = Literal[
+    "opensend_dovecot_auth", "opensend_milter", "opensend_worker", "opensend_http",
+    "opensend_reader", "opensend_body_reader",
+]  # fmt: skip
 StatementFile = Literal[
     "intake", "billing", "jobs", "feedback", "spellings", "webhooks", "submissions", "rates",
     "admin", "deliveries", "inspection", "suppression_files", "switching", "verification",
+    "search", "filling",
 ]  # fmt: skip
-_FOLDERS = dict.fromkeys(
-    ("admin", "deliveries", "inspection", "suppression_files", "switching", "verification"), "admin"
-)
+_FOLDERS = {
+    **dict.fromkeys(("admin", "deliveries", "inspection", "suppression_files", "switching", "verification"), "admin"),
+    **dict.fromkeys(("search", "filling"), "postgres/lookup"),
+}
 """Of statement files that are not beside us."""
 # Planned once: our values never change the best plan. Compressed by lz4 where the server knows it: of an attachment,
 # Postgres' own way costs more CPU than everything else together.

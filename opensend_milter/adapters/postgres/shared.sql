@@ -19,3 +19,42 @@ odd AS (
     SELECT user_id, email, folded FROM listed WHERE folded <> email ORDER BY user_id, email
     ON CONFLICT (user_id, email) DO NOTHING
 )
+
+-- hits -- emails that are `found (id)`, as far as scope and filters let them through, newest first
+SELECT e.id::text, e.created_at, CASE j.state WHEN 'uncertain' THEN j.state ELSE e.status END, e."from", s.from_address,
+    s.sender, s.recipients, e."to", e.cc, e.bcc, s.dropped, e.subject, s.message_id, s.queue_id, k.name
+FROM (SELECT DISTINCT id FROM found) AS f (email_id) JOIN public.emails e ON e.id = f.email_id
+    LEFT JOIN opensend_milter.submissions s ON s.email_id = e.id
+    LEFT JOIN opensend_milter.jobs j ON j.email_id = e.id
+    LEFT JOIN public.api_keys k ON k.id = s.key_id
+WHERE (%(user_id)s::text IS NULL OR e.user_id = %(user_id)s)
+    -- What a key may see is its own; with full access all of its user's.
+    AND (%(reads_by)s::uuid IS NULL OR EXISTS (
+        SELECT FROM public.api_keys r
+        WHERE r.id = %(reads_by)s AND r.user_id = e.user_id AND (r.id = s.key_id OR r.permission = 'full_access')))
+    AND (%(before)s::timestamptz IS NULL OR (e.created_at, e.id) < (%(before)s, %(before_id)s::uuid))
+    AND (%(since)s::timestamptz IS NULL OR e.created_at >= %(since)s)
+    AND (%(key_id)s::uuid IS NULL OR s.key_id = %(key_id)s)
+    AND (%(domains)s::text[] IS NULL OR lower(substring(coalesce(s.from_address, e."from") FROM '@([^@<>]*)>?$'))
+        = ANY (%(domains)s))
+    AND (%(status)s::text IS NULL OR CASE j.state WHEN 'uncertain' THEN j.state ELSE e.status END = %(status)s)
+    AND (%(courier)s::text IS NULL OR j.courier = %(courier)s
+        OR EXISTS (SELECT FROM opensend_milter.recipient_results r WHERE r.email_id = e.id AND r.courier = %(courier)s)
+        OR EXISTS (SELECT FROM public.email_events v
+            WHERE v.email_id = e.id AND v.type IN ('sent', 'delayed') AND v.payload ->> 'courier' = %(courier)s))
+ORDER BY e.created_at DESC, e.id DESC LIMIT %(limit)s
+
+-- refused -- refusals that are `found (id)`, as far as scope and filters let them through, newest first
+SELECT r.id::text, r.refused_at, r.rule, r.sender, r.recipients, r.message_id, r.queue_id, k.name
+FROM (SELECT DISTINCT id FROM found) AS f (refusal_id) JOIN opensend_milter.refusals r ON r.id = f.refusal_id
+    LEFT JOIN public.api_keys k ON k.id::text = r.key_id
+WHERE (%(user_id)s::text IS NULL OR r.user_id = %(user_id)s)
+    AND (%(reads_by)s::uuid IS NULL OR EXISTS (
+        SELECT FROM public.api_keys o WHERE o.id = %(reads_by)s
+            AND (o.id::text = r.key_id OR o.permission = 'full_access' AND o.user_id = r.user_id)))
+    AND (%(before)s::timestamptz IS NULL OR (r.refused_at, r.id) < (%(before)s, %(before_no)s::bigint))
+    AND (%(since)s::timestamptz IS NULL OR r.refused_at >= %(since)s)
+    AND (%(key_id)s::uuid IS NULL OR r.key_id = %(key_id)s::uuid::text)
+    AND (%(domains)s::text[] IS NULL OR lower(substring(r.sender FROM '@([^@<>]*)>?$')) = ANY (%(domains)s))
+    AND (%(rule)s::text IS NULL OR r.rule = %(rule)s)
+ORDER BY r.refused_at DESC, r.id DESC LIMIT %(limit)s

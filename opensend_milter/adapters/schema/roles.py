@@ -26,6 +26,8 @@ CONNECTION_LIMITS: Mapping[Role, int] = {
     "opensend_milter": 32,
     "opensend_worker": 20,
     "opensend_http": 20,
+    "opensend_reader": 4,
+    "opensend_body_reader": 2,
 }
 """Together below Postgres's default of 100: our processes cannot lock the administrator out."""
 
