@@ -12,28 +12,28 @@ if TYPE_CHECKING:
     import typer
 
 GROUPS = {
-    "db": "db",
-    "key": "keys",
-    "domain": "domains",
-    "suppression": "suppressions",
-    "email": "emails",
-    "webhook": "webhooks",
-    "feedback": "feedback",
-    "sandbox": "sandbox",
+    "db": "records.db",
+    "key": "records.keys",
+    "domain": "records.domains",
+    "suppression": "records.suppressions",
+    "email": "records.emails",
+    "webhook": "records.webhooks",
+    "feedback": "records.feedback",
+    "sandbox": "machine.sandbox",
 }
 COMMANDS = {
-    "serve": "daemons",
-    "worker": "daemons",
-    "http": "daemons",
-    "auth-gate": "daemons",
-    "check-config": "settings",
-    "install": "install",
-    "doctor": "doctor",
-    "selftest": "selftest",
-    "certificate": "certificate",
+    "serve": "processes.daemons",
+    "worker": "processes.daemons",
+    "http": "processes.daemons",
+    "auth-gate": "processes.daemons",
+    "check-config": "processes.settings",
+    "install": "machine.install",
+    "doctor": "machine.doctor",
+    "selftest": "machine.selftest",
+    "certificate": "machine.certificate",
 }
 """Each name with its module; a command is its function of the same name."""
-STAYING = "daemons"
+STAYING = "processes.daemons"
 
 
 def main() -> None:

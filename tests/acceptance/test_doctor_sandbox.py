@@ -28,7 +28,9 @@ from tests.waiting import patience_s
 ON_PURPOSE = {"database.durable"}
 """`sandbox up --fast` writes nothing to disk, and doctor says so."""
 NOBODY = 65534
-PROGRAM = "import typer; from opensend_milter.cli.doctor import doctor; a = typer.Typer(); a.command()(doctor); a()"
+PROGRAM = (
+    "import typer; from opensend_milter.cli.machine.doctor import doctor; a = typer.Typer(); a.command()(doctor); a()"
+)
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ class CopiedSystem:
 
 INSTALL = (
     sys.executable, "-P", "-c",
-    "import typer; from opensend_milter.cli.install import install; typer.run(install)",
+    "import typer; from opensend_milter.cli.machine.install import install; typer.run(install)",
 )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.aws import sns_inspection, sqs_inspection
 from opensend_milter.adapters.schema.roles import CONNECTION_LIMITS
 from opensend_milter.app.examining import examination, made_key, some_user
-from opensend_milter.cli import doctor
+from opensend_milter.cli.machine import doctor
 from opensend_milter.config import (
     Auth,
     Aws,

@@ -26,7 +26,7 @@ from typer.testing import CliRunner, Result
 from opensend_milter.adapters.admin.verification import token_of
 from opensend_milter.adapters.dns import DnsResolver
 from opensend_milter.app.examining import examination
-from opensend_milter.cli import domains
+from opensend_milter.cli.records import domains
 from opensend_milter.config import load
 from opensend_milter.core.dns_records import Unanswered
 from opensend_milter.core.errors import UsageError

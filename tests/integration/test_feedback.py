@@ -683,7 +683,7 @@ def piped(database: Database, directory: Path, recipient: str, raw: bytes) -> tu
     """Run the command as Postfix's pipe(8) does; return exit code and what it said."""
     config = directory / "config.yaml"
     config.write_text(f"database:\n  password_dir: {database.password_dir}\n")
-    program = [sys.executable, "-c", "from opensend_milter.cli.feedback import app; app()"]
+    program = [sys.executable, "-c", "from opensend_milter.cli.records.feedback import app; app()"]
     ran = subprocess.run(
         [*program, "bounce", f"--recipient={recipient}", "--config", str(config)],
         input=raw, capture_output=True, timeout=patience_s(), check=False, cwd=ROOT,

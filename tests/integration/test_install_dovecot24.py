@@ -73,7 +73,7 @@ LOGINS = [
 UPGRADED = {f"/usr/sbin/{name}" for name in ("dovecot", "doveadm", "doveconf")} | {"/usr/sbin"}
 DOCTOR = (
     sys.executable, "-P", "-c",
-    "import typer; from opensend_milter.cli.doctor import doctor; a = typer.Typer(); a.command()(doctor); a()",
+    "import typer; from opensend_milter.cli.machine.doctor import doctor; a = typer.Typer(); a.command()(doctor); a()",
 )  # fmt: skip
 ABOUT = ("service=smtp", "rip=127.0.0.1")
 AS_NOBODY = (

@@ -174,7 +174,7 @@ def test_masking_takes_no_longer_than_reading(piece: str) -> None:
 
 PROGRAM = """
 import logging, threading, warnings
-from opensend_milter.cli import daemons
+from opensend_milter.cli.processes import daemons
 from opensend_milter.config import Log
 daemons._log(Log(format="json"))
 warnings.warn("mind this")
@@ -197,7 +197,7 @@ def test_all_that_python_writes_is_json() -> None:
     lines = lines_of(done.stderr)
     assert [(line["level"], line["logger"]) for line in lines] == [
         ("warning", "py.warnings"),
-        ("critical", "opensend_milter.cli.daemons"),
+        ("critical", "opensend_milter.cli.processes.daemons"),
         ("info", "uvicorn.error"),
         ("error", "root"),
     ]

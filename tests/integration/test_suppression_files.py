@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from opensend_milter.cli import suppressions
+from opensend_milter.cli.records import suppressions
 from tests.integration.private_postgres import Database
 
 MANY = 100_000

@@ -99,7 +99,7 @@ def mail_host(_shared_cluster: Cluster, _template: Path) -> Iterator[MailHost]:
         write_program(
             system,
             SELFTEST.name,
-            "import typer\nfrom opensend_milter.cli.selftest import selftest\ntyper.run(selftest)\n",
+            "import typer\nfrom opensend_milter.cli.machine.selftest import selftest\ntyper.run(selftest)\n",
         )
         yield MailHost(host, database, key.token, submission_port)
     _shared_cluster.drop_database(name)
@@ -155,7 +155,7 @@ def test_a_certificate_is_taken_out_of_acme_json_by_its_unit(mail_host: MailHost
     place.chmod(0o600)
     settings = {"smtp": {"hostname": "mail.example.org"}, "tls": {"acme_json": "/etc/opensend-milter/acme.json"}}
     system.path("/etc/opensend-milter/acme.yaml").write_text(json.dumps(settings))
-    source = "import typer\nfrom opensend_milter.cli.certificate import certificate\ntyper.run(certificate)\n"
+    source = "import typer\nfrom opensend_milter.cli.machine.certificate import certificate\ntyper.run(certificate)\n"
     program = write_program(system, "certificate", source)
 
     def run() -> subprocess.CompletedProcess[str]:

@@ -105,7 +105,7 @@ def _signals() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-STAYING = [name for name, module in COMMANDS.items() if module == "daemons"]
+STAYING = [name for name, module in COMMANDS.items() if module == "processes.daemons"]
 
 
 @pytest.mark.usefixtures("_signals")

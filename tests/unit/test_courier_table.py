@@ -13,7 +13,7 @@ import pytest
 
 from opensend_milter.adapters import couriers
 from opensend_milter.app import working
-from opensend_milter.cli import domains
+from opensend_milter.cli.records import domains
 from opensend_milter.config import Config, Delivery
 from opensend_milter.config.keys import BY_PATH, SECTIONS
 from opensend_milter.core import counting

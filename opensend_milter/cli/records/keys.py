@@ -19,8 +19,9 @@ from opensend_milter.adapters.admin.rows import (
     Permission,
     SecretRow,
 )
-from opensend_milter.cli import admin, key_examples
+from opensend_milter.cli import admin
 from opensend_milter.cli.output import AsJson, ConfigPath, Utc, on_page, plain, show, table_of
+from opensend_milter.cli.records import key_examples
 from opensend_milter.cli.snippets import USERNAME, Access, Client
 from opensend_milter.core.address import envelope_address
 from opensend_milter.core.errors import UsageError

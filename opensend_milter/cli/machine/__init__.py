@@ -1,0 +1,1 @@
+"""What touches the host, or stands in for one."""

@@ -1,0 +1,1 @@
+"""What runs: the processes, and the configuration that they are started with."""
