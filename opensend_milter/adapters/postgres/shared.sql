@@ -9,8 +9,10 @@ event AS (
 )
 
 -- deliveries -- of each `event` a delivery for each webhook of its user that asked for its type
-INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status)
-SELECT w.id, event.id, 0, 'pending' FROM event JOIN public.webhooks w ON w.user_id = {user_id}
+INSERT INTO public.webhook_deliveries (webhook_id, event_id, attempt, status, id)
+SELECT w.id, event.id, 0, 'pending',
+    -- include: delivery_id, event = event.id, webhook = w.id
+FROM event JOIN public.webhooks w ON w.user_id = {user_id}
 WHERE w.status = 'active' AND w.event_types ? ('email.' || {type})
 
 -- odd -- of what is `listed (user_id, email, folded)`, what is compared by another spelling
@@ -58,3 +60,13 @@ WHERE (%(user_id)s::text IS NULL OR r.user_id = %(user_id)s)
     AND (%(domains)s::text[] IS NULL OR lower(substring(r.sender FROM '@([^@<>]*)>?$')) = ANY (%(domains)s))
     AND (%(rule)s::text IS NULL OR r.rule = %(rule)s)
 ORDER BY r.refused_at DESC, r.id DESC LIMIT %(limit)s
+
+-- delivery_id -- of an event's delivery to a webhook: by it that is found, since no index of OpenSend's knows the event
+encode(substring(sha256(uuid_send({event}) || uuid_send({webhook})) FOR 16), 'hex')::uuid
+
+-- standing -- of an email, what says where each of its recipients stands
+LEFT JOIN opensend_milter.jobs j ON j.email_id = {email_id}
+LEFT JOIN LATERAL (
+    SELECT max(f.noted_at) AS at, jsonb_object_agg(f.address, f.noted_at) AS noted,
+        jsonb_agg(jsonb_build_array(f.address, f.outcome, f.reason) ORDER BY f.address) AS fared
+    FROM opensend_milter.recipient_results f WHERE f.email_id = {email_id}) r ON true

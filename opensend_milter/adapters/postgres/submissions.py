@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from opensend_milter.adapters.postgres.link import Link, Tables, statements
+from opensend_milter.adapters.postgres.standing import fates_of
 from opensend_milter.core.errors import StoreUnavailable
-from opensend_milter.core.fates import Result, Work, fates
 from opensend_milter.core.model import EmailId, KeyId
 from opensend_milter.core.submission import Caller, Rejection, Submission
 
@@ -166,9 +166,6 @@ class PostgresSubmissions:
 
 
 def _submission(row: SubmissionRow) -> Submission:
-    work = None
-    if row.work_state:
-        work = Work(state=row.work_state, attempts=row.work_attempts or 0, left=row.work_left, reason=row.work_reason)
     return Submission(
         email_id=row.email_id,
         status=row.status,
@@ -177,13 +174,7 @@ def _submission(row: SubmissionRow) -> Submission:
         created_at=row.created_at,
         updated_at=row.updated_at,
         scheduled_at=row.scheduled_at,
-        fates=fates(
-            status=row.status,
-            recipients=row.recipients,
-            results={email: Result(outcome=how, reason=why) for email, how, why in row.fared or ()},
-            left_out={one["email"]: one["reason"] for one in row.dropped or ()},
-            work=work,
-        ),
+        fates=fates_of(row),
         message_id=row.message_id,
         queue_id=row.queue_id,
         provider_id=row.provider_id,

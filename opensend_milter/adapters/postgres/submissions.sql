@@ -20,11 +20,7 @@ SELECT s.email_id::text AS email_id, e.status,
     coalesce(v.payload ->> 'reply', v.payload ->> 'reason', '') AS reply,
     j.state AS work_state, j.attempts AS work_attempts, j.recipients AS work_left, j.last_error AS work_reason
 FROM opensend_milter.submissions s JOIN public.emails e ON e.id = s.email_id
-    LEFT JOIN opensend_milter.jobs j ON j.email_id = s.email_id
-    LEFT JOIN LATERAL (
-        SELECT max(f.noted_at) AS at,
-            jsonb_agg(jsonb_build_array(f.address, f.outcome, f.reason) ORDER BY f.address) AS fared
-        FROM opensend_milter.recipient_results f WHERE f.email_id = s.email_id) r ON true
+    -- include: standing, email_id = s.email_id
     LEFT JOIN LATERAL (
         SELECT max(h.received_at) AS at, count(*) FILTER (WHERE h.type = 'sent' OR h.payload ? 'attempt') AS attempts
         FROM public.email_events h WHERE h.email_id = s.email_id) h ON true

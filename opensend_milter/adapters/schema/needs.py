@@ -48,7 +48,7 @@ _MAIL = (
     _need("email_events", "received_at source_id", filled="id type payload user_id", blank="email_id"),
     _need("email_suppressions", "user_id email reason"),
     _need("webhooks", "id user_id status event_types"),
-    _need("webhook_deliveries", "", filled="webhook_id event_id attempt status"),
+    _need("webhook_deliveries", "", filled="id webhook_id event_id attempt status"),
 )
 """Of every process, in both profiles."""
 _DELIVERED_BY_US = (
@@ -60,7 +60,7 @@ _DELIVERED_BY_US = (
     ),
     _need("email_events", "", filled="source_id"),
     _need("webhooks", "url"),
-    _need("webhook_deliveries", "id status_code response_body attempted_at next_retry_at created_at"),
+    _need("webhook_deliveries", "status_code response_body attempted_at next_retry_at created_at"),
 )
 _LOGGED = (
     _need(
