@@ -18,6 +18,7 @@ from opensend_milter.adapters.aws import sns
 from opensend_milter.adapters.aws.sns import SnsTopics
 from opensend_milter.adapters.postgres.feedback import PostgresFeedbackBox
 from opensend_milter.adapters.postgres.link import conninfo_for
+from opensend_milter.adapters.postgres.lookup.messages import PostgresMessages
 from opensend_milter.adapters.postgres.submissions import PostgresSubmissions
 from opensend_milter.app.fitting import needs_of, watched
 from opensend_milter.app.lanes import open_lanes
@@ -45,6 +46,7 @@ from opensend_milter.servers.web import (
 )
 from opensend_milter.servers.web.api import AcceptAll, Api
 from opensend_milter.servers.web.bodies import Bodies
+from opensend_milter.servers.web.messages import Messages
 from opensend_milter.servers.web.records import Records
 from opensend_milter.servers.web.room import MOST_REQUESTS
 from opensend_milter.servers.web.server import Site, show_certificate, tls_context
@@ -192,6 +194,7 @@ def _api(
         accept=accept,
         desk=desk,
         records=Records(store=desk, threads=threads),
+        messages=Messages(store=PostgresMessages(desk.lend, beside=config.profile == "opensend"), threads=threads),
         throttle=throttle,
         bodies=Bodies(
             limits=_limits(config),

@@ -26,6 +26,7 @@ COMMANDS = {
     "worker": "processes.daemons",
     "http": "processes.daemons",
     "auth-gate": "processes.daemons",
+    "why": "records.why",
     "check-config": "processes.settings",
     "install": "machine.install",
     "doctor": "machine.doctor",

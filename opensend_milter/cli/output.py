@@ -55,7 +55,7 @@ def table_of(
 
     `drop`: columns that go where the terminal is too narrow for all, the least important first.
     """
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = terminal_width()
     aged = width is not None and not utc
     cells = [
         [_ago(cell) if aged and isinstance(cell, datetime) else plain(cell, utc=utc) for cell in row] for row in rows
@@ -117,6 +117,39 @@ def _cut(cell: str, width: int) -> str:
     while bounded and _width_of(bounded) >= width:
         bounded = bounded[:-1]
     return f"{bounded}…"
+
+
+def broken(text: str, width: int | None, most: int) -> list[str]:
+    """Break a text that may be printed into lines of a terminal, `most` of them; without a width it is left whole."""
+    if width is None:
+        return [text]
+    lines, line = [], ""
+    for word in text[: width * most * MARKS_PER_CELL].split(" "):
+        longer = f"{line} {word}" if line else word
+        if _width_of(longer) > width and line:
+            lines.append(line)
+            longer = word
+        while _width_of(longer) > width:
+            head = _fitting(longer, width)
+            lines.append(head)
+            longer = longer[len(head) :]
+        line = longer
+        if len(lines) >= most:
+            return [*lines[: most - 1], f"{_fitting(lines[most - 1], width - 1)}…"]
+    return [*lines, line]
+
+
+def _fitting(text: str, width: int) -> str:
+    """Return as much of a text's beginning as there is room for, one letter at least."""
+    taken = text[: width * MARKS_PER_CELL]
+    while len(taken) > 1 and _width_of(taken) > width:
+        taken = taken[:-1]
+    return taken
+
+
+def terminal_width() -> int | None:
+    """Return how wide the terminal is; None: the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _aligned(lines: Sequence[Line], widths: Sequence[int]) -> str:

@@ -39,65 +39,74 @@ class Step:
 
     text: str
     command: str = ""
-    ours: bool = False
-    """Only our own worker heeds the command."""
     about: tuple[str, ...] = ()
     """The recipients that it is for."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """A step of whoever may be in this case, its command with gaps."""
+
+    text: str
+    command: str = ""
+    ours: bool = False
+    """Only our own worker heeds the command."""
+
+
 _OURS_ONLY = " OpenSend delivers here: its dashboard does that."
-STEPS: Mapping[str, Step] = {
-    "uncertain": Step(
+_ALL_WELL = Advice(text="Nothing: the recipient's server has it. What is not seen there is in a spam folder.")
+ADVICE: Mapping[str, Advice] = {
+    "uncertain": Advice(
         text="Ask the next hop whether it has the message, by its Message-ID, and say so; `email retry` instead may"
         " deliver it twice.",
         command="opensend-milter email mark-sent {id}",
         ours=True,
     ),
-    "failed": Step(text="Mend what the next hop said, and send the message anew."),
-    "bounced": Step(text="Mend what came back, and send the message anew."),
-    "complained": Step(text="The recipient called it spam: send this address nothing more."),
-    "suppressed": Step(
+    "failed": Advice(text="Mend what the next hop said, and send the message anew."),
+    "bounced": Advice(text="Mend what came back, and send the message anew."),
+    "complained": Advice(text="The recipient called it spam: send this address nothing more."),
+    "suppressed": Advice(
         text="The address is on the suppression list: once it is known to be good, take it off and send anew.",
         command="opensend-milter suppression remove {address}{user}",
     ),
-    "deferred": Step(
+    "deferred": Advice(
         text="It is tried again by itself; where what the next hop said is mended, it need not wait.",
         command="opensend-milter email retry {id}",
         ours=True,
     ),
-    "queued": Step(
+    "queued": Advice(
         text="The worker takes it up next; where that lasts, look at the worker.",
         command="opensend-milter doctor --only outbox --only worker --only courier",
     ),
-    "scheduled": Step(
+    "scheduled": Advice(
         text="It waits for its time; until then it can be taken back.",
         command="opensend-milter email cancel {id}",
         ours=True,
     ),
-    "processing": Step(text="It is being sent: watch it.", command="opensend-milter why {id} --follow"),
-    "sent": Step(
+    "processing": Advice(text="It is being sent: watch it.", command="opensend-milter why {id} --follow"),
+    "sent": Advice(
         text="The next hop has it, and nothing has come back: search its log for the Message-ID, then look at spam"
         " folders, SPF, DKIM and DMARC.",
         command="opensend-milter domain verify {domain}",
     ),
-    "delivered": Step(text="Nothing: the recipient's server has it. What is not seen there is in a spam folder."),
-    "canceled": Step(text="It was taken back before it began: send it anew."),
+    "delivered": _ALL_WELL,
+    "canceled": Advice(text="It was taken back before it began: send it anew."),
 }
 """By a recipient's state, the most urgent first."""
-_NO_SUCH_USER = Step(
+_NO_SUCH_USER = Advice(
     text="The next hop says that there is no such mailbox: ask for the right address, and suppress this one.",
     command="opensend-milter suppression add {address}{user}",
 )
-_SAID: tuple[tuple[str, Step], ...] = (
+_SAID: tuple[tuple[str, Advice], ...] = (
     ("5.1.1 5.1.6 5.1.10", _NO_SUCH_USER),
-    ("5.1.2 5.4.4", Step(text="The domain takes no mail, or there is no such domain: is the address right?")),
-    ("5.2.1", Step(text="The mailbox is closed for now: reach the recipient by another way.")),
-    ("5.2.2 4.2.2", Step(text="The mailbox is full: reach the recipient by another way, then send anew.")),
-    ("5.2.3 5.3.4", Step(text="It is too large for the next hop: send less, or a link.")),
-    ("5.6", Step(text="The next hop does not take what it is made of: send a simpler message.")),
+    ("5.1.2 5.4.4", Advice(text="The domain takes no mail, or there is no such domain: is the address right?")),
+    ("5.2.1", Advice(text="The mailbox is closed for now: reach the recipient by another way.")),
+    ("5.2.2 4.2.2", Advice(text="The mailbox is full: reach the recipient by another way, then send anew.")),
+    ("5.2.3 5.3.4", Advice(text="It is too large for the next hop: send less, or a link.")),
+    ("5.6", Advice(text="The next hop does not take what it is made of: send a simpler message.")),
     (
         "5.7",
-        Step(
+        Advice(
             text="The next hop refuses it by its policy: read what it said, and look at SPF, DKIM and DMARC of the From"
             " domain.",
             command="opensend-milter domain verify {domain}",
@@ -105,10 +114,10 @@ _SAID: tuple[tuple[str, Step], ...] = (
     ),
 )
 """By enhanced code (RFC 3463), where the next hop or a bounce gave one; a code of two numbers is all that begin so."""
-_LISTED = Step(
+_LISTED = Advice(
     text="The next hop says that there is no such mailbox: ask for the right address. This one is suppressed."
 )
-_RETRY = Step(
+_RETRY = Advice(
     text="Mend what the next hop said; the message is kept and can be tried again.",
     command="opensend-milter email retry {id}",
     ours=True,
@@ -119,10 +128,17 @@ def steps(cases: Sequence[Case]) -> Iterator[Step]:
     """Say what to do, the most urgent first; who is in the same case is told of together."""
     found: dict[tuple[str, str], Step] = {}
     for case in sorted(cases, key=lambda one: _place(one.status)):
-        step = _filled(_step(case), case)
+        step = _filled(_advice(case), case)
         key = step.text, step.command
         found[key] = replace(step, about=(*found[key].about, case.recipient) if key in found else (case.recipient,))
-    yield from found.values()
+    # Of whom all is well with nothing is said beside others.
+    yield from [step for step in found.values() if step.text != _ALL_WELL.text] or found.values()
+
+
+def cause_of(rule: str) -> str:
+    """Say what a rule is about; nothing where only a newer version knows it."""
+    remedy = remedy_of(rule)
+    return f"{remedy.cause[:1].upper()}{remedy.cause[1:]}." if remedy else ""
 
 
 def of_refusal(rule: str, key_id: str, recipients: Sequence[str]) -> Iterator[Step]:
@@ -137,30 +153,30 @@ def of_refusal(rule: str, key_id: str, recipients: Sequence[str]) -> Iterator[St
 
 
 def _place(status: str) -> int:
-    return list(STEPS).index(status) if status in STEPS else len(STEPS)
+    return list(ADVICE).index(status) if status in ADVICE else len(ADVICE)
 
 
-def _step(case: Case) -> Step:
+def _advice(case: Case) -> Advice:
     if case.status in {"failed", "bounced"}:
         said = _ENHANCED.search(case.reason)
         code = said[0] if said else ""
-        step = next((step for codes, step in _SAID if any(_begins(code, one) for one in codes.split())), None)
-        if step is _NO_SUCH_USER and case.is_listed:
+        found = next((one for codes, one in _SAID if any(_begins(code, start) for start in codes.split())), None)
+        if found is _NO_SUCH_USER and case.is_listed:
             return _LISTED
-        if step is not None:
-            return step
+        if found is not None:
+            return found
         if case.status == "failed" and case.may_retry:
             return _RETRY
-    return STEPS.get(case.status, Step(text=""))
+    return ADVICE.get(case.status, Advice(text="Look at what happened last."))
 
 
 def _begins(code: str, start: str) -> bool:
     return code == start or (code.startswith(f"{start}.") and start.count(".") == 1)
 
 
-def _filled(step: Step, case: Case) -> Step:
-    if step.ours and case.beside:
-        return replace(step, text=step.text + _OURS_ONLY, command="")
+def _filled(advice: Advice, case: Case) -> Step:
+    if advice.ours and case.beside:
+        return Step(text=advice.text + _OURS_ONLY)
     user = f" --user {shlex.quote(case.user_id)}" if case.user_id and case.user_id != DEFAULT_USER else ""
     words = {"id": case.email_id, "address": shlex.quote(case.recipient), "domain": shlex.quote(case.domain)}
-    return replace(step, command=step.command.format(user=user, **words))
+    return Step(text=advice.text, command=advice.command.format(user=user, **words))

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from opensend_milter.core.fates import Fate
 from opensend_milter.core.feedback import items_of, mapping_of, text_of
-from opensend_milter.core.next_steps import Case, Step, of_refusal, steps
+from opensend_milter.core.next_steps import Case, Step, cause_of, of_refusal, steps
 
 Say = Callable[[datetime], str]
 """How the reader is told a time."""
@@ -83,7 +83,8 @@ class Taking:
     at: datetime
     door: str
     client: str
-    tls: str
+    tls: str | None
+    """Protocol and cipher, empty without TLS; None: not recorded."""
     key_id: str
     key_name: str | None
     """None: the key is revoked, or was never one."""
@@ -196,6 +197,8 @@ class Story:
     timeline: tuple[Moment, ...]
     recipients: tuple[Standing, ...]
     next_steps: tuple[Step, ...]
+    cause: str = ""
+    """Of a refusal, what its rule is about."""
 
 
 def tell(facts: Facts, say: Say) -> Story:
@@ -228,6 +231,7 @@ def tell_refusal(facts: Refusal) -> Story:
         message_id=facts.taking.message_id,
         created_at=facts.taking.at,
         timeline=(Moment(at=facts.taking.at, what=REFUSED, text=_handed_in(facts.taking)),),
+        cause=cause_of(facts.rule),
         recipients=tuple(
             Standing(email=email, status=REFUSED, reason=None, at=facts.taking.at) for email in facts.recipients
         ),
@@ -340,27 +344,28 @@ def _handed_in(taking: Taking) -> str:
     parts = [f"by {taking.door.upper()}"]
     if taking.client:
         parts.append(f"from {taking.client}")
-    parts.append(f"with {taking.tls.partition(' ')[0]}," if taking.tls else "without TLS,")
-    parts.append(f"key {taking.key_name} ({taking.key_id})," if taking.key_name else f"key {taking.key_id},")
-    return " ".join([*parts, f"{taking.size:,} octets"])
+    if taking.tls is not None:
+        parts.append(f"with {taking.tls.partition(' ')[0]}" if taking.tls else "without TLS")
+    key = f"key {taking.key_name} ({taking.key_id})" if taking.key_name else f"key {taking.key_id}"
+    return f"{' '.join(parts)}, {key}, {taking.size:,} octets"
 
 
 def _happened(event: Event, say: Say) -> Iterator[Moment]:
     """Tell an event, and after it each recipient that it names."""
-    said = event.payload
-    words = [*_by_whom(said), text_of(said.get("reply")) or text_of(said.get("reason"))]
+    said, whom = event.payload, ": ".join(_by_whom(event.payload))
+    text = ": ".join(filter(None, [whom, text_of(said.get("reply")) or text_of(said.get("reason"))]))[:_LONGEST]
     attempt, again = said.get("attempt", said.get("attempt_count")), _moment_of(said)
-    what = "sent" if event.kind == "delayed" and "reply" in said else event.kind
     tail = [f"attempt {attempt}"] if isinstance(attempt, int) else []
     tail += [f"next {say(again)}"] if again else []
-    text = ": ".join(filter(None, words))[:_LONGEST]
-    yield Moment(at=event.at, what=what, text=", ".join(filter(None, [text, *tail])))
+    what = "sent" if event.kind == "delayed" and "reply" in said else event.kind
+    named = [found for name in _LISTS for found in _named(said.get(name))]
+    if not named:
+        yield Moment(at=event.at, what=what, text=", ".join(filter(None, [text, *tail])))
+    for email, why in named:
+        yield Moment(at=event.at, what=what, who=email, text=": ".join(filter(None, [whom, why])) or text)
     for name, called in (("refused", "refused"), ("deferred", "put off")):
         for email, why in _named(said.get(name)):
             yield Moment(at=event.at, what=called, who=email, text=why)
-    for name in _LISTS:
-        for email, why in _named(said.get(name)):
-            yield Moment(at=event.at, what=event.kind, who=email, text=why)
 
 
 def _by_whom(said: Mapping[str, object]) -> Iterator[str]:

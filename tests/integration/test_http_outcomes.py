@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, LiteralString, TypeVar
@@ -25,6 +25,9 @@ import pytest
 from anyio import CapacityLimiter
 from starlette.types import ASGIApp
 
+from opensend_milter.adapters.postgres.link import Connection
+from opensend_milter.adapters.postgres.lookup.messages import PostgresMessages
+from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import EmailId, KeyId, Message, Outcome
 from opensend_milter.core.policy import OURS
 from opensend_milter.core.rates import Ask, Grant, RateLimits
@@ -33,6 +36,7 @@ from opensend_milter.core.submission import Caller, Submission
 from opensend_milter.servers.throttle import Throttle
 from opensend_milter.servers.web.api import LOGINS_AT_ONCE, Api
 from opensend_milter.servers.web.bodies import Bodies
+from opensend_milter.servers.web.messages import Messages
 from opensend_milter.servers.web.records import Records
 from opensend_milter.servers.web.server import application
 from tests.asking import Answer, ask
@@ -288,6 +292,10 @@ def stumble(message: Message) -> Outcome:
     return message.id
 
 
+def nothing_to_lend() -> AbstractContextManager[Connection]:
+    raise StoreUnavailable
+
+
 @contextmanager
 def faulty(accept: Callable[[Message], Outcome] = stumble) -> Iterator[ASGIApp]:
     """Make an application that takes every message but those with the subject `HALT`."""
@@ -297,6 +305,7 @@ def faulty(accept: Callable[[Message], Outcome] = stumble) -> Iterator[ASGIApp]:
         accept=lambda messages: [accept(one) for one in messages],
         desk=desk,
         records=Records(store=desk, threads=threads),
+        messages=Messages(store=PostgresMessages(nothing_to_lend, beside=False), threads=threads),
         throttle=throttle,
         bodies=Bodies(limits=RequestLimits(), default_from="", max_bulk_messages=10),
         threads=threads,

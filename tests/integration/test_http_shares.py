@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from opensend_milter.adapters.postgres.link import Connection
+from opensend_milter.adapters.postgres.lookup.messages import PostgresMessages
 from opensend_milter.core import counting
+from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import EmailId, KeyId, Message
 from opensend_milter.core.rates import RateLimits
 from opensend_milter.core.request import RequestLimits
@@ -32,6 +35,7 @@ from opensend_milter.servers.web import connections, room
 from opensend_milter.servers.web.api import Api
 from opensend_milter.servers.web.bodies import Asked, Bodies
 from opensend_milter.servers.web.connections import MOST_CONNECTIONS, Connections, Door
+from opensend_milter.servers.web.messages import Messages
 from opensend_milter.servers.web.records import Records
 from opensend_milter.servers.web.refusals import Refused
 from opensend_milter.servers.web.room import LARGEST_AT_ONCE, MOST_MESSAGES, MOST_REQUESTS, Room, Stock
@@ -280,6 +284,10 @@ class TwoKeys(FaultyDesk):
         return Caller(key_id=KeyId(secret), networks=None, may_bulk=True)
 
 
+def nothing_to_lend() -> AbstractContextManager[Connection]:
+    raise StoreUnavailable
+
+
 @contextmanager
 def taking(
     accept: Callable[[Message], EmailId], bodies: type[Bodies] = Bodies, watched: Room | None = None
@@ -290,6 +298,7 @@ def taking(
         accept=lambda messages: [accept(one) for one in messages],
         desk=desk,
         records=Records(store=desk, threads=threads),
+        messages=Messages(store=PostgresMessages(nothing_to_lend, beside=False), threads=threads),
         throttle=throttle,
         bodies=bodies(limits=RequestLimits(), default_from="", max_bulk_messages=500),
         threads=threads,

@@ -54,6 +54,7 @@ MAY: dict[Role, dict[str, set[str]]] = {
     "opensend_http": INTAKE_TABLES
     | {
         "public.email_events": {"SELECT", "INSERT"},
+        "public.webhook_deliveries": {"SELECT", "INSERT"},
         "opensend_milter.feedback": {"INSERT"},
         "opensend_milter.secrets": {"SELECT"},
         "opensend_milter.recipient_results": {"SELECT"},
@@ -148,11 +149,9 @@ EVERYBODY = [
 ]
 INTAKE_NEVER = [
     "SELECT * FROM public.api_keys",
-    "SELECT subject FROM public.emails",
     "UPDATE public.emails SET status = 'sent'",
     "UPDATE public.api_keys SET domain = NULL",
     "UPDATE opensend_milter.key_settings SET on_suppressed = NULL",
-    "SELECT user_id FROM public.email_events",
     "SELECT * FROM public.logs",
     "SELECT bytes FROM opensend_milter.raw_chunks",
     "SELECT digest FROM opensend_milter.row_digests",
@@ -165,6 +164,11 @@ NEVER: list[tuple[Role, str]] = [
     *((role, statement) for role in LOGIN_ROLES for statement in EVERYBODY),
     *(("opensend_milter", statement) for statement in INTAKE_NEVER),
     *(("opensend_http", statement) for statement in INTAKE_NEVER),
+    ("opensend_milter", "SELECT subject FROM public.emails"),
+    ("opensend_milter", "SELECT user_id FROM public.email_events"),
+    ("opensend_http", "SELECT text FROM public.emails"),
+    ("opensend_http", "SELECT headers FROM public.emails"),
+    ("opensend_http", "SELECT response_body FROM public.webhook_deliveries"),
     ("opensend_milter", KEY_ID),
     ("opensend_worker", KEY_ID),
     ("opensend_worker", ROW_DIGEST),

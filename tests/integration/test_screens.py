@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
+import psycopg
 import pytest
 from rich.cells import cell_len
 
@@ -61,6 +62,41 @@ FILL = f"""
             '4jd5rb6fZCzRW0D', '2001:db8::7', '{OTHER_KEY}', 'shop', 'orders@shop.example',
             '{{a@example.net,b@example.net}}', 50000000);
 """  # noqa: S608  # our own constants
+TAKEN = "2026-01-02 03:04:05.678Z"
+STORY = f"""
+    UPDATE opensend_milter.refusals SET refused_at = '{TAKEN}' WHERE rule = 'recipient-suppressed';
+    UPDATE public.emails SET "to" = '["ann@example.net", "bob@example.net", "carol@example.net"]',
+        created_at = '{TAKEN}'
+        WHERE id = '{EMAILS[1]}';
+    INSERT INTO opensend_milter.submissions (email_id, received_at, user_id, key_id, front_door, queue_id,
+            client_address, tls, sender, from_address, recipients, message_id, size_bytes, sha256, dropped)
+        VALUES ('{EMAILS[1]}', '{TAKEN}', 'shop', '{KEY}', 'smtp', '4jd5rb6fZCzRW0B', '2001:db8::7',
+            'TLSv1.3 TLS_AES_256_GCM_SHA384', 'orders@shop.example', 'orders@shop.example',
+            '{{ann@example.net,bob@example.net,carol@example.net}}', '<20260102030405.4711@shop.example>', 12345, '',
+            '[{{"email": "bounced@example.net", "reason": "bounced"}}]');
+    INSERT INTO opensend_milter.jobs (email_id, user_id, created_at, not_before, announce_at, attempts, recipients,
+            last_error)
+        VALUES ('{EMAILS[1]}', 'shop', '{TAKEN}', '2036-01-02 03:20:00Z', NULL, 1, '{{carol@example.net}}',
+            '450 4.2.0 greylisted, come again in 15 minutes');
+    INSERT INTO opensend_milter.recipient_results (email_id, address, outcome, reason, courier, noted_at)
+        VALUES ('{EMAILS[1]}', 'ann@example.net', 'delivered', '', 'smtp', '2026-01-02 03:05:00Z'),
+        ('{EMAILS[1]}', 'bob@example.net', 'refused', 'mx.example.net: 550 5.1.1 <bob@example.net>: user unknown',
+            'smtp', '2026-01-02 03:04:07Z'),
+        ('{EMAILS[1]}', 'carol@example.net', 'deferred', '450 4.2.0 greylisted, come again in 15 minutes', 'smtp',
+            '2026-01-02 03:04:07Z');
+    INSERT INTO public.email_events (id, email_id, type, payload, user_id, received_at)
+        VALUES ('7d0d7e5c-2222-4222-8333-0123456789ab', '{EMAILS[1]}', 'delayed', '{{"courier": "smtp",
+            "reply": "relay.example.net:25: 250 2.0.0 Ok: queued as 4B1F2C", "refused": [{{"email": "bob@example.net",
+            "reason": "mx.example.net: 550 5.1.1 <bob@example.net>: user unknown"}}], "deferred": [{{"email":
+            "carol@example.net", "reason": "450 4.2.0 greylisted, come again in 15 minutes"}}], "attempt": 1,
+            "next_attempt_at": "2036-01-02T03:20:00+00:00"}}', 'shop', '2026-01-02 03:04:07Z'),
+        ('7d0d7e5c-3333-4222-8333-0123456789ab', '{EMAILS[1]}', 'delivered', '{{"via": "mail", "recipients":
+            [{{"email": "ann@example.net", "status": "2.0.0"}}]}}', 'shop', '2026-01-02 03:05:00Z');
+    INSERT INTO public.webhook_deliveries (id, webhook_id, event_id, status, attempt, status_code, attempted_at)
+        SELECT encode(substring(sha256(uuid_send(id) || uuid_send('{WEBHOOK}')) FOR 16), 'hex')::uuid, '{WEBHOOK}', id,
+            'success', 1, 200, '2026-01-02 03:05:01Z'
+        FROM public.email_events WHERE email_id = '{EMAILS[1]}' AND type = 'delivered';
+"""  # noqa: S608  # our own constants
 STATUSES = ("sent", "queued", "bounced", "delivered")
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "help": ("--help",),
@@ -71,6 +107,10 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "email-show": ("email", "show", "01a22a0c-f6a3", "--utc"),
     "email-show-none": ("email", "show", "01a22a0c-ffff"),
     "email-refusals": ("email", "refusals"),
+    "why": ("why", EMAILS[1], "--utc"),
+    "why-several": ("why", "01a22a0c-f6a"),
+    "why-refusal": ("why", "4jd5rb6fZCzRW0C", "--utc"),
+    "why-none": ("why", HOSTILE),
     "key-list": ("key", "list"),
     "domain-list": ("domain", "list"),
     "suppression-list": ("suppression", "list"),
@@ -78,7 +118,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "webhook-deliveries": ("webhook", "deliveries", "8b3a0a3c8d55"),
 }
 TABLES = [name for name in COMMANDS if name.endswith(("-list", "-refusals", "-deliveries"))]
-SCREENS = [*((name, 80) for name in COMMANDS), *((name, 200) for name in TABLES)]
+SCREENS = [*((name, 80) for name in COMMANDS), *((name, 200) for name in [*TABLES, "why"])]
 
 
 @pytest.fixture
@@ -100,6 +140,9 @@ def surroundings(database: Database, tmp_path: Path) -> Mapping[str, str]:
 
 @pytest.mark.parametrize(("name", "columns"), SCREENS)
 def test_a_screen_is_as_it_was_kept(name: str, columns: int, surroundings: Mapping[str, str]) -> None:
+    if name.startswith("why"):
+        with psycopg.connect(surroundings["DATABASE_URL"]) as connection:
+            connection.execute(STORY)
     shown = on_screen(*COMMANDS[name], columns=columns, env=surroundings)
     text = f"{shown.text}exit code {shown.code}\n"
     kept = KEPT / f"{name}.{columns}.txt"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from opensend_milter.adapters.postgres.link import Link, Tables, statements
+from opensend_milter.adapters.postgres.link import Connection, Link, Tables, statements
 from opensend_milter.adapters.postgres.standing import fates_of
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import EmailId, KeyId
@@ -150,17 +150,19 @@ class PostgresSubmissions:
         self._all("ready")
 
     def _all(self, name: str, **values: object) -> list[tuple[Any, ...]]:
-        with self._lent() as link, link.lend() as connection:
+        with self.lend() as connection:
             return connection.execute(SQL[name], values).fetchall()
 
     @contextmanager
-    def _lent(self) -> Iterator[Link]:
+    def lend(self) -> Iterator[Connection]:
+        """Lend a connection to who asks something else of the same tables."""
         try:
             link = self._links.get(timeout=self._timeout_s)
         except queue.Empty:
             raise StoreUnavailable("all connections are in use") from None
         try:
-            yield link
+            with link.lend() as connection:
+                yield connection
         finally:
             self._links.put(link)
 

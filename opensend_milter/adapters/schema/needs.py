@@ -87,8 +87,9 @@ _ADMINISTERED = (
         "created_at dkim_origin dkim_tokens dkim_selector custom_return_path",
         filled="name status user_id",
     ),
-    _need("email_suppressions", "suppressed_at updated_at", filled="user_id email reason"),
+    _need("email_suppressions", "suppressed_at updated_at source_email_id", filled="user_id email reason"),
     _need("webhooks", "created_at", filled="url event_types user_id"),
+    _need("webhook_deliveries", "status_code attempted_at next_retry_at"),
 )
 
 

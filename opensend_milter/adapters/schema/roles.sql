@@ -118,6 +118,18 @@ GRANT SELECT (email_id, state, attempts, not_before, recipients, last_error, unc
     ON opensend_milter.jobs TO opensend_http;
 GRANT SELECT (id, email_id, type, payload, received_at) ON public.email_events TO opensend_http;
 
+-- And be told the story of a message: nothing of its contents.
+GRANT SELECT ("from", "to", cc, bcc, subject) ON public.emails TO opensend_http;
+GRANT SELECT (user_id) ON public.email_events TO opensend_http;
+GRANT SELECT (suppressed_at, source_email_id) ON public.email_suppressions TO opensend_http;
+GRANT SELECT (url, created_at) ON public.webhooks TO opensend_http;
+GRANT SELECT (id, status, attempt, status_code, attempted_at, next_retry_at) ON public.webhook_deliveries TO opensend_http;
+GRANT SELECT (client_address, tls, sender, from_address, size_bytes, repeated_at, raw_dropped_at)
+    ON opensend_milter.submissions TO opensend_http;
+GRANT SELECT (courier, announce_at) ON opensend_milter.jobs TO opensend_http;
+GRANT SELECT (user_id, sender, message_id, front_door, client_address, size_bytes)
+    ON opensend_milter.refusals TO opensend_http;
+
 GRANT INSERT ON opensend_milter.feedback TO opensend_http, opensend_worker;
 GRANT SELECT ON opensend_milter.secrets TO opensend_http, opensend_worker;
 

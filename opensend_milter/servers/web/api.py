@@ -34,6 +34,7 @@ from opensend_milter.core.submission import FINAL, Caller, Submission, request_i
 from opensend_milter.servers.throttle import Throttle, fields
 from opensend_milter.servers.web.bodies import NOT_YET, Asked, Bodies
 from opensend_milter.servers.web.caller import secret_of
+from opensend_milter.servers.web.messages import Messages
 from opensend_milter.servers.web.records import Records, record, refused
 from opensend_milter.servers.web.refusals import RETRYABLE, Refused, of_all
 from opensend_milter.servers.web.room import MOST_MESSAGES, Visit
@@ -76,6 +77,7 @@ class Api:
     """Wait for the outcome of messages that are taken all or not at all, or of one; in a thread."""
     desk: Desk
     records: Records
+    messages: Messages
     throttle: Throttle
     bodies: Bodies
     threads: CapacityLimiter
@@ -95,6 +97,7 @@ class Api:
             Route("/emails", self._send_resend, methods=["POST"]),
             Route("/emails/batch", self._batch_resend, methods=["POST"]),
             *self.records.routes(self.authenticated),
+            *self.messages.routes(self.authenticated),
         ]
 
     async def _send(self, request: Request) -> Response:

@@ -6,13 +6,17 @@ import html
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import get_args
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.request import RequestLimits
+from opensend_milter.core.rules import Rule
 from opensend_milter.servers.web import openapi_fields
+from opensend_milter.servers.web.messages import LONGEST_DOMAIN, LONGEST_Q, STATUSES
 from opensend_milter.servers.web.openapi_fields import Schema, listed, ref, text
 from opensend_milter.servers.web.wishes import BATCH_VALIDATION, LONGEST_BULK_KEY, LONGEST_KEY
 
@@ -77,6 +81,8 @@ def _paths() -> Schema:
             "get": _operation("listSubmissions", "List your messages", "Submissions", "200", *_FILTERS)
         },
         "/v1/submissions/{id}": {"get": _operation("getSubmission", "What became of one", "Submission", "200", _ID)},
+        "/v1/messages": {"get": _operation("listMessages", "Find messages and refusals", "Messages", "200", *_SEARCH)},
+        "/v1/messages/{id}": {"get": _operation("getMessage", "The story of one", "Message", "200", _ANY_ID)},
         "/v1/keys/self": {"get": _operation("getKey", "What this key may do", "Key", "200")},
         "/emails": {"post": _operation("sendEmail", "Send, as with Resend", "Id", "200", _KEY, body="Email")},
         "/emails/batch": {
@@ -99,6 +105,7 @@ _ID: Schema = {
     "description": "a request_id or an id",
     "schema": {"type": "string", "minLength": 1},
 }
+_ANY_ID: Schema = {**_ID, "description": "a request_id, an id, or by what a refusal is known"}
 _WAIT = _query("wait", "seconds to wait for the outcome", {"type": "integer", "minimum": 0, "maximum": 30})
 
 
@@ -123,6 +130,19 @@ _FILTERS = (
     _query("since", "not older", {"type": "string", "format": "date-time"}),
     _query("bulk", "only of this bulk_request_id", text(f"(bulk_)?{_UUID}")),
     _query("before", "the `next` of the page before", text(f"{_ULID}|{_UUID}")),
+    _query("limit", "at most so many", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}),
+)
+_SEARCH = (
+    _query(
+        "q", "what is known of it: an id, an address, a Message-ID, words", {"type": "string", "maxLength": LONGEST_Q}
+    ),
+    _query("since", "not older", {"type": "string", "format": "date-time"}),
+    _query("key", "only by this key", text(_UUID)),
+    _query("domain", "only from this domain", {"type": "string", "minLength": 1, "maxLength": LONGEST_DOMAIN}),
+    _query("status", "only with this one", {"type": "string", "enum": list(STATUSES)}),
+    _query("rule", "only what this rule refused", {"type": "string", "enum": [one.value for one in Rule]}),
+    _query("courier", "only what this courier has tried", {"type": "string", "enum": list(get_args(CourierName))}),
+    _query("before", "the `next` of the page before", text(f"[0-9]{{1,16}}-({_UUID}|[0-9]{{1,18}})")),
     _query("limit", "at most so many", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}),
 )
 
@@ -206,7 +226,66 @@ def _answers() -> Schema:
         updated_at=_MOMENT,
         expires_at=_MOMENT_OR_NULL,
     )  # fmt: skip
+    moment = _object(["at", "what", "who", "text"], at=_MOMENT_OR_NULL, what=string, who=string, text=string)
+    standing = _object(
+        ["email", "status", "reason", "at", "suppressed"],
+        email=string,
+        status=string,
+        reason=maybe,
+        at=_MOMENT_OR_NULL,
+        suppressed=maybe,
+    )
+    step = _object(["text", "command", "about"], text=string, command=string, about=listed(string))
+    found = _object(
+        ["kind", "id", "at", "status", "rule", "sender", "recipients", "subject", "queue_id", "key_name", "ref"],
+        kind={"enum": ["message", "refusal"]},
+        id=string,
+        at=_MOMENT,
+        status={"type": "string"},
+        rule=maybe,
+        sender=string,
+        recipients=listed(string),
+        subject=maybe,
+        queue_id=maybe,
+        key_name=maybe,
+        ref=maybe,
+    )
     return {
+        "Messages": _object(
+            ["messages", "searched_back_to", "behind_s"],
+            messages=listed(found),
+            searched_back_to=_MOMENT_OR_NULL,
+            behind_s={"type": ["number", "null"]},
+            next=string,
+        ),
+        "Message": _object(
+            [
+                "id",
+                "status",
+                "verdict",
+                "cause",
+                "sender",
+                "subject",
+                "queue_id",
+                "message_id",
+                "created_at",
+                "timeline",
+                "recipients",
+                "next_steps",
+            ],
+            id=string,
+            status=string,
+            verdict=string,
+            cause=string,
+            sender=string,
+            subject=string,
+            queue_id=maybe,
+            message_id=maybe,
+            created_at=_MOMENT,
+            timeline=listed(moment),
+            recipients=listed(standing),
+            next_steps=listed(step),
+        ),
         "Accepted": _object(
             ["status", "request_id", "id"],
             status={"const": "accepted"},

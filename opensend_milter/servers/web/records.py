@@ -114,15 +114,15 @@ class Records:
         query = request.query_params
         unknown = sorted(query.keys() - {"status", "since", "bulk", "before", "limit"})
         if unknown:
-            raise _bad(unknown[0], "expected status, since, bulk, before or limit")
-        limit = _limit(query.get("limit"))
+            raise bad(unknown[0], "expected status, since, bulk, before or limit")
+        limit = limit_of(query.get("limit"))
         status, bulk, before = query.get("status"), query.get("bulk"), query.get("before")
         if status is not None and status not in _STATUSES:
-            raise _bad("status", f"expected one of {', '.join(_STATUSES)}")
+            raise bad("status", f"expected one of {', '.join(_STATUSES)}")
         before_id = email_of_request(before) if before is not None else None
         if before is not None and before_id is None:
-            raise _bad("before", "expected a request_id")
-        since, bulk_id = _moment(query.get("since")), _bulk(bulk)
+            raise bad("before", "expected a request_id")
+        since, bulk_id = moment_of(query.get("since")), _bulk(bulk)
         found = await self._in_thread(
             lambda: self.store.page(
                 key_id,
@@ -160,9 +160,9 @@ def record(found: Submission) -> dict[str, object]:
         "message_id": found.message_id,
         "queue_id": found.queue_id,
         "provider_id": found.provider_id,
-        "scheduled_at": _shown(found.scheduled_at),
-        "created_at": _shown(found.created_at),
-        "updated_at": _shown(found.updated_at),
+        "scheduled_at": shown(found.scheduled_at),
+        "created_at": shown(found.created_at),
+        "updated_at": shown(found.updated_at),
         "expires_at": None,
     }
 
@@ -177,8 +177,8 @@ def _rejected(found: Rejection) -> dict[str, object]:
         "recipient_domains": domains_of(found.recipients),
         "recipient_count": len(found.recipients),
         "smtp": {"code": found.code, "enhanced_code": found.enhanced, "queue_id": None, "reply": None},
-        "created_at": _shown(found.refused_at),
-        "updated_at": _shown(found.refused_at),
+        "created_at": shown(found.refused_at),
+        "updated_at": shown(found.refused_at),
         "expires_at": None,
     }
 
@@ -206,31 +206,31 @@ def _as_resend(found: Submission) -> dict[str, object]:
         "object": "email",
         "id": found.email_id,
         "to": list(found.recipients),
-        "created_at": _shown(found.created_at),
-        "scheduled_at": _shown(found.scheduled_at),
+        "created_at": shown(found.created_at),
+        "scheduled_at": shown(found.scheduled_at),
         "last_event": found.status,
     }
 
 
-def _shown(moment: datetime | None) -> str | None:
+def shown(moment: datetime | None) -> str | None:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if moment else None
 
 
-def _limit(text: str | None) -> int:
+def limit_of(text: str | None) -> int:
     if text is None:
         return AT_ONCE
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:4]) <= MOST_AT_ONCE or len(text) > 3:  # noqa: PLR2004
-        raise _bad("limit", f"expected a number from 1 to {MOST_AT_ONCE}")
+        raise bad("limit", f"expected a number from 1 to {MOST_AT_ONCE}")
     return int(text)
 
 
-def _moment(text: str | None) -> datetime | None:
+def moment_of(text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
-        raise _bad("since", "expected a time such as 2026-11-21T12:00:00Z") from None
+        raise bad("since", "expected a time such as 2026-11-21T12:00:00Z") from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
@@ -240,10 +240,10 @@ def _bulk(text: str | None) -> str | None:
     try:
         return str(UUID(text.removeprefix("bulk_")))
     except ValueError:
-        raise _bad("bulk", "expected a bulk_request_id") from None
+        raise bad("bulk", "expected a bulk_request_id") from None
 
 
-def _bad(name: str, message: str) -> Refused:
+def bad(name: str, message: str) -> Refused:
     return Refused(400, "validation_failed", f"{name}: {message}", errors=[{"field": name, "message": message}])
 
 

@@ -8,15 +8,31 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from opensend_milter.adapters.postgres.link import Connection, statements
+from opensend_milter.adapters.postgres.lookup.search import Hit
 from opensend_milter.adapters.postgres.standing import fates_of
 from opensend_milter.core.address import listings
 from opensend_milter.core.feedback import addresses
-from opensend_milter.core.model import Address
-from opensend_milter.core.story import Event, Facts, Listing, Refusal, Taking, Told, Visits, Waiting
+from opensend_milter.core.ids import key_id
+from opensend_milter.core.model import Address, KeyId
+from opensend_milter.core.story import (
+    Event,
+    Facts,
+    Listing,
+    Refusal,
+    Say,
+    Story,
+    Taking,
+    Told,
+    Visits,
+    Waiting,
+    tell,
+    tell_refusal,
+)
 
 SQL = statements("story")
 MOST_EVENTS, MOST_VISITS = 500, 10_000
 """Of one email; of events the newest."""
+MOST_KEYS = 20
 _VISITS = ("opened", "clicked")
 
 
@@ -72,7 +88,7 @@ class EventRow(NamedTuple):
     at: datetime
     kind: str
     payload: Any
-    count: int
+    times: int
     last_at: datetime
     told: list[list[Any]] | None
 
@@ -130,7 +146,7 @@ def facts_of(connection: Connection, email_id: str, *, beside: bool) -> Facts | 
             waiting=_waiting(row),
             events=[_event(one) for one in events if one.kind not in _VISITS],
             visits=[
-                Visits(kind=one.kind, count=one.count, first_at=one.at, last_at=one.last_at)
+                Visits(kind=one.kind, count=one.times, first_at=one.at, last_at=one.last_at)
                 for one in events
                 if one.kind in _VISITS
             ],
@@ -149,7 +165,7 @@ def refusal_of(connection: Connection, refusal_id: str) -> Refusal | None:
                 at=row.at,
                 door=row.front_door,
                 client=row.client_address,
-                tls="",
+                tls=None,
                 key_id=row.key_id,
                 key_name=row.key_name,
                 sender=row.sender,
@@ -165,6 +181,23 @@ def refusal_of(connection: Connection, refusal_id: str) -> Refusal | None:
             ref=None,
         )
     return None
+
+
+def story_of(connection: Connection, hit: Hit, say: Say, *, beside: bool) -> Story | None:
+    """Tell the story of what was found; None where it is gone since."""
+    if hit.kind == "refusal":
+        refusal = refusal_of(connection, hit.id)
+        return tell_refusal(refusal) if refusal else None
+    facts = facts_of(connection, hit.id, beside=beside)
+    return tell(facts, say) if facts else None
+
+
+def keys_named(connection: Connection, asked: str) -> list[tuple[KeyId, str]]:
+    """Return the keys that a person may mean, each with its name: by either end of an id, or by a name."""
+    if whole := key_id(asked.strip()):
+        return [(whole, "")]
+    values = {"start": asked.strip().lower(), "name": asked.strip(), "most": MOST_KEYS}
+    return [(KeyId(found), name) for found, name in connection.execute(SQL["keys"], values)]
 
 
 def _taking(row: EmailRow) -> Taking | None:

@@ -44,3 +44,8 @@ SELECT f.id::text, f.refused_at, f.rule, f.code, f.enhanced, f.text, f.front_doo
     f.key_id, k.name, f.sender, f.recipients, f.message_id, f.size_bytes
 FROM opensend_milter.refusals f LEFT JOIN public.api_keys k ON k.id::text = f.key_id
 WHERE f.id = %(id)s::bigint;
+
+-- keys -- keys by either end of an id, or by name
+SELECT id::text, name FROM public.api_keys
+WHERE length(%(start)s) >= 4 AND starts_with(id::text, %(start)s) OR right(id::text, 12) = %(start)s OR name = %(name)s
+ORDER BY created_at, id LIMIT %(most)s;

@@ -1,0 +1,265 @@
+"""`why`: find a message by anything that one knows of it, and tell what became of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from opensend_milter.adapters.postgres.link import Connection, Role, connect, conninfo_for
+from opensend_milter.adapters.postgres.lookup.search import Filters, Hit, Hits, find
+from opensend_milter.adapters.postgres.lookup.story import keys_named, story_of
+from opensend_milter.cli import admin
+from opensend_milter.cli.exits import configured
+from opensend_milter.cli.output import GAP, ID_START, AsJson, ConfigPath, Utc, plain, show, table_of
+from opensend_milter.cli.records.story_page import clock, line_of, page_of
+from opensend_milter.config import Config
+from opensend_milter.core.couriers import CourierName
+from opensend_milter.core.errors import UsageError
+from opensend_milter.core.model import KeyId
+from opensend_milter.core.rules import Rule
+from opensend_milter.core.story import Moment, Story
+
+Status = Literal[
+    "queued", "scheduled", "processing", "uncertain", "sent", "delivered", "bounced", "complained", "suppressed",
+    "failed", "canceled", "refused",
+]  # fmt: skip
+READER: Role = "opensend_reader"
+LOOK_EVERY_S = 1.0
+MOST_FOLLOWED = 10
+"""Messages whose story is followed at once, the newest; of others a change of their status is told."""
+MOST_REMEMBERED = 1_000
+_SHOWN = 60
+X = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[X]",
+        help="An id or either end of it, a queue id, a Message-ID, an address, @domain, words of a subject, or the ref"
+        " of a refusal; nothing: the newest.",
+    ),
+]
+
+
+def why(
+    x: X = None,
+    *,
+    since: admin.Since = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", metavar="KEY", help="Only by this key: its id, either end of it, or its name."),
+    ] = None,
+    domain: Annotated[str | None, typer.Option("--domain", metavar="NAME", help="Only from this domain.")] = None,
+    status: Annotated[
+        Status | None, typer.Option("--status", metavar="STATUS", help="Only with this one, such as failed or refused.")
+    ] = None,
+    rule: Annotated[
+        Rule | None, typer.Option("--rule", metavar="RULE", help="Only what this rule refused, such as too-large.")
+    ] = None,
+    courier: Annotated[
+        CourierName | None, typer.Option("--courier", metavar="NAME", help="Only what this courier has tried.")
+    ] = None,
+    limit: admin.Limit = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes in, until Ctrl-C.")] = False,
+    utc: Utc = False,
+    config: ConfigPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what became of a message, found by anything known of it.
+
+    Of one message its story, and what to do next; of several a list, newest first.
+    """
+    with _reading(config) as (settings, connection):
+        filters = Filters(
+            since=admin.moment(since),
+            key_id=_key(connection, key),
+            domain=domain,
+            status=status,
+            rule=rule.value if rule else None,
+            courier=courier,
+        )
+        asked = _Asked(connection=connection, x=x, filters=filters, beside=settings.profile == "opensend", utc=utc)
+        found = asked.find(limit)
+        if follow:
+            _follow(asked, found, limit=limit, as_json=as_json)
+            return
+        one = asked.story(found.rows[0]) if len(found.rows) == 1 and not found.more else None
+        _show(asked, found, one, as_json=as_json)
+    if not found.rows:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _reading(path: Path | None) -> Iterator[tuple[Config, Connection]]:
+    """Connect as who may read no contents, where that is set up; else as the URL says."""
+    with configured(path) as settings:
+        folder = settings.database.password_dir
+        role = READER if folder and (folder / READER).exists() else None
+        with connect(
+            conninfo_for(settings.database.url, folder, role), application_name="opensend-milter-why"
+        ) as connection:
+            yield settings, connection
+
+
+def _key(connection: Connection, asked: str | None) -> KeyId | None:
+    if asked is None:
+        return None
+    found = keys_named(connection, asked)
+    if len(found) != 1:
+        shown = "".join(f"\n{key_id} {plain(name)}" for key_id, name in found)
+        raise UsageError(f"--key: {len(found)} keys have an id that begins or ends so, or this name: {asked!r}{shown}")
+    return found[0][0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What is looked for, and how it is told."""
+
+    connection: Connection
+    x: str | None
+    filters: Filters
+    beside: bool
+    utc: bool
+
+    def find(self, limit: int) -> Hits:
+        """Look once."""
+        return find(self.connection, self.x, self.filters, limit=limit)
+
+    def story(self, hit: Hit) -> Story | None:
+        """Tell of one; None: it is gone since."""
+        return story_of(self.connection, hit, partial(clock, utc=self.utc), beside=self.beside)
+
+
+def _show(asked: _Asked, found: Hits, one: Story | None, *, as_json: bool) -> None:
+    if as_json:
+        show(_as_object(found, one), as_json=True, table=str)
+    elif one:
+        show(None, as_json=False, table=lambda: page_of(one, utc=asked.utc), more=_left(found))
+    elif found.rows:
+        show(None, as_json=False, table=lambda: _table(found.rows, utc=asked.utc), more=_left(found))
+    else:
+        sys.stderr.write(f"{_nothing(asked)}\n{_left(found)}".rstrip() + "\n")
+
+
+def _as_object(found: Hits, one: Story | None) -> dict[str, object]:
+    return {
+        "messages": found.rows,
+        "more": found.more,
+        "searched_back_to": found.searched_back_to,
+        "behind_s": found.behind.total_seconds() if found.behind else None,
+        "story": one,
+    }
+
+
+def _table(rows: list[Hit], *, utc: bool) -> str:
+    columns = ["ID", "AT", "STATUS", "FROM", "TO", "SUBJECT"]
+    cells = [(hit.ref or hit.id, hit.at, _standing(hit), hit.sender, hit.recipients, hit.subject or "") for hit in rows]
+    return table_of(columns, cells, drop=["FROM", "SUBJECT", "AT"], utc=utc)
+
+
+def _standing(hit: Hit) -> str:
+    return f"{hit.status}: {hit.rule}" if hit.rule else hit.status
+
+
+def _left(found: Hits) -> str:
+    """Say what was not looked at, or is not shown; nothing, where all is."""
+    said = []
+    if found.more:
+        said.append(
+            f"{len(found.rows):,}, newest first, and there are more; see --limit, --since and the other filters"
+        )
+    if found.searched_back_to:
+        said.append(f"searched back to {plain(found.searched_back_to)} only; --since or another filter goes further")
+    if found.missing:
+        begin, end = found.missing
+        since = f"from {plain(begin)} " if begin else ""
+        said.append(f"not yet noted, and found by their ids only: messages {since}to {plain(end)}")
+    return "\n".join(said)
+
+
+def _nothing(asked: _Asked) -> str:
+    if asked.x is None:
+        return "nothing is recorded that these filters let through"
+    shown = plain(asked.x[:_SHOWN]) + ("…" if len(asked.x) > _SHOWN else "")
+    return (
+        f"nothing is known by {shown!r}: looked for among ids, queue ids, request ids, Message-IDs, addresses, refs and"
+        " words of subjects, of messages and of refusals.\nWhat Postfix itself refused is in its log:"
+        " docs/reply-codes.md"
+    )
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What a follower has been told."""
+
+    moments: OrderedDict[str, set[Moment]] = field(default_factory=OrderedDict)
+    statuses: OrderedDict[str, str] = field(default_factory=OrderedDict)
+
+    def new_moments(self, story: Story) -> list[Moment]:
+        """Return what was not told of a message yet."""
+        told = self.moments.setdefault(story.id, set())
+        new = [one for one in story.timeline if one not in told]
+        told.update(new)
+        _forget(self.moments)
+        return new
+
+    def is_new(self, hit: Hit) -> bool:
+        """Tell whether it is new, or stands otherwise than before."""
+        before, self.statuses[hit.id] = self.statuses.get(hit.id), hit.status
+        _forget(self.statuses)
+        return before != hit.status
+
+
+def _forget(remembered: OrderedDict[str, Any]) -> None:
+    while len(remembered) > MOST_REMEMBERED:
+        remembered.popitem(last=False)
+
+
+def _follow(asked: _Asked, found: Hits, *, limit: int, as_json: bool) -> None:
+    """Tell what comes in, until somebody has seen enough: Ctrl-C, or the other end of a pipe that closes."""
+    memory = _Memory()
+    try:
+        while True:
+            for value, line in _news(asked, found, memory):
+                show(value, as_json=as_json, table=partial(str, line))
+            sys.stdout.flush()
+            time.sleep(LOOK_EVERY_S)
+            found = asked.find(limit)
+    except KeyboardInterrupt:
+        return
+    except BrokenPipeError:
+        # What is left in the buffer must not be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _news(asked: _Asked, found: Hits, memory: _Memory) -> Iterator[tuple[object, str]]:
+    """Return what was not told yet, the oldest first, as an object and as a line."""
+    followed = found.rows[:MOST_FOLLOWED] if asked.x else []
+    for hit in reversed(found.rows):
+        changed = memory.is_new(hit)
+        if hit not in followed:
+            if changed:
+                yield hit, _line(hit, utc=asked.utc)
+        elif story := asked.story(hit):
+            for moment in memory.new_moments(story):
+                yield {"id": story.id, **asdict(moment)}, f"{hit.id[:ID_START]} {line_of(moment, utc=asked.utc)}"
+
+
+def _line(hit: Hit, *, utc: bool) -> str:
+    cells = (
+        hit.ref or hit.id,
+        plain(hit.at, utc=utc),
+        _standing(hit),
+        hit.sender,
+        ", ".join(hit.recipients),
+        hit.subject,
+    )
+    return GAP.join(plain(cell) for cell in cells if cell)

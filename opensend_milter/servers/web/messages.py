@@ -1,0 +1,218 @@
+"""What a key may know of messages and refusals, over HTTP: found by anything, and told as `why` tells it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Protocol, TypeVar, get_args
+
+from anyio import CapacityLimiter, to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from opensend_milter.core.couriers import CourierName
+from opensend_milter.core.ids import key_id as key_id_of
+from opensend_milter.core.model import KeyId
+from opensend_milter.core.rules import Rule
+from opensend_milter.core.story import REFUSED, Say, Story
+from opensend_milter.servers.web.records import Authenticated, bad, limit_of, moment_of, shown
+from opensend_milter.servers.web.refusals import Refused
+
+T = TypeVar("T")
+STATUSES = (
+    "queued", "scheduled", "processing", "uncertain", "sent", "delivered", "bounced", "complained", "suppressed",
+    "failed", "canceled", REFUSED,
+)  # fmt: skip
+FILTERS = ("q", "since", "key", "domain", "status", "rule", "courier", "before", "limit")
+LONGEST_Q, LONGEST_DOMAIN = 1_000, 253
+_PLACE = re.compile(r"(\d{1,16})-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{1,18})", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Found(Protocol):
+    """A message or a refusal, in a list."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def at(self) -> datetime: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def rule(self) -> str | None: ...
+    @property
+    def sender(self) -> str: ...
+    @property
+    def recipients(self) -> Sequence[str]: ...
+    @property
+    def subject(self) -> str | None: ...
+    @property
+    def queue_id(self) -> str | None: ...
+    @property
+    def key_name(self) -> str | None: ...
+    @property
+    def ref(self) -> str | None: ...
+
+
+class Answer(Protocol):
+    """What was found, newest first."""
+
+    @property
+    def rows(self) -> Sequence[Found]: ...
+    @property
+    def more(self) -> bool: ...
+    @property
+    def searched_back_to(self) -> datetime | None: ...
+    @property
+    def behind(self) -> timedelta | None: ...
+
+
+class MessageStore(Protocol):
+    """What a key may know of messages. Raises StoreUnavailable."""
+
+    def find(
+        self,
+        reader: KeyId,
+        asked: str | None,
+        *,
+        since: datetime | None,
+        key_id: KeyId | None,
+        domain: str | None,
+        status: str | None,
+        rule: str | None,
+        courier: CourierName | None,
+        before: tuple[datetime, str] | None,
+        limit: int,
+    ) -> Answer: ...
+
+    def story(self, reader: KeyId, asked: str, say: Say) -> Story | None:
+        """Tell of the one that this names: an id, a request's id, or what a refusal is known by."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Messages:
+    """Answers for one process."""
+
+    store: MessageStore
+    threads: CapacityLimiter
+
+    def routes(self, authenticated: Authenticated) -> list[Route]:
+        """Return the routes; what a key may not read is not there."""
+
+        async def some(request: Request) -> Response:
+            reader = await authenticated(request)
+            return JSONResponse(await self._some(reader, request.query_params))
+
+        async def one(request: Request) -> Response:
+            reader = await authenticated(request)
+            asked: str = request.path_params["id"]
+            story = await self._in_thread(lambda: self.store.story(reader, asked, _said))
+            if story is None:
+                raise Refused(404, "message_not_found", "no message that this key may read has that id")
+            return JSONResponse(_plain(asdict(story)))
+
+        return [
+            Route("/v1/messages", some, methods=["GET"]),
+            Route("/v1/messages/{id}", one, methods=["GET"]),
+        ]
+
+    async def _some(self, reader: KeyId, query: Mapping[str, str]) -> dict[str, object]:
+        if unknown := sorted(query.keys() - set(FILTERS)):
+            raise bad(unknown[0], f"expected {', '.join(FILTERS[:-1])} or {FILTERS[-1]}")
+        asked, key, domain = query.get("q"), query.get("key"), query.get("domain")
+        if asked is not None and len(asked) > LONGEST_Q:
+            raise bad("q", f"expected at most {LONGEST_Q} characters")
+        if domain is not None and not 0 < len(domain) <= LONGEST_DOMAIN:
+            raise bad("domain", "expected a domain such as example.org")
+        key_id = key_id_of(key) if key is not None else None
+        if key is not None and key_id is None:
+            raise bad("key", "expected the id of a key")
+        status = _one_of("status", query.get("status"), STATUSES)
+        rule = _one_of("rule", query.get("rule"), [one.value for one in Rule])
+        courier = _one_of("courier", query.get("courier"), get_args(CourierName))
+        since, limit, before = moment_of(query.get("since")), limit_of(query.get("limit")), _place(query.get("before"))
+        found = await self._in_thread(
+            lambda: self.store.find(
+                reader,
+                asked,
+                since=since,
+                key_id=key_id,
+                domain=domain,
+                status=status,
+                rule=rule,
+                courier=courier,
+                before=before,
+                limit=limit,
+            )
+        )
+        more = {"next": _spelled(found.rows[-1])} if found.more and found.rows else {}
+        return {
+            "messages": [_row(one) for one in found.rows],
+            "searched_back_to": shown(found.searched_back_to),
+            "behind_s": found.behind.total_seconds() if found.behind is not None else None,
+            **more,
+        }
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await to_thread.run_sync(call, limiter=self.threads)
+
+
+def _one_of(name: str, asked: str | None, known: Sequence[T]) -> T | None:
+    if asked is None:
+        return None
+    for one in known:
+        if one == asked:
+            return one
+    raise bad(name, f"expected one of {', '.join(map(str, known))}")
+
+
+def _place(text: str | None) -> tuple[datetime, str] | None:
+    """Read where the page before ended."""
+    if text is None:
+        return None
+    match = _PLACE.fullmatch(text)
+    if not match:
+        raise bad("before", "expected the `next` of the page before")
+    return _EPOCH + timedelta(microseconds=int(match[1])), match[2]
+
+
+def _spelled(last: Found) -> str:
+    return f"{(last.at - _EPOCH) // timedelta(microseconds=1)}-{last.id}"
+
+
+def _row(found: Found) -> dict[str, object]:
+    return {
+        "kind": found.kind,
+        "id": found.id,
+        "at": shown(found.at),
+        "status": found.status,
+        "rule": found.rule,
+        "sender": found.sender,
+        "recipients": list(found.recipients),
+        "subject": found.subject,
+        "queue_id": found.queue_id,
+        "key_name": found.key_name,
+        "ref": found.ref,
+    }
+
+
+def _said(at: datetime) -> str:
+    return shown(at) or ""
+
+
+def _plain(value: object) -> object:
+    match value:
+        case datetime():
+            return shown(value)
+        case dict():
+            return {name: _plain(one) for name, one in value.items()}
+        case list() | tuple():
+            return [_plain(one) for one in value]
+        case _:
+            return value
