@@ -28,8 +28,10 @@ EXAMPLES = {
     "What is wrong on this host, and what mends it:": "opensend-milter doctor",
     "A key for one application, which sends from one domain only:":
         "opensend-milter key create --name shop --domain example.org",
-    "What became of a message, by the queue id that its 250 had:": "opensend-milter email show 4jWsvd0CmyzJYqK",
-    "The same by either end of its id, as lists show it:": "opensend-milter email show 01a1fe48-e8a4",
+    "She says that it never came:": "opensend-milter why carol@example.net",
+    "What became of a message, by the queue id that its 250 had:": "opensend-milter why 4jWsvd0CmyzJYqK",
+    "The same by either end of its id, as lists show it:": "opensend-milter why 01a1fe48-e8a4",
+    "What fails from now on, as it happens:": "opensend-milter why --status failed --follow",
     "What was refused in the last hour, for a script:": "opensend-milter email refusals --since 1h --json",
     "What failed since yesterday, again:": "opensend-milter email retry --failed --since 24h",
     "Addresses that bounced, from another service's list:": "opensend-milter suppression import bounces.csv",

@@ -123,8 +123,9 @@ def broken(text: str, width: int | None, most: int) -> list[str]:
     """Break a text that may be printed into lines of a terminal, `most` of them; without a width it is left whole."""
     if width is None:
         return [text]
+    bounded = text[: width * most * MARKS_PER_CELL]
     lines, line = [], ""
-    for word in text[: width * most * MARKS_PER_CELL].split(" "):
+    for word in bounded.split(" "):
         longer = f"{line} {word}" if line else word
         if _width_of(longer) > width and line:
             lines.append(line)
@@ -136,7 +137,7 @@ def broken(text: str, width: int | None, most: int) -> list[str]:
         line = longer
         if len(lines) >= most:
             return [*lines[: most - 1], f"{_fitting(lines[most - 1], width - 1)}…"]
-    return [*lines, line]
+    return [*lines, line if bounded == text else f"{_fitting(line, width - 1)}…"]
 
 
 def _fitting(text: str, width: int) -> str:

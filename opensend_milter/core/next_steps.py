@@ -141,7 +141,7 @@ def cause_of(rule: str) -> str:
     return f"{remedy.cause[:1].upper()}{remedy.cause[1:]}." if remedy else ""
 
 
-def of_refusal(rule: str, key_id: str, recipients: Sequence[str]) -> Iterator[Step]:
+def of_refusal(rule: str, key_id: str, user_id: str | None, recipients: Sequence[str]) -> Iterator[Step]:
     """Say what mends what a rule refused; nothing where only a newer version knows the rule."""
     if remedy := remedy_of(rule):
         found = _COMMAND.search(remedy.mend)
@@ -149,6 +149,8 @@ def of_refusal(rule: str, key_id: str, recipients: Sequence[str]) -> Iterator[St
         command = command.replace(" ID ", f" {shlex.quote(key_id)} ") if key_id else command
         if len(recipients) == 1:
             command = command.replace("ADDRESS", shlex.quote(recipients[0]))
+        if command.startswith("opensend-milter suppression "):
+            command += _of_user(user_id)
         yield Step(text=f"{remedy.mend[:1].upper()}{remedy.mend[1:]}.", command=command)
 
 
@@ -177,6 +179,9 @@ def _begins(code: str, start: str) -> bool:
 def _filled(advice: Advice, case: Case) -> Step:
     if advice.ours and case.beside:
         return Step(text=advice.text + _OURS_ONLY)
-    user = f" --user {shlex.quote(case.user_id)}" if case.user_id and case.user_id != DEFAULT_USER else ""
-    words = {"id": case.email_id, "address": shlex.quote(case.recipient), "domain": shlex.quote(case.domain)}
-    return Step(text=advice.text, command=advice.command.format(user=user, **words))
+    words = {"user": _of_user(case.user_id), "id": case.email_id, "address": shlex.quote(case.recipient), "domain": shlex.quote(case.domain)}
+    return Step(text=advice.text, command=advice.command.format_map(words))
+
+
+def _of_user(user_id: str | None) -> str:
+    return f" --user {shlex.quote(user_id)}" if user_id and user_id != DEFAULT_USER else ""

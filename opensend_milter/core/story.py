@@ -157,6 +157,7 @@ class Refusal:
     text: str
     recipients: Sequence[str]
     ref: str | None
+    user_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +200,8 @@ class Story:
     next_steps: tuple[Step, ...]
     cause: str = ""
     """Of a refusal, what its rule is about."""
+    ref: str | None = None
+    """By what a refusal is known to who got it."""
 
 
 def tell(facts: Facts, say: Say) -> Story:
@@ -232,10 +235,11 @@ def tell_refusal(facts: Refusal) -> Story:
         created_at=facts.taking.at,
         timeline=(Moment(at=facts.taking.at, what=REFUSED, text=_handed_in(facts.taking)),),
         cause=cause_of(facts.rule),
+        ref=facts.ref,
         recipients=tuple(
             Standing(email=email, status=REFUSED, reason=None, at=facts.taking.at) for email in facts.recipients
         ),
-        next_steps=tuple(of_refusal(facts.rule, facts.taking.key_id, facts.recipients)),
+        next_steps=tuple(of_refusal(facts.rule, facts.taking.key_id, facts.user_id, facts.recipients)),
     )
 
 

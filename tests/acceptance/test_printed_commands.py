@@ -40,6 +40,7 @@ ENDS: Mapping[str, frozenset[int]] = {
     "domain verify": frozenset({1, 75}),
     "webhook test": frozenset({1}),
     "email retry": frozenset({1}),
+    "why somebody@example.net": frozenset({1}),
     "email mark-sent": frozenset({1}),
 }
 """How a command may end, by how it begins, where not with 0: not all is as it should be, or it cannot be known."""
@@ -74,8 +75,10 @@ def filled(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     made("suppression", "add", "somebody@example.net")
     key_id = made("key", "create")["id"]
     webhook_id = made("webhook", "add", "http://127.0.0.1:9/")["webhook"]["id"]
+    email_id = made("email", "show", queue_id)["email"]["id"]
     yield {
-        "email": made("email", "show", queue_id)["email"]["id"],
+        "email": email_id,
+        "why": email_id,
         "key": key_id,
         "webhook": webhook_id,
         QUEUE_ID: queue_id,

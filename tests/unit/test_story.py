@@ -243,6 +243,7 @@ def test_every_rule_has_a_next_step(rule: Rule) -> None:
         text="no",
         recipients=["o'neil@example.net"],
         ref=None,
+        user_id="shop",
     )
     story = tell_refusal(facts)
     (step,) = story.next_steps
@@ -254,7 +255,7 @@ def test_every_rule_has_a_next_step(rule: Rule) -> None:
 
 def test_a_rule_of_a_newer_version_is_told_without_a_step() -> None:
     facts = Refusal(
-        id="7", taking=TAKING, rule="new", code=550, enhanced="5.7.1", text="no", recipients=[ANN], ref=None
+        id="7", taking=TAKING, rule="new", code=550, enhanced="5.7.1", text="no", recipients=[ANN], ref=None, user_id=None
     )
     assert tell_refusal(facts).next_steps == ()
 

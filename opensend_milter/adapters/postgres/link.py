@@ -36,11 +36,11 @@ Role = Literal[
 StatementFile = Literal[
     "intake", "billing", "jobs", "feedback", "spellings", "webhooks", "submissions", "rates",
     "admin", "deliveries", "inspection", "suppression_files", "switching", "verification",
-    "search", "filling", "story",
+    "search", "filling", "story", "contents",
 ]  # fmt: skip
 _FOLDERS = {
     **dict.fromkeys(("admin", "deliveries", "inspection", "suppression_files", "switching", "verification"), "admin"),
-    **dict.fromkeys(("search", "filling", "story"), "postgres/lookup"),
+    **dict.fromkeys(("search", "filling", "story", "contents"), "postgres/lookup"),
 }
 """Of statement files that are not beside us."""
 # Planned once: our values never change the best plan. Compressed by lz4 where the server knows it: of an attachment,

@@ -127,6 +127,7 @@ GRANT SELECT (id, status, attempt, status_code, attempted_at, next_retry_at) ON 
 GRANT SELECT (client_address, tls, sender, from_address, size_bytes, repeated_at, raw_dropped_at)
     ON opensend_milter.submissions TO opensend_http;
 GRANT SELECT (courier, announce_at) ON opensend_milter.jobs TO opensend_http;
+GRANT SELECT ON opensend_milter.odd_spellings TO opensend_reader, opensend_body_reader;
 GRANT SELECT (user_id, sender, message_id, front_door, client_address, size_bytes)
     ON opensend_milter.refusals TO opensend_http;
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
+from opensend_milter.adapters.postgres.lookup.contents import Contents
 from opensend_milter.cli.output import broken, plain, table_of, terminal_width
 from opensend_milter.core.story import Moment, Standing, Story
 
@@ -35,6 +36,16 @@ def line_of(moment: Moment, *, utc: bool) -> str:
     return " ".join(filter(None, [plain(moment.at, utc=utc), moment.what, _said(moment)]))
 
 
+def said_by(contents: Contents) -> Iterator[str]:
+    """Lay out what a message says; nothing in it moves the cursor."""
+    yield ""
+    yield from (f"{name}: {plain(value)}" for name, value in sorted((contents.headers or {}).items()))
+    yield from (f"attachment: {plain(name)}" for name in contents.attachments)
+    said = contents.text or contents.html or ""
+    yield ""
+    yield from map(plain, said.replace("\r\n", "\n").split("\n"))
+
+
 def _lines(story: Story, *, utc: bool) -> Iterator[str]:
     width = terminal_width()
     yield from broken(plain(story.verdict), width, MOST_LINES)
@@ -43,6 +54,7 @@ def _lines(story: Story, *, utc: bool) -> Iterator[str]:
     yield ""
     about = {
         "id": story.id,
+        "ref": story.ref,
         "queue id": story.queue_id,
         "Message-ID": story.message_id,
         "from": story.sender,

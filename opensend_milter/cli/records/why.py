@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import socket
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from opensend_milter.adapters.admin.explaining import explained
 from opensend_milter.adapters.postgres.link import Connection, Role, connect, conninfo_for
+from opensend_milter.adapters.postgres.lookup.contents import Contents, contents_of
 from opensend_milter.adapters.postgres.lookup.search import Filters, Hit, Hits, find
 from opensend_milter.adapters.postgres.lookup.story import keys_named, story_of
 from opensend_milter.cli import admin
 from opensend_milter.cli.exits import configured
-from opensend_milter.cli.output import GAP, ID_START, AsJson, ConfigPath, Utc, plain, show, table_of
-from opensend_milter.cli.records.story_page import clock, line_of, page_of
+from opensend_milter.cli.output import (
+    GAP,
+    ID_START,
+    AsJson,
+    ConfigPath,
+    Utc,
+    broken,
+    plain,
+    show,
+    table_of,
+    terminal_width,
+)
+from opensend_milter.cli.records.story_page import MOST_LINES, clock, line_of, page_of, said_by
 from opensend_milter.config import Config
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.errors import UsageError
@@ -34,7 +50,9 @@ Status = Literal[
     "failed", "canceled", "refused",
 ]  # fmt: skip
 READER: Role = "opensend_reader"
+BODY_READER: Role = "opensend_body_reader"
 LOOK_EVERY_S = 1.0
+LATE = timedelta(seconds=30)
 MOST_FOLLOWED = 10
 """Messages whose story is followed at once, the newest; of others a change of their status is told."""
 MOST_REMEMBERED = 1_000
@@ -69,15 +87,20 @@ def why(
     ] = None,
     limit: admin.Limit = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes in, until Ctrl-C.")] = False,
+    body: Annotated[
+        bool, typer.Option("--body", help="Also show what the one message says; that is noted in the database's log.")
+    ] = False,
     utc: Utc = False,
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what became of a message, found by anything known of it.
+    """Tell what became of a message, and what to do next.
 
-    Of one message its story, and what to do next; of several a list, newest first.
+    It is found by anything that is known of it. Where several are, they are listed, newest first.
     """
-    with _reading(config) as (settings, connection):
+    if body and follow:
+        raise typer.BadParameter("not with --follow", param_hint="--body")
+    with _reading(config, READER) as (settings, connection):
         filters = Filters(
             since=admin.moment(since),
             key_id=_key(connection, key),
@@ -92,21 +115,30 @@ def why(
             _follow(asked, found, limit=limit, as_json=as_json)
             return
         one = asked.story(found.rows[0]) if len(found.rows) == 1 and not found.more else None
-        _show(asked, found, one, as_json=as_json)
+    contents = _contents(config, found.rows[0]) if body and one else None
+    _show(asked, found, one, contents, as_json=as_json)
     if not found.rows:
         raise typer.Exit(1)
 
 
 @contextmanager
-def _reading(path: Path | None) -> Iterator[tuple[Config, Connection]]:
-    """Connect as who may read no contents, where that is set up; else as the URL says."""
+def _reading(path: Path | None, reader: Role) -> Iterator[tuple[Config, Connection]]:
+    """Connect as who may read that and no more, where there are roles; else as the URL says."""
     with configured(path) as settings:
         folder = settings.database.password_dir
-        role = READER if folder and (folder / READER).exists() else None
-        with connect(
-            conninfo_for(settings.database.url, folder, role), application_name="opensend-milter-why"
-        ) as connection:
+        role = reader if folder and (folder / reader).exists() else None
+        info = conninfo_for(settings.database.url, folder, role)
+        with connect(info, application_name="opensend-milter-why") as connection, explained():
             yield settings, connection
+
+
+def _contents(path: Path | None, hit: Hit) -> Contents | None:
+    asking = os.environ.get("SUDO_USER")
+    reader = f"{getpass.getuser()}{f' ({asking})' if asking else ''} at {socket.gethostname()}"
+    with _reading(path, BODY_READER) as (_, connection):
+        if hit.kind == "refusal":
+            raise UsageError("--body: of a message that was refused nothing is kept")
+        return contents_of(connection, hit.id, reader)
 
 
 def _key(connection: Connection, asked: str | None) -> KeyId | None:
@@ -138,15 +170,17 @@ class _Asked:
         return story_of(self.connection, hit, partial(clock, utc=self.utc), beside=self.beside)
 
 
-def _show(asked: _Asked, found: Hits, one: Story | None, *, as_json: bool) -> None:
+def _show(asked: _Asked, found: Hits, one: Story | None, contents: Contents | None, *, as_json: bool) -> None:
     if as_json:
-        show(_as_object(found, one), as_json=True, table=str)
+        show({**_as_object(found, one), **({"contents": contents} if contents else {})}, as_json=True, table=str)
     elif one:
-        show(None, as_json=False, table=lambda: page_of(one, utc=asked.utc), more=_left(found))
+        pages = [page_of(one, utc=asked.utc), *(said_by(contents) if contents else ())]
+        show(None, as_json=False, table=lambda: "\n".join(pages), more=_left(found))
     elif found.rows:
         show(None, as_json=False, table=lambda: _table(found.rows, utc=asked.utc), more=_left(found))
     else:
-        sys.stderr.write(f"{_nothing(asked)}\n{_left(found)}".rstrip() + "\n")
+        for line in filter(None, [*_nothing(asked), *_left(found).splitlines()]):
+            sys.stderr.write("\n".join(broken(line, terminal_width(), MOST_LINES)) + "\n")
 
 
 def _as_object(found: Hits, one: Story | None) -> dict[str, object]:
@@ -178,6 +212,9 @@ def _left(found: Hits) -> str:
         )
     if found.searched_back_to:
         said.append(f"searched back to {plain(found.searched_back_to)} only; --since or another filter goes further")
+    if found.behind and found.behind > LATE:
+        late_s = found.behind.total_seconds()
+        said.append(f"for {late_s:,.0f} s nobody has noted what messages are known by: does the worker run?")
     if found.missing:
         begin, end = found.missing
         since = f"from {plain(begin)} " if begin else ""
@@ -185,14 +222,15 @@ def _left(found: Hits) -> str:
     return "\n".join(said)
 
 
-def _nothing(asked: _Asked) -> str:
+def _nothing(asked: _Asked) -> Iterator[str]:
     if asked.x is None:
-        return "nothing is recorded that these filters let through"
+        yield "nothing is recorded that these filters let through"
+        return
     shown = plain(asked.x[:_SHOWN]) + ("…" if len(asked.x) > _SHOWN else "")
-    return (
-        f"nothing is known by {shown!r}: looked for among ids, queue ids, request ids, Message-IDs, addresses, refs and"
-        " words of subjects, of messages and of refusals.\nWhat Postfix itself refused is in its log:"
-        " docs/reply-codes.md"
+    yield f"nothing is known by '{shown}'"
+    yield (
+        "looked for among ids, queue ids, request ids, Message-IDs, addresses, refs and words of subjects, of messages"
+        " and of refusals; what Postfix itself refused is in its log"
     )
 
 

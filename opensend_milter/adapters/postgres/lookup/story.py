@@ -117,6 +117,7 @@ class RefusalRow(NamedTuple):
     client_address: str
     key_id: str
     key_name: str | None
+    user_id: str | None
     sender: str
     recipients: list[str]
     message_id: str | None
@@ -156,7 +157,7 @@ def facts_of(connection: Connection, email_id: str, *, beside: bool) -> Facts | 
     return None
 
 
-def refusal_of(connection: Connection, refusal_id: str) -> Refusal | None:
+def refusal_of(connection: Connection, refusal_id: str, ref: str | None) -> Refusal | None:
     """Return what is recorded of a message that was not taken; None where that is gone."""
     for row in map(RefusalRow._make, connection.execute(SQL["refusal"], {"id": refusal_id}).fetchall()):
         return Refusal(
@@ -178,7 +179,8 @@ def refusal_of(connection: Connection, refusal_id: str) -> Refusal | None:
             enhanced=row.enhanced,
             text=row.text,
             recipients=row.recipients,
-            ref=None,
+            ref=ref,
+            user_id=row.user_id,
         )
     return None
 
@@ -186,7 +188,7 @@ def refusal_of(connection: Connection, refusal_id: str) -> Refusal | None:
 def story_of(connection: Connection, hit: Hit, say: Say, *, beside: bool) -> Story | None:
     """Tell the story of what was found; None where it is gone since."""
     if hit.kind == "refusal":
-        refusal = refusal_of(connection, hit.id)
+        refusal = refusal_of(connection, hit.id, hit.ref)
         return tell_refusal(refusal) if refusal else None
     facts = facts_of(connection, hit.id, beside=beside)
     return tell(facts, say) if facts else None

@@ -20,7 +20,7 @@ WITH event AS MATERIALIZED (
 SELECT v.received_at AS at, v.type, v.payload, 1 AS count, v.received_at AS last_at, t.told
 FROM event v LEFT JOIN LATERAL (
     SELECT jsonb_agg(jsonb_build_array(w.id, w.url, d.status, d.attempt, d.status_code, d.attempted_at, d.next_retry_at)
-        ORDER BY w.created_at) AS told
+        ORDER BY w.id) AS told
     FROM public.webhooks w JOIN public.webhook_deliveries d ON d.id =
         -- include: delivery_id, event = v.id, webhook = w.id
     WHERE w.user_id = v.user_id) t ON true
@@ -41,7 +41,7 @@ ORDER BY a.recipient, l.suppressed_at;
 
 -- refusal -- what is recorded of a message that was not taken
 SELECT f.id::text, f.refused_at, f.rule, f.code, f.enhanced, f.text, f.front_door, f.queue_id, f.client_address,
-    f.key_id, k.name, f.sender, f.recipients, f.message_id, f.size_bytes
+    f.key_id, k.name, f.user_id, f.sender, f.recipients, f.message_id, f.size_bytes
 FROM opensend_milter.refusals f LEFT JOIN public.api_keys k ON k.id::text = f.key_id
 WHERE f.id = %(id)s::bigint;
 
