@@ -114,9 +114,14 @@ def _cut(cell: str, width: int) -> str:
     bounded = cell[: width * MARKS_PER_CELL]
     if bounded == cell and _width_of(cell) <= width:
         return cell
-    while bounded and _width_of(bounded) >= width:
-        bounded = bounded[:-1]
-    return f"{bounded}…"
+    return _ended(bounded, width)
+
+
+def _ended(text: str, width: int) -> str:
+    """Say that there is more of a text than there is room for."""
+    while text and _width_of(text) >= width:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def broken(text: str, width: int | None, most: int) -> list[str]:
@@ -136,8 +141,8 @@ def broken(text: str, width: int | None, most: int) -> list[str]:
             longer = longer[len(head) :]
         line = longer
         if len(lines) >= most:
-            return [*lines[: most - 1], f"{_fitting(lines[most - 1], width - 1)}…"]
-    return [*lines, line if bounded == text else f"{_fitting(line, width - 1)}…"]
+            return [*lines[: most - 1], _ended(lines[most - 1], width)]
+    return [*lines, line if bounded == text else _ended(line, width)]
 
 
 def _fitting(text: str, width: int) -> str:

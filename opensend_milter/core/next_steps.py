@@ -53,7 +53,7 @@ class Advice:
     """Only our own worker heeds the command."""
 
 
-_OURS_ONLY = " OpenSend delivers here: its dashboard does that."
+_OURS_ONLY = " OpenSend delivers here: look at its dashboard, and at its ingester's log."
 _ALL_WELL = Advice(text="Nothing: the recipient's server has it. What is not seen there is in a spam folder.")
 ADVICE: Mapping[str, Advice] = {
     "uncertain": Advice(
@@ -67,7 +67,7 @@ ADVICE: Mapping[str, Advice] = {
     "complained": Advice(text="The recipient called it spam: send this address nothing more."),
     "suppressed": Advice(
         text="The address is on the suppression list: once it is known to be good, take it off and send anew.",
-        command="opensend-milter suppression remove {address}{user}",
+        command="opensend-milter suppression remove{user} {address}",
     ),
     "deferred": Advice(
         text="It is tried again by itself; where what the next hop said is mended, it need not wait.",
@@ -77,6 +77,7 @@ ADVICE: Mapping[str, Advice] = {
     "queued": Advice(
         text="The worker takes it up next; where that lasts, look at the worker.",
         command="opensend-milter doctor --only outbox --only worker --only courier",
+        ours=True,
     ),
     "scheduled": Advice(
         text="It waits for its time; until then it can be taken back.",
@@ -95,7 +96,7 @@ ADVICE: Mapping[str, Advice] = {
 """By a recipient's state, the most urgent first."""
 _NO_SUCH_USER = Advice(
     text="The next hop says that there is no such mailbox: ask for the right address, and suppress this one.",
-    command="opensend-milter suppression add {address}{user}",
+    command="opensend-milter suppression add{user} {address}",
 )
 _SAID: tuple[tuple[str, Advice], ...] = (
     ("5.1.1 5.1.6 5.1.10", _NO_SUCH_USER),
@@ -148,9 +149,7 @@ def of_refusal(rule: str, key_id: str, user_id: str | None, recipients: Sequence
         command = found[1] if found else ""
         command = command.replace(" ID ", f" {shlex.quote(key_id)} ") if key_id else command
         if len(recipients) == 1:
-            command = command.replace("ADDRESS", shlex.quote(recipients[0]))
-        if command.startswith("opensend-milter suppression "):
-            command += _of_user(user_id)
+            command = command.replace(" ADDRESS", f"{_of_user(user_id)} {_word(recipients[0])}")
         yield Step(text=f"{remedy.mend[:1].upper()}{remedy.mend[1:]}.", command=command)
 
 
@@ -179,8 +178,17 @@ def _begins(code: str, start: str) -> bool:
 def _filled(advice: Advice, case: Case) -> Step:
     if advice.ours and case.beside:
         return Step(text=advice.text + _OURS_ONLY)
-    words = {"user": _of_user(case.user_id), "id": case.email_id, "address": shlex.quote(case.recipient), "domain": shlex.quote(case.domain)}
-    return Step(text=advice.text, command=advice.command.format_map(words))
+    return Step(
+        text=advice.text,
+        command=advice.command.format(
+            id=case.email_id, user=_of_user(case.user_id), address=_word(case.recipient), domain=_word(case.domain)
+        ),
+    )
+
+
+def _word(text: str) -> str:
+    """Quote a text for a shell; what begins like an option comes last, and is told apart from one."""
+    return f"-- {shlex.quote(text)}" if text.startswith("-") else shlex.quote(text)
 
 
 def _of_user(user_id: str | None) -> str:

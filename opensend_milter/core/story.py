@@ -9,6 +9,7 @@ from datetime import datetime
 from opensend_milter.core.fates import Fate
 from opensend_milter.core.feedback import items_of, mapping_of, text_of
 from opensend_milter.core.next_steps import Case, Step, cause_of, of_refusal, steps
+from opensend_milter.core.recorded import Event, Facts, Refusal, Taking, Told
 
 Say = Callable[[datetime], str]
 """How the reader is told a time."""
@@ -39,125 +40,6 @@ _LISTS = ("recipients", "bouncedRecipients", "complainedRecipients", "delayedRec
 _MOST_NAMED = 50
 _LONGEST = 1_000
 """Characters of what somebody else said."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """A webhook that an event was for."""
-
-    webhook_id: str
-    host: str
-    """Not its whole URL, which may have a secret."""
-    status: str
-    attempts: int
-    code: int | None
-    at: datetime | None
-    """Of the last attempt."""
-    next_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Something that was recorded of an email."""
-
-    at: datetime
-    kind: str
-    payload: Mapping[str, object]
-    told: tuple[Told, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Visits:
-    """How often it was opened, or its links followed."""
-
-    kind: str
-    count: int
-    first_at: datetime
-    last_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Taking:
-    """Who handed it in, and where."""
-
-    at: datetime
-    door: str
-    client: str
-    tls: str | None
-    """Protocol and cipher, empty without TLS; None: not recorded."""
-    key_id: str
-    key_name: str | None
-    """None: the key is revoked, or was never one."""
-    sender: str
-    """MAIL FROM."""
-    queue_id: str
-    message_id: str | None
-    size: int
-    repeats: int = 0
-    repeated_at: datetime | None = None
-    bytes_dropped_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
-    """A delivery that is not finished."""
-
-    state: str
-    attempts: int
-    due_at: datetime
-    announce_at: datetime | None
-    uncertain_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """An address that is on the suppression list now."""
-
-    email: str
-    reason: str
-    at: datetime
-    by_this: bool
-    """Because of this very message."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What is recorded of an email."""
-
-    id: str
-    user_id: str | None
-    status: str
-    created_at: datetime
-    scheduled_at: datetime | None
-    sender: str
-    subject: str
-    taking: Taking | None
-    """None: it came over OpenSend's REST API."""
-    fates: Sequence[Fate]
-    noted: Mapping[str, datetime]
-    """When something was last heard of one recipient alone."""
-    waiting: Waiting | None
-    events: Sequence[Event]
-    visits: Sequence[Visits]
-    listings: Mapping[str, Listing]
-    """By recipient."""
-    beside: bool
-    """OpenSend's own worker delivers it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """What is recorded of a message that was not taken."""
-
-    id: str
-    taking: Taking
-    rule: str
-    code: int
-    enhanced: str
-    text: str
-    recipients: Sequence[str]
-    ref: str | None
-    user_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,8 +139,11 @@ def _verdict(facts: Facts, say: Say) -> str:
 
 def _part(facts: Facts, status: str, whom: Sequence[str], say: Say) -> str:
     since, until = _since(facts, status), _until(facts, status)
-    return _WORDS.get(status, f"{status}: {{whom}}").format(
-        whom=whom[0] if len(whom) == 1 else f"{len(whom)} of {len(facts.fates)}",
+    who = whom[0] if len(whom) == 1 else f"{len(whom)} of {len(facts.fates)}"
+    if status not in _WORDS:
+        return f"{status}: {who}"
+    return _WORDS[status].format(
+        whom=who,
         since=f" since {say(since)}" if since else "",
         until=f"{' for' if status == 'scheduled' else ', next attempt'} {say(until)}" if until else "",
     )
@@ -309,8 +194,13 @@ def _case(facts: Facts, fate: Fate) -> Case:
 
 def _moments(facts: Facts, say: Say) -> Iterator[Moment]:
     yield from _beginning(facts, say)
+    refused = set()
     for event in facts.events:
-        yield from _happened(event, say)
+        for moment in _happened(event, say):
+            # The last event of a delivery names those again whom an earlier one named.
+            if moment.what != "refused" or (moment.who, moment.text) not in refused:
+                yield moment
+            refused.add((moment.who, moment.text))
         yield from (_called(event, told, say) for told in event.told)
     for visits in facts.visits:
         yield Moment(at=visits.first_at, what=visits.kind, text=_times(visits.count, visits.last_at, say))
@@ -323,8 +213,9 @@ def _beginning(facts: Facts, say: Say) -> Iterator[Moment]:
     taking = facts.taking
     text = _handed_in(taking) if taking else "over OpenSend's REST API"
     yield Moment(at=facts.created_at, what="taken", text=text)
+    is_told = any(event.kind == "suppressed" for event in facts.events)
     for fate in facts.fates:
-        if fate.status == "suppressed":
+        if fate.status == "suppressed" and not is_told:
             yield Moment(at=facts.created_at, what="left out", who=fate.email, text=fate.reason or "")
     if taking and taking.repeats and taking.repeated_at:
         text = f"{_times(taking.repeats, taking.repeated_at, say)}: the client sent it again, and it is stored once"
@@ -350,8 +241,8 @@ def _handed_in(taking: Taking) -> str:
         parts.append(f"from {taking.client}")
     if taking.tls is not None:
         parts.append(f"with {taking.tls.partition(' ')[0]}" if taking.tls else "without TLS")
-    key = f"key {taking.key_name} ({taking.key_id})" if taking.key_name else f"key {taking.key_id}"
-    return f"{' '.join(parts)}, {key}, {taking.size:,} octets"
+    key = f"{taking.key_name} ({taking.key_id})" if taking.key_name else taking.key_id
+    return ", ".join([" ".join(parts), *([f"key {key}"] if key else []), f"{taking.size:,} octets"])
 
 
 def _happened(event: Event, say: Say) -> Iterator[Moment]:

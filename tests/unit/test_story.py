@@ -14,21 +14,10 @@ import pytest
 from opensend_milter.adapters.admin.rows import EmailStatus
 from opensend_milter.core.fates import Fate
 from opensend_milter.core.next_steps import ADVICE
+from opensend_milter.core.recorded import Event, Facts, Listing, Refusal, Taking, Told, Visits, Waiting
 from opensend_milter.core.remedies import REMEDIES
 from opensend_milter.core.rules import Rule
-from opensend_milter.core.story import (
-    Event,
-    Facts,
-    Listing,
-    Refusal,
-    Story,
-    Taking,
-    Told,
-    Visits,
-    Waiting,
-    tell,
-    tell_refusal,
-)
+from opensend_milter.core.story import Story, tell, tell_refusal
 
 ID = "01a22a0c-f6a0-4d1e-9651-279c9f1ee060"
 TWO = datetime(2026, 11, 30, 14, 2, tzinfo=UTC)
@@ -105,7 +94,7 @@ UNDER_WAY = Waiting(state="waiting", attempts=1, due_at=later(18), announce_at=l
             f"called spam by {BOB}; uncertain for {ANN} since 14:05: nobody knows whether the next hop has it",
         ),
         ([(ANN, "cancelled"), (BOB, "cancelled")], None, "canceled"),
-        ([(ANN, "what OpenSend says next year")], None, "what OpenSend says next year: ann@example.net"),
+        ([(ANN, "what OpenSend says {next} year")], None, "what OpenSend says {next} year: ann@example.net"),
         ([], None, "sent"),
     ],
 )
@@ -176,7 +165,7 @@ def test_the_timeline_is_in_order_and_names_each_recipient() -> None:
 @pytest.mark.parametrize(
     ("reason", "begins", "command"),
     [
-        (NO_USER, "The next hop says that there is no such mailbox", f"suppression add {ANN} --user shop"),
+        (NO_USER, "The next hop says that there is no such mailbox", f"suppression add --user shop {ANN}"),
         ("smtp; 550 5.1.10 RESOLVER.ADR.RecipientNotFound", "The next hop says that there is no such mailbox", "supp"),
         ("relay.example:25: 550 5.7.1 no", "The next hop refuses it by its policy", "domain verify shop.example"),
         ("5.7.26", "The next hop refuses it by its policy", "domain verify shop.example"),
@@ -255,9 +244,34 @@ def test_every_rule_has_a_next_step(rule: Rule) -> None:
 
 def test_a_rule_of_a_newer_version_is_told_without_a_step() -> None:
     facts = Refusal(
-        id="7", taking=TAKING, rule="new", code=550, enhanced="5.7.1", text="no", recipients=[ANN], ref=None, user_id=None
+        id="7",
+        taking=TAKING,
+        rule="new",
+        code=550,
+        enhanced="5.7.1",
+        text="no",
+        recipients=[ANN],
+        ref=None,
+        user_id=None,
     )
     assert tell_refusal(facts).next_steps == ()
+
+
+def test_an_address_that_looks_like_an_option_or_a_command_is_none() -> None:
+    for address in ("-rf@example.net", "$(reboot)@example.net", "o'neil@example.net"):
+        (step,) = told((address, "suppressed")).next_steps
+        words = shlex.split(step.command)
+        assert words[-1] == address
+        assert (words[-2] == "--") == address.startswith("-")
+
+
+def test_who_was_refused_is_told_of_once() -> None:
+    said = {"courier": "smtp", "reply": "250 ok", "refused": [{"email": BOB, "reason": NO_USER}]}
+    story = told(
+        (ANN, "sent"),
+        events=[Event(at=later(at), kind=kind, payload=said) for at, kind in ((1, "delayed"), (9, "sent"))],
+    )
+    assert [(one.at, one.who) for one in story.timeline if one.what == "refused"] == [(later(1), BOB)]
 
 
 @pytest.mark.parametrize(

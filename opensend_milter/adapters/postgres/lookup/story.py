@@ -14,20 +14,8 @@ from opensend_milter.core.address import listings
 from opensend_milter.core.feedback import addresses
 from opensend_milter.core.ids import key_id
 from opensend_milter.core.model import Address, KeyId
-from opensend_milter.core.story import (
-    Event,
-    Facts,
-    Listing,
-    Refusal,
-    Say,
-    Story,
-    Taking,
-    Told,
-    Visits,
-    Waiting,
-    tell,
-    tell_refusal,
-)
+from opensend_milter.core.recorded import Event, Facts, Listing, Refusal, Taking, Told, Visits, Waiting
+from opensend_milter.core.story import Say, Story, tell, tell_refusal
 
 SQL = statements("story")
 MOST_EVENTS, MOST_VISITS = 500, 10_000
