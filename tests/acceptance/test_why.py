@@ -55,7 +55,9 @@ def known(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Known:
     ((email_id,),) = rows(
         sandbox, "SELECT email_id::text FROM opensend_milter.submissions WHERE queue_id = %s", queue_id
     )
-    (refused_hit,) = await_found(lambda: found(f"{word}-refused@example.net", many=True) or None, "the refusal is noted")
+    (refused_hit,) = await_found(
+        lambda: found(f"{word}-refused@example.net", many=True) or None, "the refusal is noted"
+    )
     address = re.search(rb"https?://\S+", refusal)
     assert address, refusal
     taken = {

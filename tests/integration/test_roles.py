@@ -157,7 +157,6 @@ INTAKE_NEVER = [
     "SELECT digest FROM opensend_milter.row_digests",
     "SELECT * FROM opensend_milter.submissions",
     "DELETE FROM opensend_milter.jobs",
-    "SELECT * FROM opensend_milter.refusals",
     "INSERT INTO public.email_suppressions (user_id, email, reason) VALUES ('u', 'x', 'manual')",
 ]
 NEVER: list[tuple[Role, str]] = [
@@ -166,6 +165,7 @@ NEVER: list[tuple[Role, str]] = [
     *(("opensend_http", statement) for statement in INTAKE_NEVER),
     ("opensend_milter", "SELECT subject FROM public.emails"),
     ("opensend_milter", "SELECT user_id FROM public.email_events"),
+    ("opensend_milter", "SELECT rule FROM opensend_milter.refusals"),
     ("opensend_http", "SELECT text FROM public.emails"),
     ("opensend_http", "SELECT headers FROM public.emails"),
     ("opensend_http", "SELECT response_body FROM public.webhook_deliveries"),

@@ -108,7 +108,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "email-show-none": ("email", "show", "01a22a0c-ffff"),
     "email-refusals": ("email", "refusals"),
     "why": ("why", EMAILS[1], "--utc"),
-    "why-several": ("why", "01a22a0c-f6a"),
+    "why-several": ("why", "--limit", "3"),
     "why-refusal": ("why", "4jd5rb6fZCzRW0C", "--utc"),
     "why-none": ("why", HOSTILE),
     "key-list": ("key", "list"),

@@ -7,15 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from typer.testing import CliRunner
 
+from opensend_milter.adapters.postgres.lookup.story import facts_of
 from opensend_milter.cli import app_of, exits
 from opensend_milter.core.model import EmailId
+from opensend_milter.core.story import tell
 from tests.integration.outbox import add_email, rows
 from tests.integration.private_postgres import Database
 from tests.screen import SOURCE
@@ -31,7 +34,7 @@ def email_id(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     made = add_email(database, recipients=["to@example.net", "hidden@example.net"])
     ((key_id,),) = rows(database, "SELECT key_id FROM opensend_milter.submissions")
     rows(database, "INSERT INTO api_keys (id, name, token_hash, user_id) VALUES (%s, 'shop', 'a', 'u1')", key_id)
-    rows(database, "UPDATE emails SET text = %s, headers = '{\"X-Of\": \"the header\"}'", TEXT)
+    rows(database, 'UPDATE emails SET text = %s, headers = \'{"X-Of": "the header"}\'', TEXT)
     path = tmp_path / "opensend-milter.yaml"
     path.write_text(json.dumps({"database": {"password_dir": str(database.password_dir)}}))
     monkeypatch.setenv("DATABASE_URL", database.url)
@@ -88,20 +91,29 @@ def test_contents_are_read_by_another_role_and_that_is_noted(database: Database,
     assert found(email_id, "--body")["contents"]["text"] == TEXT
     assert why(email_id, "--body")[1].endswith(f"X-Of: the header\n\n{TEXT}\n")
     log = (database.cluster.directory / "log").read_text(errors="replace")
-    noted = [line for line in log.splitlines() if f"LOG:  opensend-milter: contents of email {email_id} read by " in line]
+    noted = [
+        line for line in log.splitlines() if f"LOG:  opensend-milter: contents of email {email_id} read by " in line
+    ]
     assert len(noted) == 2
 
 
 class Following:
-    """A `why --follow` that runs."""
+    """A `why --follow` that runs, and is gone at the end."""
 
-    def __init__(self, *words: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, *words: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "opensend_milter", "why", *words, "--follow", "--json"],
-            env={**environ, "PYTHONPATH": SOURCE, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONPATH": SOURCE},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
 
     def next(self) -> dict[str, Any]:
         """Return the next line."""
@@ -112,35 +124,68 @@ class Following:
     def end(self) -> tuple[int, bytes]:
         """Wait for its end; return its exit code, and what it said of it."""
         assert self.process.stderr
-        said = self.process.stderr.read()
-        return self.process.wait(patience_s()), said
+        return self.process.wait(patience_s()), self.process.stderr.read()
 
 
 def test_what_happens_to_a_message_is_told_as_it_happens_until_ctrl_c(database: Database, email_id: EmailId) -> None:
-    following = Following(email_id, environ=os.environ)
-    assert following.next()["what"] == "taken"
-    rows(
-        database,
-        """INSERT INTO email_events (email_id, type, payload, user_id)
-        VALUES (%s, 'sent', '{"courier": "smtp", "reply": "250 ok"}', 'u1')""",
-        email_id,
-    )
-    told = following.next()
-    assert (told["id"], told["what"], told["text"]) == (email_id, "sent", "smtp: 250 ok")
-    following.process.send_signal(signal.SIGINT)
-    assert following.end() == (0, b"")
+    with Following(email_id) as following:
+        assert following.next()["what"] == "taken"
+        rows(
+            database,
+            """INSERT INTO email_events (email_id, type, payload, user_id)
+            VALUES (%s, 'sent', '{"courier": "smtp", "reply": "250 ok"}', 'u1')""",
+            email_id,
+        )
+        told = following.next()
+        assert (told["id"], told["what"], told["text"]) == (email_id, "sent", "smtp: 250 ok")
+        following.process.send_signal(signal.SIGINT)
+        assert following.end() == (0, b"")
 
 
 def test_what_comes_in_is_told_and_a_reader_that_goes_away_is_no_fault(database: Database, email_id: EmailId) -> None:
-    following = Following(environ=os.environ)
-    first = following.next()
-    assert (first["id"], first["status"]) == (email_id, "queued")
-    rows(database, "UPDATE emails SET status = 'sent' WHERE id = %s", email_id)
-    assert following.next()["status"] == "sent"
-    assert following.process.stdout
-    following.process.stdout.close()
-    await_true(
-        lambda: following.process.poll() is not None or rows(database, OTHERWISE),
-        "it ends once nobody reads it",
+    with Following() as following:
+        first = following.next()
+        assert (first["id"], first["status"]) == (email_id, "queued")
+        rows(database, "UPDATE emails SET status = 'sent' WHERE id = %s", email_id)
+        assert following.next()["status"] == "sent"
+        assert following.process.stdout
+        following.process.stdout.close()
+        await_true(
+            lambda: following.process.poll() is not None or rows(database, OTHERWISE),
+            "it ends once nobody reads it",
+        )
+        assert following.end() == (0, b"")
+
+
+def test_beside_opensend_it_tells_what_its_rows_say(beside: Database) -> None:
+    """Of a message over its REST API there is no envelope; what SES said of single recipients is in the timeline."""
+    email_id = "01a22a0c-f6a0-4d1e-9651-279c9f1ee060"
+    rows(beside, """INSERT INTO "user" (id, name, email, created_at) VALUES ('u1', 'u1', 'u1@localhost', now())""")
+    rows(
+        beside,
+        """INSERT INTO emails (id, "from", "to", bcc, subject, status, user_id) VALUES (%s, 'app@example.org',
+        '["Ann <ann@example.net>"]', '["hidden@example.net"]', 'hi', 'bounced', 'u1')""",
+        email_id,
     )
-    assert following.end() == (0, b"")
+    rows(
+        beside,
+        """INSERT INTO email_events (email_id, type, payload, user_id) VALUES (%s, 'bounced',
+        '{"bounceType": "Permanent", "bouncedRecipients":
+        [{"emailAddress": "ann@example.net", "diagnosticCode": "550 5.1.1"}]}', 'u1')""",
+        email_id,
+    )
+    rows(beside, "INSERT INTO email_suppressions (user_id, email, reason) VALUES ('u1', 'ann@example.net', 'bounced')")
+    with beside.connect() as connection:
+        facts = facts_of(connection, email_id, beside=True)
+    assert facts
+    story = tell(facts, datetime.isoformat)
+    assert story.verdict == "bounced for 2 of 2"
+    assert [(one.email, one.status, one.suppressed) for one in story.recipients] == [
+        ("ann@example.net", "bounced", "bounced"),
+        ("hidden@example.net", "bounced", None),
+    ]
+    assert [(one.what, one.who, one.text) for one in story.timeline] == [
+        ("taken", "", "over OpenSend's REST API"),
+        ("announced", "", "to OpenSend, whose ingester sends it"),
+        ("bounced", "ann@example.net", "550 5.1.1"),
+    ]
