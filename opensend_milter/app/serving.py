@@ -20,6 +20,7 @@ from opensend_milter.config import Config, load
 from opensend_milter.config.changes import Reads
 from opensend_milter.core import counting
 from opensend_milter.core.errors import ConfigError, StoreUnavailable, TablesDiffer
+from opensend_milter.core.links import base_of
 from opensend_milter.core.model import Message, Outcome
 from opensend_milter.servers import metrics_page
 from opensend_milter.servers.memory import give_back_large_blocks
@@ -36,7 +37,7 @@ READS = Reads(
         {
             *("profile", "billing", "database", "size", "policy", "limits", "relay.eight_bit", "delivery.courier"),
             *("milter.soft_timeout_s", "milter.hard_timeout_s", "milter.gather_window_ms"),
-            *("milter.spool_dir", "milter.spool_above_bytes"),
+            *("milter.spool_dir", "milter.spool_above_bytes", "http.public_url"),
         }
     ),
     at_start=frozenset({"milter", "metrics.serve_port"}),
@@ -148,6 +149,7 @@ def _door(config: Config, accept: Callable[[Message], Outcome]) -> Door:
         spool_dir=config.milter.spool_dir,
         spool_above_bytes=config.milter.spool_above_bytes,
         max_message_bytes=config.size.max_message_bytes,
+        base=base_of(config.http.public_url),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -31,6 +32,7 @@ from opensend_milter.core.errors import ConfigError
 from opensend_milter.core.feedback import of_link
 from opensend_milter.core.links import Links, SignedLink
 from opensend_milter.core.model import EmailId, Message, Outcome
+from opensend_milter.core.rates import Allowance
 from opensend_milter.core.request import RequestLimits
 from opensend_milter.core.signing import derived
 from opensend_milter.host.rendering.certificates import find_certificate
@@ -43,6 +45,7 @@ from opensend_milter.servers.web import (
     links as http_links,
     openapi as http_openapi,
     server as http_server,
+    told,
 )
 from opensend_milter.servers.web.api import AcceptAll, Api
 from opensend_milter.servers.web.bodies import Bodies
@@ -108,7 +111,7 @@ class Answering:
         self._succession = Succession(self._deciding(config))
         self._threads = CapacityLimiter(MOST_REQUESTS)
         self._page = prometheus.alone(counting.OVER_HTTP)
-        self._reports = _report_routes(config, self._box, self._desk.check)
+        self._open = [*_report_routes(config, self._box, self._desk.check), *_told_routes(self._desk)]
         self.site = self._site(config)
 
     def follow(self, config: Config) -> None:
@@ -136,7 +139,7 @@ class Answering:
 
     def _site(self, config: Config) -> Site:
         routes = [
-            *self._reports,
+            *self._open,
             *_api(config, self._succession.accept, self._desk, self._throttle, self._threads).routes(),
             *metrics_page.routes(self._page, config.http.monitoring.split()),
             *http_openapi.routes(max_bulk_messages=config.http.max_bulk_messages, limits=_limits(config)),
@@ -185,6 +188,10 @@ def _report_routes(config: Config, box: PostgresFeedbackBox, check: Callable[[],
         *health.routes(check),
         *http_links.routes(opened, put_report),
     ]
+
+
+def _told_routes(desk: PostgresSubmissions) -> Sequence[Route]:
+    return told.routes(desk.refused, Allowance(told.PER_MINUTE, time.monotonic))
 
 
 def _api(

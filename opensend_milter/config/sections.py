@@ -329,7 +329,9 @@ class Http:
     socket: Path | None = option(None, "unix socket to listen on instead of host and port", check=SOCKET)
     socket_group: str = option("www-data", "group that may connect to the socket", check=GROUP)
     tls: bool = option(default=False, text="speak TLS, with tls.certificate or tls.folder")
-    public_url: str = option("", "how others reach it: the base of links in messages", check=HTTP_URL)
+    public_url: str = option(
+        "", "how others reach it: the base of links in messages, and of the address in a refusal", check=HTTP_URL
+    )
     default_from: str = option("", "From of a request that has none; empty: such a request is refused", check=ADDRESS)
     trusted_proxies: str = option(
         "", "networks of proxies whose word on the client's address is believed, separated by spaces", check=NETWORKS

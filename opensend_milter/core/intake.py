@@ -27,9 +27,11 @@ from opensend_milter.core.model import (
     Refuse,
     Repeat,
     Settlement,
+    Verdict,
 )
 from opensend_milter.core.policy import OURS, Policy
 from opensend_milter.core.ports import IntakeStore
+from opensend_milter.core.refs import new_token
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ class Intake:
             if isinstance(known, Known):
                 judged.append(self._judged(message, known, _after(accepted, next(facts))))
             else:
-                judged.append(Settlement(message=message, verdict=known))
+                judged.append(Settlement(message=message, verdict=_with_token(known)))
             accepted += isinstance(judged[-1].verdict, Accept)
         if len(judged) > 1 and any(isinstance(one.verdict, Refuse) for one in judged):
             return [one if isinstance(one.verdict, Refuse) else None for one in judged]
@@ -105,11 +107,19 @@ class Intake:
     def _judged(self, message: Message, known: Known, about: Facts) -> Settlement:
         return Settlement(
             message=message,
-            verdict=self.policy.judge(message, known.reading, known.identity, about),
+            verdict=_with_token(self.policy.judge(message, known.reading, known.identity, about)),
             user_id=about.key.user_id if about.key else None,
             suppressed=about.suppressed,
             message_id=known.reading.message_id,
+            from_address=known.reading.sender.address,
         )
+
+
+def _with_token(verdict: Verdict) -> Verdict:
+    """Give a refusal that will be recorded what it is looked up by."""
+    if isinstance(verdict, Refuse) and verdict is not OURS:
+        return replace(verdict, token=new_token())
+    return verdict
 
 
 def _outcome(settlement: Settlement) -> Outcome:

@@ -54,7 +54,7 @@ class Links:
         if route.tracking_host:
             host = normal_domain(route.tracking_host)
             return f"https://{host}" if host else ""
-        return self.public_url.rstrip("/") if _BASE.fullmatch(self.public_url) else ""
+        return base_of(self.public_url)
 
     def url(self, base: str, link: SignedLink) -> str:
         """Return the URL that says this; the same each time."""
@@ -75,6 +75,11 @@ class Links:
         if kind is None or not _fits(kind, target):
             return None
         return SignedLink(kind=kind, email_id=email_id, target=target)
+
+
+def base_of(public_url: str) -> str:
+    """Return what our own addresses begin with; empty where that is no plain web address."""
+    return public_url.rstrip("/") if _BASE.fullmatch(public_url) else ""
 
 
 def is_web_url(url: str) -> bool:

@@ -50,6 +50,7 @@ def _taken(status: str, message: Message, email_id: EmailId, waited_ms: float) -
 def refused(message: Message, refusal: Refuse, waited_ms: float) -> None:
     """Note that the client is told why not; where the mail server has kept something from us, what."""
     lacks: dict[str, Plain] = {"lacks": CLIENT_ADDR} if refusal.rule is Rule.NETWORK_UNKNOWN else {}
+    recorded: dict[str, Plain] = {"ref": refusal.ref} if refusal.token else {}
     _note(
         logging.INFO,
         message.queue_id,
@@ -61,6 +62,7 @@ def refused(message: Message, refusal: Refuse, waited_ms: float) -> None:
         code=refusal.code,
         dsn=refusal.enhanced,
         rule=refusal.rule.value,
+        **recorded,
         **lacks,
         delay_ms=round(float(waited_ms), 1),
     )

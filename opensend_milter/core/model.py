@@ -9,6 +9,7 @@ from typing import Literal, NewType
 
 from opensend_milter.core.control import Wishes
 from opensend_milter.core.couriers import CourierName
+from opensend_milter.core.refs import ref_of
 from opensend_milter.core.rules import Reply, Rule
 from opensend_milter.core.transfer import Base64, Buffer
 
@@ -206,6 +207,13 @@ class Refuse:
     enhanced: str
     text: str
     rule: Rule
+    token: str = ""
+    """By what it is looked up; empty: it is not recorded."""
+
+    @property
+    def ref(self) -> str:
+        """Return its token in short, as the record has it."""
+        return ref_of(self.token) if self.token else ""
 
 
 def refuse(rule: Rule, text: str, reply: Reply | None = None) -> Refuse:
@@ -257,6 +265,8 @@ class Settlement:
     """What the suppression list said, for OpenSend's event."""
     message_id: str | None = None
     """As the client gave it, where the message could be read."""
+    from_address: Address | None = None
+    """As the message shows it, where it could be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

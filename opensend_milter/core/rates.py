@@ -301,8 +301,8 @@ def _take(blocks: Sequence[_Block], count: int, now: float) -> Decision:
 
 
 @dataclass(slots=True)
-class FailedLogins:
-    """Failed authentications by client, counted by this process alone: it has no database to ask."""
+class Allowance:
+    """What each client may still try, counted by this process alone: the database is not asked, or not there."""
 
     per_minute: int
     clock: Callable[[], float]
@@ -316,7 +316,7 @@ class FailedLogins:
         return max(1 - level, 0) * MINUTE_S / max(self.per_minute, 1)
 
     def note(self, address: str) -> None:
-        """Count a failure. Several that were under way at once are all counted: the level may fall below zero."""
+        """Count one. Several that were under way at once are all counted: the level may fall below zero."""
         client = client_of(address)
         level = max(self._level(client) - 1, -burst_of(self.per_minute))
         self._levels[client] = level, self.clock()

@@ -9,13 +9,13 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
+from opensend_milter.core import crockford
 from opensend_milter.core.fates import Fate
 from opensend_milter.core.model import EmailId, KeyId
 
 SubmissionState = Literal["received", "smtp_submission_started", "smtp_accepted", "smtp_failed", "rejected", "canceled"]
 FINAL: frozenset[SubmissionState] = frozenset({"smtp_accepted", "smtp_failed", "rejected", "canceled"})
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_REQUEST_ID = re.compile(rf"req_([0-7][{_CROCKFORD}]{{25}})")
+_REQUEST_ID = re.compile(rf"req_([0-7][{crockford.LETTERS}]{{25}})")
 _STATES: dict[str, SubmissionState] = {
     "queued": "received",
     "scheduled": "received",
@@ -86,24 +86,19 @@ class Rejection:
     text: str
     refused_at: datetime
     recipients: tuple[str, ...]
+    ref: str | None
+    """None: of before there were any."""
 
 
 def request_id(email_id: EmailId) -> str:
     """Spell an email's id as a request's: `req_` and a ULID, which is the same 128 bits."""
-    number, letters = UUID(email_id).int, ""
-    for _ in range(26):
-        number, digit = divmod(number, 32)
-        letters = _CROCKFORD[digit] + letters
-    return f"req_{letters}"
+    return f"req_{crockford.spelled(UUID(email_id).int, 26)}"
 
 
 def email_of_request(text: str) -> EmailId | None:
     """Return the email that a request's id, or its own, names; None where the text is neither."""
     if match := _REQUEST_ID.fullmatch(text.strip()):
-        number = 0
-        for letter in match[1]:
-            number = number * 32 + _CROCKFORD.index(letter)
-        return EmailId(str(UUID(int=number)))
+        return EmailId(str(UUID(int=crockford.number_of(match[1]))))
     try:
         return EmailId(str(UUID(text)))
     except ValueError:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from opensend_milter.config import Auth
 from opensend_milter.core import counting, maillog
 from opensend_milter.core.counting import LoginOutcome
-from opensend_milter.core.rates import FailedLogins
+from opensend_milter.core.rates import Allowance
 from opensend_milter.servers import saslauthd
 from opensend_milter.servers.activation import passed_or
 from opensend_milter.servers.dovecot import MAX_LINE_BYTES, Dovecot, HangUp, OutageLog, key_of
@@ -99,7 +99,7 @@ class Gate:
     def __init__(self, settings: Auth, failed_per_minute: int) -> None:
         self._protocol = settings.protocol
         self._dovecot = Dovecot(settings.dovecot_socket, settings.timeout_s)
-        self._failed = FailedLogins(failed_per_minute, time.monotonic)
+        self._failed = Allowance(failed_per_minute, time.monotonic)
         self._outages = OutageLog()
         self._attending: set[asyncio.Task[None]] = set()
         self._connections = itertools.count(1)
@@ -161,7 +161,7 @@ class Client:
     """One connection of Postfix: a line in, at most one line out."""
 
     dovecot: Dovecot
-    failed: FailedLogins
+    failed: Allowance
     pending: Dialogue | None = None
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -32,6 +32,7 @@ from opensend_milter.core.errors import ConfigError, OpensendError
 from opensend_milter.core.ids import key_id, new_email_id
 from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcome, Refuse, Session, refuse
 from opensend_milter.core.policy import NOT_A_KEY, OURS, UNAUTHENTICATED
+from opensend_milter.core.refs import PATH
 from opensend_milter.core.rules import COME_AGAIN, Rule
 from opensend_milter.core.transfer import Buffer
 from opensend_milter.servers.supervisor import Line
@@ -86,6 +87,8 @@ class Door:
     spool_dir: Path
     spool_above_bytes: int
     max_message_bytes: int
+    base: str = ""
+    """What the address of a refusal begins with; empty: nobody shows any."""
 
 
 @dataclass(slots=True)
@@ -288,7 +291,7 @@ class Callbacks:
         try:
             transaction.queue_id = context.getsymval("i") or ""
             outcome = _decide(transaction)
-            return _reply(context, outcome) if isinstance(outcome, Refuse) else DISCARD
+            return _reply(context, outcome, transaction.door.base) if isinstance(outcome, Refuse) else DISCARD
         finally:
             self._end(connection)
 
@@ -380,17 +383,33 @@ def _failed(context: Context, *, at_end: bool) -> int:
     return connection.collected
 
 
-def _reply(context: Context, refusal: Refuse) -> int:
-    lines = reply_lines(refusal.text)
+def _reply(context: Context, refusal: Refuse, base: str = "") -> int:
+    lines = reply_lines(refusal.text, _where_it_is_told(refusal, base))
     context.setreply(str(refusal.code), refusal.enhanced, *lines)
     return TEMPFAIL if refusal.code < 500 else REJECT  # noqa: PLR2004  # SMTP's own border
 
 
-def reply_lines(text: str) -> list[str]:
-    """Shape a text for libmilter: ASCII, no line ends, a doubled %, lines that SMTP allows."""
+def _where_it_is_told(refusal: Refuse, base: str) -> str:
+    """Say by what a refusal is looked up: an address, where there is one that fits in a line."""
+    if not refusal.token:
+        return ""
+    address = f"; see {base}{PATH}{refusal.token}"
+    return address if base and len(address) <= REPLY_LINE else f" (ref {refusal.ref})"
+
+
+def reply_lines(text: str, last: str = "") -> list[str]:
+    """Shape a text for libmilter: ASCII, no line ends, a doubled %, lines that SMTP allows.
+
+    `last` ends it: of what is too long, the text is cut.
+    """
     plain = "".join(char if " " <= char <= "~" else "?" for char in " ".join(text.split()))
-    lines = textwrap.wrap(plain, REPLY_LINE, break_on_hyphens=False) or ["refused"]
-    return [line.replace("%", "%%") for line in lines[:REPLY_LINES]]
+    lines = textwrap.wrap(plain, REPLY_LINE, break_on_hyphens=False)[:REPLY_LINES] or ["refused"]
+    room = REPLY_LINE - len(last)
+    if len(lines[-1]) > room and len(lines) < REPLY_LINES:
+        lines.append(last.lstrip("; "))
+    else:
+        lines[-1] = lines[-1][:room] + last
+    return [line.replace("%", "%%") for line in lines]
 
 
 def open_socket(path: Path, group: int | None) -> int:

@@ -16,7 +16,7 @@ from opensend_milter.core.rates import (
     Blocks,
     Bucket,
     Decision,
-    FailedLogins,
+    Allowance,
     Grant,
     RateLimits,
     burst_of,
@@ -269,7 +269,7 @@ def test_failures_are_refused_without_asking() -> None:
 
 def test_failed_logins_of_one_process() -> None:
     clock = Clock()
-    failed = FailedLogins(6, clock)
+    failed = Allowance(6, clock)
     for _ in range(6):
         assert failed.wait_s("2001:db8::1") == 0
         failed.note("2001:db8::2")
@@ -281,7 +281,7 @@ def test_failed_logins_of_one_process() -> None:
 
 def test_failed_logins_under_way_at_once_all_count() -> None:
     clock = Clock()
-    failed = FailedLogins(6, clock)
+    failed = Allowance(6, clock)
     for _ in range(9):
         failed.note("192.0.2.7")
     assert failed.wait_s("192.0.2.7") == pytest.approx(40)
@@ -291,14 +291,14 @@ def test_failed_logins_under_way_at_once_all_count() -> None:
 
 
 def test_failed_logins_without_a_limit() -> None:
-    failed = FailedLogins(0, Clock())
+    failed = Allowance(0, Clock())
     for _ in range(1_000):
         failed.note("192.0.2.7")
     assert failed.wait_s("192.0.2.7") == 0
 
 
 def test_failed_logins_forget_the_oldest() -> None:
-    failed = FailedLogins(1, Clock(), at_most=10)
+    failed = Allowance(1, Clock(), at_most=10)
     for number in range(100):
         failed.note(f"192.0.2.{number}")
     assert failed.wait_s("192.0.2.0") == 0

@@ -184,10 +184,10 @@ FROM public.email_events WHERE email_id = %(id)s::uuid
 ORDER BY received_at, id;
 
 -- list_refusals -- messages that were not taken, latest first
-SELECT refused_at, rule, code, enhanced, text, front_door, queue_id, client_address, key_id, user_id, sender,
-    recipients, message_id, size_bytes
+SELECT ref, refused_at, rule, code, enhanced, text, front_door, queue_id, client_address, key_id, user_id, sender,
+    from_domain, recipients, message_id, size_bytes
 FROM opensend_milter.refusals
-WHERE (%(queue_id)s::text IS NULL OR queue_id = %(queue_id)s)
+WHERE (%(queue_id)s::text IS NULL OR queue_id = %(queue_id)s OR ref = %(ref)s)
     AND (%(rule)s::text IS NULL OR rule = %(rule)s)
     AND (%(user_id)s::text IS NULL OR user_id = %(user_id)s)
     AND (%(since)s::timestamptz IS NULL OR refused_at >= %(since)s)

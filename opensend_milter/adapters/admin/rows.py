@@ -268,6 +268,8 @@ class EventRow:
 class RefusalRow:
     """A message that was not taken."""
 
+    ref: str | None
+    """None: of before there were any."""
     refused_at: datetime
     rule: str
     code: int
@@ -279,6 +281,7 @@ class RefusalRow:
     key_id: str
     user_id: UserId | None
     sender: str
+    from_domain: str | None
     recipients: list[str]
     message_id: str | None
     size_bytes: int
@@ -286,7 +289,7 @@ class RefusalRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmailDetail:
-    """Everything known of one id: an email, or only refusals of that queue id."""
+    """Everything known of one id: an email, or only refusals of that queue id or ref."""
 
     email: EmailFields | None
     submission: SubmissionRow | None

@@ -50,6 +50,7 @@ from opensend_milter.core.address import folded, listings
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.fates import Result, Work, fates
 from opensend_milter.core.model import EmailId, KeyId, UserId
+from opensend_milter.core.refs import read_ref
 from opensend_milter.core.rules import Rule
 
 Row = TypeVar("Row")
@@ -236,13 +237,14 @@ class AdminStore:
         return None
 
     def show_email(self, email_or_queue_id: str) -> EmailDetail:
-        """Return everything known of an email's id, an end of one, or a Postfix queue id."""
+        """Return everything known of an email's id, an end of one, a Postfix queue id, or a refusal's ref."""
         wanted = email_or_queue_id.strip()
         email_id = wanted if is_uuid(wanted) else the_email(wanted, emails_named(self._connection, [wanted])[wanted])
         emails = self._rows("show_email", EmailFields, id=email_id) if email_id else []
         submissions = self._rows("show_submission", SubmissionRow, id=email_id) if email_id else []
         queue_id = submissions[0].queue_id if submissions else wanted
-        refusals = self.list_refusals(queue_id=queue_id, limit=REFUSALS_SHOWN).rows if queue_id else []
+        ref = read_ref(wanted)
+        refusals = self.list_refusals(queue_id=queue_id, ref=ref, limit=REFUSALS_SHOWN).rows if queue_id else []
         if not emails and not submissions and not refusals:
             raise no_email([wanted])
         jobs = self._rows("show_job", JobRow, id=email_id) if email_id else []
@@ -261,17 +263,19 @@ class AdminStore:
         self,
         *,
         queue_id: str | None = None,
+        ref: str | None = None,
         rule: Rule | None = None,
         user_id: str | None = None,
         since: datetime | None = None,
         limit: int | None,
     ) -> Listed[RefusalRow]:
-        """List messages that were not taken, newest first."""
+        """List messages that were not taken, newest first; with `queue_id` those of that or of this `ref`."""
         return self._listed(
             "list_refusals",
             RefusalRow,
             limit,
             queue_id=queue_id,
+            ref=ref,
             rule=rule.value if rule else None,
             user_id=user_id,
             since=since,

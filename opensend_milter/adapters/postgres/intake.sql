@@ -160,15 +160,16 @@ INSERT INTO opensend_milter.raw_chunks (email_id, chunk_no, bytes) VALUES (%(id)
 
 -- refuse -- record refusals; of a message that was not read to its end, the key says whose it was
 INSERT INTO opensend_milter.refusals (rule, code, enhanced, text, front_door, queue_id, client_address, key_id,
-    user_id, sender, recipients, message_id, size_bytes)
+    user_id, sender, recipients, message_id, size_bytes, from_domain, ref, token_hash)
 SELECT r.rule, r.code, r.enhanced, r.text, r.front_door, r.queue_id, r.client_address, r.key_id,
     coalesce(r.user_id, (SELECT k.user_id FROM public.api_keys k WHERE k.id = r.key_uuid)), r.sender,
-    ARRAY(SELECT jsonb_array_elements_text(r.recipients)), r.message_id, r.size_bytes
+    ARRAY(SELECT jsonb_array_elements_text(r.recipients)), r.message_id, r.size_bytes, r.from_domain, r.ref, r.token_hash
 FROM unnest(%(rules)s::text[], %(codes)s::integer[], %(enhanced)s::text[], %(texts)s::text[], %(front_doors)s::text[],
     %(queue_ids)s::text[], %(client_addresses)s::text[], %(key_ids)s::text[], %(user_ids)s::text[], %(senders)s::text[],
-    %(recipients)s::jsonb[], %(message_ids)s::text[], %(sizes)s::bigint[], %(key_uuids)s::uuid[])
+    %(recipients)s::jsonb[], %(message_ids)s::text[], %(sizes)s::bigint[], %(key_uuids)s::uuid[],
+    %(from_domains)s::text[], %(refs)s::text[], %(token_hashes)b::bytea[])
     AS r (rule, code, enhanced, text, front_door, queue_id, client_address, key_id, user_id, sender, recipients,
-        message_id, size_bytes, key_uuid);
+        message_id, size_bytes, key_uuid, from_domain, ref, token_hash);
 
 -- repeat -- count a message that was sent again
 UPDATE opensend_milter.submissions s SET repeats = s.repeats + r.times, repeated_at = now()

@@ -10,8 +10,10 @@ from typing import Any
 from uuid import uuid4
 
 from opensend_milter.core import row
+from opensend_milter.core.address import domain_of, normal_domain
 from opensend_milter.core.ids import key_id
 from opensend_milter.core.model import Accept, Attachment, Message, Refuse, Repeat, Settlement
+from opensend_milter.core.refs import token_hash
 from opensend_milter.core.rules import Rule
 from opensend_milter.core.transfer import PIECE_BYTES, slices
 
@@ -24,7 +26,7 @@ Values = dict[str, Any]
 Step = tuple[str, Mapping[str, Any]]
 """Name of a statement, and its parameters."""
 _NUL = "\x00"
-_BYTES = frozenset({"digests", "content_digests", "fingerprints", "first_chunks"})
+_BYTES = frozenset({"digests", "content_digests", "fingerprints", "first_chunks", "token_hashes"})
 
 
 def columns(rows: Sequence[Values]) -> Mapping[str, list[Any] | str]:
@@ -122,7 +124,7 @@ def log_values(settlement: Settlement) -> Values:
     if isinstance(verdict, Refuse):
         status = verdict.rule.logged
         said = clean(f"{verdict.code} {verdict.enhanced} {verdict.text}")
-        response = {"code": verdict.rule.value, "message": said}
+        response = {"code": verdict.rule.value, "message": said, "ref": verdict.ref}
     else:
         status, response = HTTPStatus.OK, {"id": message.id}
     return {
@@ -212,6 +214,9 @@ def refuse_values(settlement: Settlement, refusal: Refuse) -> Values:
         "message_ids": clean((settlement.message_id or "")[:RECORDED_CHARACTERS]) or None,
         "sizes": message.size,
         "key_uuids": key_id(message.session.key_id),
+        "from_domains": normal_domain(domain_of(settlement.from_address or "")),
+        "refs": refusal.ref,
+        "token_hashes": token_hash(refusal.token),
     }
 
 

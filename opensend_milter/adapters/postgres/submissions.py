@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from opensend_milter.adapters.postgres.jobs import REFUSALS_FOR
 from opensend_milter.adapters.postgres.link import Connection, Link, Tables, statements
 from opensend_milter.adapters.postgres.standing import fates_of
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import EmailId, KeyId
+from opensend_milter.core.refs import Refused, ref_of, token_hash
 from opensend_milter.core.submission import Caller, Rejection, Submission
 
 SQL = statements("submissions")
@@ -65,6 +67,7 @@ class RejectionRow(NamedTuple):
     text: str
     refused_at: datetime
     recipients: list[str]
+    ref: str | None
 
 
 class PostgresSubmissions:
@@ -142,7 +145,15 @@ class PostgresSubmissions:
                 text=row.text,
                 refused_at=row.refused_at,
                 recipients=tuple(row.recipients),
+                ref=row.ref,
             )
+        return None
+
+    def refused(self, token: str) -> Refused | None:
+        """Return what a stranger may see who has the address of a refusal; None too where its time is over."""
+        values = {"ref": ref_of(token), "token_hash": token_hash(token), "age": REFUSALS_FOR}
+        for rule, code, enhanced, from_domain in self._all("refused", **values):
+            return Refused(rule=rule, code=code, enhanced=enhanced, from_domain=from_domain)
         return None
 
     def check(self) -> None:

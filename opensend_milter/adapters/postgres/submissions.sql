@@ -40,8 +40,12 @@ WHERE s.key_id = %(key_id)s::uuid
 ORDER BY s.email_id DESC LIMIT %(limit)s;
 
 -- rejection -- a message of a key that was not taken
-SELECT queue_id AS request_id, rule, code, enhanced, text, refused_at, recipients FROM opensend_milter.refusals
+SELECT queue_id AS request_id, rule, code, enhanced, text, refused_at, recipients, ref FROM opensend_milter.refusals
 WHERE queue_id = %(request_id)s AND key_id = %(key_id)s ORDER BY id DESC LIMIT 1;
+
+-- refused -- what a stranger may see of a refusal, for as long as there is any
+SELECT r.rule, r.code, r.enhanced, r.from_domain FROM opensend_milter.refusal(%(ref)s, %(token_hash)b) r
+WHERE r.refused_at > now() - %(age)s::interval LIMIT 1;
 
 -- ready -- the database answers, and its tables are there
 SELECT EXISTS (SELECT FROM opensend_milter.jobs LIMIT 1);

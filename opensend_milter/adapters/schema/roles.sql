@@ -31,7 +31,8 @@ REVOKE ALL ON ALL TABLES IN SCHEMA opensend_milter
 REVOKE ALL ON SCHEMA opensend_milter
     FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http;
 
--- Two functions run as their owner, who cannot log in: one finds keys, one compares rows that OpenSend's REST API made.
+-- Three functions run as their owner, who cannot log in: one finds keys, one compares rows that OpenSend's REST API made, one
+-- shows of a refusal what a stranger may see.
 GRANT USAGE ON SCHEMA public TO opensend_key_reader;
 GRANT SELECT (id, token_hash, user_id) ON public.api_keys TO opensend_key_reader;
 GRANT USAGE ON SCHEMA opensend_milter TO opensend_key_reader;
@@ -39,6 +40,7 @@ GRANT SELECT (id, "from", "to", cc, bcc, subject, html, text, attachments) ON pu
 GRANT SELECT, INSERT ON opensend_milter.row_digests TO opensend_key_reader;
 GRANT SELECT (token_hash, key_id, expires_at) ON opensend_milter.key_secrets TO opensend_key_reader;
 GRANT SELECT (key_id, expires_at) ON opensend_milter.key_settings TO opensend_key_reader;
+GRANT SELECT (rule, code, enhanced, from_domain, refused_at, ref, token_hash) ON opensend_milter.refusals TO opensend_key_reader;
 GRANT SELECT (expires_at), DELETE ON opensend_milter.key_secrets TO opensend_worker;
 DO $$
 BEGIN
@@ -49,12 +51,14 @@ BEGIN
     GRANT CREATE ON SCHEMA opensend_milter TO opensend_key_reader;
     ALTER FUNCTION opensend_milter.key_id(text) OWNER TO opensend_key_reader;
     ALTER FUNCTION opensend_milter.row_digest(uuid) OWNER TO opensend_key_reader;
+    ALTER FUNCTION opensend_milter.refusal(text, bytea) OWNER TO opensend_key_reader;
     REVOKE CREATE ON SCHEMA opensend_milter FROM opensend_key_reader;
 END $$;
 
 GRANT USAGE ON SCHEMA opensend_milter TO opensend_dovecot_auth;
 GRANT EXECUTE ON FUNCTION opensend_milter.key_id(text) TO opensend_dovecot_auth, opensend_http;
 GRANT EXECUTE ON FUNCTION opensend_milter.row_digest(uuid) TO opensend_milter, opensend_http;
+GRANT EXECUTE ON FUNCTION opensend_milter.refusal(text, bytea) TO opensend_http;
 -- Postfix gives up after ten seconds and then says 535 for ever.
 ALTER ROLE opensend_dovecot_auth SET statement_timeout = '3s';
 ALTER ROLE opensend_dovecot_auth SET default_transaction_read_only = on;
@@ -112,7 +116,7 @@ GRANT SELECT (sent_at, scheduled_at, provider_last_error_message) ON public.emai
 GRANT SELECT (email_id, key_id, received_at, queue_id, message_id, recipients, dropped, front_door, provider_id, bulk_id)
     ON opensend_milter.submissions TO opensend_http;
 GRANT SELECT ON opensend_milter.recipient_results TO opensend_http;
-GRANT SELECT (id, queue_id, key_id, rule, code, enhanced, text, refused_at, recipients)
+GRANT SELECT (id, queue_id, key_id, rule, code, enhanced, text, refused_at, recipients, ref)
     ON opensend_milter.refusals TO opensend_http;
 GRANT SELECT (email_id, state, attempts, not_before, recipients, last_error, uncertain_at)
     ON opensend_milter.jobs TO opensend_http;

@@ -24,7 +24,9 @@ Status = Annotated[
     EmailStatus | None,
     typer.Option("--status", metavar="STATUS", help=f"Only with this one: {', '.join(get_args(EmailStatus))}."),
 ]
-Id = Annotated[str, typer.Argument(metavar="ID", help=f"Id of the email, {EITHER_END}.")]
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help=f"Id of the email, {EITHER_END}; or the ref or the address in a refusal.")
+]
 Ids = Annotated[list[str], typer.Argument(metavar="[ID]...", help=f"Ids of emails, {EITHER_END}.")]
 SomeIds = Annotated[list[str], typer.Argument(metavar="ID...", help=f"Ids of emails, {EITHER_END}.")]
 Why = Annotated[str, typer.Option("--reason", help="For the record and the event.")]
@@ -96,7 +98,7 @@ def refusals(
     with admin.opened(config) as (_, store):
         most = None if every else limit
         found = store.list_refusals(rule=rule, user_id=user, since=admin.moment(since), limit=most)
-    columns = ["QUEUE ID", "REFUSED", "RULE", "ANSWER", "KEY", "CLIENT", "FROM", "TO"]
+    columns = ["REF", "QUEUE ID", "REFUSED", "RULE", "ANSWER", "KEY", "CLIENT", "FROM", "TO"]
     show(
         found.rows,
         as_json=as_json,
@@ -104,6 +106,7 @@ def refusals(
             columns,
             [
                 (
+                    row.ref or "",
                     row.queue_id,
                     row.refused_at,
                     row.rule,
@@ -115,7 +118,7 @@ def refusals(
                 )
                 for row in found.rows
             ],
-            drop=["CLIENT", "KEY", "FROM", "ANSWER", "TO"],
+            drop=["CLIENT", "KEY", "FROM", "ANSWER", "QUEUE ID", "TO"],
             utc=utc,
         ),
         more=admin.left_out(found),

@@ -18,12 +18,13 @@ from typing import Protocol
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.links import PATHS, LinkKind, SignedLink, location
 from opensend_milter.core.model import EmailId
+from opensend_milter.servers.web.page import HEADERS, page
 from opensend_milter.servers.web.room import Visit
 
 log = logging.getLogger(__name__)
@@ -33,21 +34,6 @@ MOST_UNREPORTED = 1_000
 _USER_AGENT_CHARACTERS = 512
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PIXEL = b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAICRAEAOw==")
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Robots-Tag": "noindex",
-}
-_PAGE_HEADERS = _HEADERS | {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'"
-}
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>body{{font:1rem sans-serif;margin:3rem auto;max-width:30rem;padding:0 1rem}}</style></head>
-<body><h1>{title}</h1><p>{text}</p>{rest}</body></html>
-"""
 
 
 class PutReport(Protocol):
@@ -124,13 +110,13 @@ class _Answers:
     async def opened(self, request: Request) -> Response:
         """Show the pixel, whatever the token is."""
         link = self._link(request, "open")
-        return Response(_PIXEL, 200, _HEADERS, "image/gif", self._later(request, link) if link else None)
+        return Response(_PIXEL, 200, HEADERS, "image/gif", self._later(request, link) if link else None)
 
     async def clicked(self, request: Request) -> Response:
         link = self._link(request, "click")
         if link is None:
             return _unknown()
-        headers = _HEADERS | {"Location": location(link.target)}
+        headers = HEADERS | {"Location": location(link.target)}
         return Response(None, 302, headers, background=self._later(request, link))
 
     async def unsubscribe(self, request: Request) -> Response:
@@ -140,10 +126,10 @@ class _Answers:
             return _unknown()
         if request.method != "POST":
             button = '<form method="post"><button type="submit">Unsubscribe</button></form>'
-            return _page(200, "Unsubscribe", "Stop these messages?", button)
+            return page(200, "Unsubscribe", f"<p>Stop these messages?</p>{button}")
         if not await self.reports.store(self._report(request, link)):
-            return _page(503, "Not done", "This does not work just now. Please try again in a minute.")
-        return _page(200, "Unsubscribed", "You will get no more of these messages.")
+            return page(503, "Not done", "<p>This does not work just now. Please try again in a minute.</p>")
+        return page(200, "Unsubscribed", "<p>You will get no more of these messages.</p>")
 
     def _link(self, request: Request, kind: LinkKind) -> SignedLink | None:
         link = self.open_link(request.path_params["token"])
@@ -178,9 +164,4 @@ class _Answers:
 
 
 def _unknown() -> Response:
-    return _page(404, "Not found", "This link is not valid. It may have been cut off.")
-
-
-def _page(status: int, title: str, text: str, rest: str = "") -> Response:
-    headers = _PAGE_HEADERS | ({"Retry-After": "60"} if status == 503 else {})  # noqa: PLR2004
-    return HTMLResponse(_PAGE.format(title=title, text=text, rest=rest), status, headers)
+    return page(404, "Not found", "<p>This link is not valid. It may have been cut off.</p>")

@@ -189,7 +189,7 @@ def _answer(said: str, schema: str) -> Schema:
 
 def _answers() -> Schema:
     string, maybe, number, yes = ({"type": kind} for kind in ("string", ["string", "null"], "integer", "boolean"))
-    wrong = _object(["message"], index=number, field=string, code=string, message=string)
+    wrong = _object(["message"], index=number, field=string, code=string, message=string, ref=_REF)
     smtp = _object([], code={"type": ["integer", "null"]}, enhanced_code=maybe, queue_id=maybe, reply=maybe)
     recipient = _object(["email", "status"], email=string, status=string, reason=maybe)
     result = _object(
@@ -211,6 +211,7 @@ def _answers() -> Schema:
         status={"enum": [*_STATES, "rejected"]},
         code=maybe,
         message=maybe,
+        ref={"anyOf": [_REF, {"type": "null"}]},
         delivery=string,
         uncertain=yes,
         attempts=number,
@@ -329,6 +330,7 @@ def _answers() -> Schema:
             message=string,
             request_id=text(_ULID),
             retryable=yes,
+            ref=_REF,
             errors=listed(wrong),
             name=string,
             statusCode=number,
@@ -336,6 +338,7 @@ def _answers() -> Schema:
     }
 
 
+_REF = text("[0-9A-HJKMNP-TV-Z]{10}", description="by what the record of a refusal is found")
 _MOMENT: Schema = {"type": "string", "format": "date-time"}
 _MOMENT_OR_NULL: Schema = {"type": ["string", "null"], "format": "date-time"}
 

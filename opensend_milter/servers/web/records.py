@@ -174,6 +174,7 @@ def _rejected(found: Rejection) -> dict[str, object]:
         "status": "rejected",
         "code": found.rule,
         "message": found.text,
+        "ref": found.ref,
         "recipient_domains": domains_of(found.recipients),
         "recipient_count": len(found.recipients),
         "smtp": {"code": found.code, "enhanced_code": found.enhanced, "queue_id": None, "reply": None},
@@ -193,8 +194,10 @@ def refused(refusal: Refuse, dialect: Dialect) -> Refused:
     elif refusal.rule is Rule.DAILY_QUOTA:
         headers["Retry-After"] = str(_seconds_to_midnight(datetime.now(UTC)))
     errors = [{"field": field, "code": refusal.rule.value, "message": text}]
+    if refusal.token:
+        errors[0]["ref"] = refusal.ref
     name = _RESENDS.get(refusal.rule, "")
-    return Refused(status, refusal.rule.http.code, text, errors=errors, headers=headers, name=name)
+    return Refused(status, refusal.rule.http.code, text, errors=errors, headers=headers, name=name, ref=refusal.ref)
 
 
 def _seconds_to_midnight(now: datetime) -> int:

@@ -56,12 +56,14 @@ class Refused(HTTPException):
         errors: Sequence[Mapping[str, str | int]] = (),
         headers: Mapping[str, str] | None = None,
         name: str = "",
+        ref: str = "",
     ) -> None:
-        """`name`: what Resend calls it, where that is not the status's."""
+        """`name`: what Resend calls it, where that is not the status's; `ref`: by what it is found, if recorded."""
         super().__init__(status, message, dict(headers or {}))
         self.code = code
         self.errors = errors
         self.name = name
+        self.ref = ref
 
 
 def of_all(refused: Sequence[tuple[int, Refused]]) -> Refused:
@@ -77,7 +79,13 @@ def of_all(refused: Sequence[tuple[int, Refused]]) -> Refused:
     ]
     text = f"[{index}]: {first.detail}; nothing of this list was taken"
     return Refused(
-        first.status_code, first.code, text, errors=errors[:MOST_ERRORS], headers=first.headers, name=first.name
+        first.status_code,
+        first.code,
+        text,
+        errors=errors[:MOST_ERRORS],
+        headers=first.headers,
+        name=first.name,
+        ref=first.ref,
     )
 
 
@@ -95,7 +103,8 @@ def error(request: Request, refused: HTTPException) -> Response:
         "name": name or _RESENDS.get(status, "validation_error"),
         "statusCode": status,
     }
-    if isinstance(refused, Refused) and refused.errors:
-        content["errors"] = list(refused.errors)
+    if isinstance(refused, Refused):
+        content |= {"ref": refused.ref} if refused.ref else {}
+        content |= {"errors": list(refused.errors)} if refused.errors else {}
     headers = {**(refused.headers or {}), "X-Request-Id": request.state.request_id}
     return JSONResponse(content, status_code=status, headers=headers)

@@ -1,0 +1,64 @@
+"""What answers who follows the address in a refusal over SMTP: the rule, why, what mends it, and From's domain.
+
+Whoever has the address need not be who sent the message: it has been in logs, and in mails about them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html import escape
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from opensend_milter.core.errors import StoreUnavailable
+from opensend_milter.core.rates import Allowance
+from opensend_milter.core.refs import PATH, Refused, read_token, ref_of
+from opensend_milter.core.remedies import remedy_of
+from opensend_milter.servers.web.page import page
+from opensend_milter.servers.web.room import Visit
+
+FindRefused = Callable[[str], Refused | None]
+"""By its token. Raises StoreUnavailable."""
+PER_MINUTE = 60
+"""Pages that one client is shown, tokens that are nothing included: the database is asked for each."""
+_CODE = re.compile(r"`([^`]*)`")
+
+
+def routes(find: FindRefused, allowance: Allowance) -> list[Route]:
+    """Return the route of the page."""
+
+    async def told(request: Request) -> Response:
+        visit: Visit = request.state.visit
+        if allowance.wait_s(visit.client_address):
+            return page(429, "Too many requests", "<p>Please try again in a minute.</p>")
+        allowance.note(visit.client_address)
+        token = read_token(request.path_params["token"])
+        try:
+            refused = await run_in_threadpool(find, token) if token else None
+        except StoreUnavailable:
+            return page(503, "Not now", "<p>This cannot be looked up just now. Please try again in a minute.</p>")
+        if token is None or refused is None:
+            return page(404, "Not found", "<p>There is nothing at this address, or no longer.</p>")
+        return page(200, "This message was not taken", _content(refused, ref_of(token)))
+
+    return [Route(PATH + "{token}", told, methods=["GET"])]
+
+
+def _content(refused: Refused, ref: str) -> str:
+    remedy = remedy_of(refused.rule)
+    rows = [
+        ("Answer", f"{refused.code} {refused.enhanced}, rule `{refused.rule}`"),
+        ("From", refused.from_domain),
+        ("Why", remedy and remedy.cause),
+        ("What mends it", remedy and remedy.mend),
+        ("To ask about it", f"ref `{ref}`"),
+    ]
+    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{_html(text)}</dd>" for name, text in rows if text) + "</dl>"
+
+
+def _html(text: str) -> str:
+    return _CODE.sub(r"<code>\1</code>", escape(text))
