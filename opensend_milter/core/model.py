@@ -207,7 +207,7 @@ class Refuse:
     enhanced: str
     text: str
     rule: Rule
-    token: str = ""
+    token: str = field(default="", repr=False)
     """By what it is looked up; empty: it is not recorded."""
 
     @property

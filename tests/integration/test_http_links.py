@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import logging
 import re
 import socket
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import uvicorn
 
 from opensend_milter.core.errors import RowRefused, StoreUnavailable
 from opensend_milter.core.links import PATHS, LinkKind, Links, SignedLink
@@ -22,7 +20,9 @@ from opensend_milter.core.signing import derived, link_token
 from opensend_milter.servers.web import links
 from opensend_milter.servers.web.links import routes
 from opensend_milter.servers.web.server import application
-from tests.waiting import await_true, patience_s
+from tests.integration import http_asking
+from tests.integration.http_asking import Answer, ask
+from tests.waiting import patience_s
 
 ID = EmailId("0198c5a2-7f00-7abc-8def-0123456789ab")
 KEY = derived(bytes(32), "link")
@@ -60,21 +60,12 @@ class Box:
 
 @contextmanager
 def served(box: Box, *proxies: str) -> Iterator[int]:
-    """Serve the routes; return the port. All that was begun is finished at the end."""
-    app = application(routes(LINKS.opened, box.put, lambda: box.now), proxies=proxies)
-    config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", access_log=False, proxy_headers=False)
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        thread = threading.Thread(target=server.run, args=([listening],), name="test-http")
-        thread.start()
-        await_true(lambda: server.started, "the server starts")
+    """Serve the routes; return the port."""
+    with http_asking.served(application(routes(LINKS.opened, box.put, lambda: box.now), proxies=proxies)) as port:
         try:
             yield port
         finally:
             box.gate.set()
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture
@@ -92,23 +83,6 @@ def port(box: Box) -> Iterator[int]:
 
 def path(kind: LinkKind, target: str = "") -> str:
     return LINKS.url("", SignedLink(kind=kind, email_id=ID, target=target))
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-def ask(port: int, method: str, url: str, body: bytes | None = None, **headers: str) -> Answer:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patience_s())
-    try:
-        connection.request(method, url, body, {name.replace("_", "-"): value for name, value in headers.items()})
-        answer = connection.getresponse()
-        return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
-    finally:
-        connection.close()
 
 
 def assert_leaks_nothing(answer: Answer) -> None:

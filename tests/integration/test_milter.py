@@ -199,6 +199,17 @@ def test_any_text_makes_a_lawful_reply(text: str) -> None:
 
 
 @pytest.mark.case(10)
+@pytest.mark.parametrize("words", [1, 30, 79, 80, 600, 4_000])
+@pytest.mark.parametrize("last", [" (ref 7K2MQ0X9TD)", f"; see https://{'long' * 80}.example/r/{'7' * 26}"])
+def test_of_a_long_text_the_end_is_told_all_the_same(words: int, last: str) -> None:
+    lines = reply_lines("word " * words, last)
+    assert len(lines) <= 8
+    assert max(map(len, lines)) <= 400
+    assert lines[-1].endswith(last.lstrip("; "))
+    assert lines[0].startswith("word")
+
+
+@pytest.mark.case(10)
 def test_a_reply_shows_a_percent_sign_once(served: Serving) -> None:
     with served.client() as client:
         raw = b"From: a@100%.example\r\n\r\nhi"

@@ -26,6 +26,7 @@ EVENT = """INSERT INTO public.email_events (type, payload, source_id) VALUES ('s
     ON CONFLICT (source_id) DO NOTHING"""
 KEY_ID = "SELECT opensend_milter.key_id('x')"
 ROW_DIGEST = "SELECT opensend_milter.row_digest(gen_random_uuid())"
+REFUSED = "SELECT * FROM opensend_milter.refusal('7K2MQ0X9TD', 'x')"
 
 INTAKE_TABLES = {
     "public.api_keys": {"SELECT", "UPDATE"},
@@ -97,6 +98,7 @@ INTAKE_WORKS = [
 WORKS: list[tuple[Role, str]] = [
     ("opensend_dovecot_auth", KEY_ID),
     ("opensend_http", KEY_ID),
+    ("opensend_http", REFUSED),
     *(("opensend_milter", statement) for statement in INTAKE_WORKS),
     *(("opensend_http", statement) for statement in INTAKE_WORKS),
     ("opensend_worker", "SELECT id, status, user_id FROM public.emails WHERE status = 'queued' FOR UPDATE SKIP LOCKED"),
@@ -173,6 +175,9 @@ NEVER: list[tuple[Role, str]] = [
     ("opensend_worker", KEY_ID),
     ("opensend_worker", ROW_DIGEST),
     ("opensend_dovecot_auth", ROW_DIGEST),
+    *((role, REFUSED) for role in LOGIN_ROLES if role != "opensend_http"),
+    ("opensend_http", "SELECT token_hash FROM opensend_milter.refusals"),
+    ("opensend_http", "SELECT from_domain FROM opensend_milter.refusals"),
     ("opensend_worker", "SELECT digest FROM opensend_milter.row_digests"),
     ("opensend_dovecot_auth", "SELECT id FROM public.api_keys"),
     ("opensend_dovecot_auth", "SELECT 1 FROM public.emails"),

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from opensend_milter.cli import COMMANDS, GROUPS, app_of
 from opensend_milter.config import KEYS
+from opensend_milter.core.remedies import REMEDIES
 from opensend_milter.core.rules import Rule
 
 ROOT = Path(__file__).parents[2]
@@ -228,6 +229,15 @@ def test_every_rule_has_its_codes_a_cause_and_a_mend() -> None:
         rule.value: set(map(str, rule.replies)) for rule in Rule
     }
     assert all(cause and mend for _, _, cause, mend in rows.values())
+
+
+def test_the_page_of_a_refusal_says_what_the_documentation_says() -> None:
+    """Without its links: who sees the page need not see the documentation."""
+    told = {
+        rule: [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell) for cell in row[2:]]
+        for rule, row in rows_of_rules().items()
+    }
+    assert told == {rule.value: [remedy.cause, remedy.mend] for rule, remedy in REMEDIES.items()}
 
 
 def test_every_rule_has_its_status_over_http() -> None:

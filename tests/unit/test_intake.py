@@ -39,6 +39,7 @@ from opensend_milter.core.model import (
     UserId,
 )
 from opensend_milter.core.policy import NOT_A_KEY, OURS, Policy
+from opensend_milter.core.refs import read_ref
 from opensend_milter.core.rules import Rule
 from tests.unit.messages import PLAIN, RECEIVED_AT, decide, message
 from tests.waiting import NEVER_S, await_true, patience_s, scaled_s
@@ -114,9 +115,31 @@ def test_good_and_bad_messages_share_a_batch_in_order() -> None:
 @pytest.mark.case(15)
 def test_what_the_front_door_knows_is_recorded_without_asking() -> None:
     store = Store()
-    assert decide(Intake(store, POLICY), [replace(message(), fault=NOT_A_KEY)]) == [NOT_A_KEY]
+    (refusal,) = decide(Intake(store, POLICY), [replace(message(), fault=NOT_A_KEY)])
+    assert isinstance(refusal, Refuse)
+    assert replace(refusal, token="") == NOT_A_KEY
     assert store.questions == []
-    assert [s.verdict for s in store.batches[0]] == [NOT_A_KEY]
+    assert [s.verdict for s in store.batches[0]] == [refusal]
+
+
+def test_each_refusal_of_a_batch_is_answered_by_the_name_under_which_it_is_recorded() -> None:
+    store = Store()
+    bad, worse = message(b"To: b@example.net\r\n\r\nno from"), message(b"From: a@b@c\r\n\r\n")
+    refused = decide(Intake(store, POLICY), [bad, worse, message()])[:2]
+    assert [s.verdict for s in store.batches[0]][:2] == refused
+    refs = [one.ref for one in refused if isinstance(one, Refuse)]
+    assert len(set(refs)) == 2
+    assert all(read_ref(ref) == ref for ref in refs)
+
+
+def test_what_was_not_recorded_has_no_name() -> None:
+    def lost(_: Sequence[Settlement]) -> None:
+        raise StoreUnavailable("gone")
+
+    bad = message(b"To: b@example.net\r\n\r\nno from")
+    (outcome,) = taken_together(made(Store(lost)), [bad])
+    assert isinstance(outcome, Refuse)
+    assert (outcome.rule, outcome.token, outcome.ref) == (Rule.OURS, "", "")
 
 
 def test_a_message_that_trips_our_reader_is_451_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:

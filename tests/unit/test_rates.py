@@ -12,11 +12,11 @@ from hypothesis import given, settings, strategies as st
 from opensend_milter.core import rates
 from opensend_milter.core.model import KeyId
 from opensend_milter.core.rates import (
+    Allowance,
     Ask,
     Blocks,
     Bucket,
     Decision,
-    Allowance,
     Grant,
     RateLimits,
     burst_of,
