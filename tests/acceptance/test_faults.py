@@ -416,6 +416,17 @@ def test_postgres_hung_under_load_is_451_while_it_hangs_and_all_goes_on_by_itsel
     assert_delivered_once(rough, assert_one_row_each(rough, running))
 
 
+def test_what_was_not_recorded_cannot_be_looked_up(rough: Sandbox) -> None:
+    bad = b"From: a@unverified.test\r\n\r\nx\r\n"
+    with rough.smtp() as client:
+        with postgres_stopped(rough, signal.SIGINT):
+            put_off = submit(client, bad)
+        refused = await_found(lambda: reply if (reply := submit(client, bad)).code == 550 else None, "it is refused")
+    assert put_off.codes in PUT_OFF
+    assert put_off.text.endswith("try again later")
+    assert f"{rough['SANDBOX_HTTP_URL']}/r/" in refused.text
+
+
 @pytest.mark.case(56)
 def test_the_first_login_after_a_restart_of_postgres_is_good(rough: Sandbox) -> None:
     key = rough["SANDBOX_API_KEY"]

@@ -20,8 +20,8 @@ from opensend_milter.core.signing import derived, link_token
 from opensend_milter.servers.web import links
 from opensend_milter.servers.web.links import routes
 from opensend_milter.servers.web.server import application
-from tests.integration import http_asking
-from tests.integration.http_asking import Answer, ask
+from tests.asking import Answer, ask
+from tests.integration import http_sites
 from tests.waiting import patience_s
 
 ID = EmailId("0198c5a2-7f00-7abc-8def-0123456789ab")
@@ -61,7 +61,7 @@ class Box:
 @contextmanager
 def served(box: Box, *proxies: str) -> Iterator[int]:
     """Serve the routes; return the port."""
-    with http_asking.served(application(routes(LINKS.opened, box.put, lambda: box.now), proxies=proxies)) as port:
+    with http_sites.served(application(routes(LINKS.opened, box.put, lambda: box.now), proxies=proxies)) as port:
         try:
             yield port
         finally:

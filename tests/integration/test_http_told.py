@@ -14,7 +14,8 @@ from opensend_milter.core.remedies import REMEDIES
 from opensend_milter.core.rules import Rule
 from opensend_milter.servers.web import told
 from opensend_milter.servers.web.server import application
-from tests.integration.http_asking import Answer, ask, served
+from tests.asking import Answer, ask
+from tests.integration.http_sites import served
 
 TOKEN = "7DJ0H3NH6Y4E30HVDGQ1JAXSMY"
 REFUSED = Refused(rule="from-unverified", code=550, enhanced="5.7.1", from_domain="example.org")

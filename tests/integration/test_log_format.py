@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from opensend_milter.core import maillog
 from opensend_milter.core.counting import LoginOutcome
 from opensend_milter.core.logline import JsonLines, Pairs, Said, TextLines, masked
 from opensend_milter.core.model import Address, EmailId, Refuse, Route, Sent
+from opensend_milter.core.refs import ref_of
 from opensend_milter.core.rules import Rule
 from tests.integration.private_postgres import Database
 from tests.integration.serving import serving
@@ -28,6 +30,7 @@ from tests.waiting import patience_s
 
 RAW = b"From: app@example.org\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
 REFUSAL = Refuse(code=550, enhanced="5.7.1", text="no", rule=Rule.FROM_UNVERIFIED)
+TOKEN = "7DJ0H3NH6Y4E30HVDGQ1JAXSMY"
 SAID = 'no\r\nsuch "user" <to@example.net> here'
 SENT = Sent(courier="smtp", reply="ok", refused=((Address("a@b"), "no"),), deferred=((Address("c@d"), "later"),))
 JOB = job(route=Route(courier="smtp"))
@@ -51,6 +54,7 @@ def test_the_mail_log_is_worded_as_ever(caplog: pytest.LogCaptureFixture) -> Non
     maillog.accepted(one, EmailId("e1"), 12.345)
     maillog.repeated(one, EmailId("e1"), 0)
     maillog.refused(one, REFUSAL, 1234.56)
+    maillog.refused(one, replace(REFUSAL, token=TOKEN), 0)
     maillog.sent(JOB, SENT)
     maillog.partly(JOB, SENT, 59.5)
     maillog.deferred(JOB, SAID, 60.5)
@@ -61,6 +65,7 @@ def test_the_mail_log_is_worded_as_ever(caplog: pytest.LogCaptureFixture) -> Non
         f"4XQUEUE: email=e1 {about} status=accepted delay_ms=12.3",
         f"4XQUEUE: email=e1 {about} status=repeated delay_ms=0.0",
         f"4XQUEUE: {about} status=refused code=550 dsn=5.7.1 rule=from-unverified delay_ms=1234.6",
+        f"4XQUEUE: {about} status=refused code=550 dsn=5.7.1 rule=from-unverified ref={ref_of(TOKEN)} delay_ms=0.0",
         f"4XabcdZ1Kz2: {E} nrcpt=1 refused=1 attempt=1 status=sent",
         f"4XabcdZ1Kz2: {E} nrcpt=1 refused=1 deferred=1 attempt=1 status=partly wait_s=60",
         f"4XabcdZ1Kz2: {E} attempt=1 status=deferred wait_s=60 reason=\"no such 'user' <address> here\"",
@@ -68,7 +73,7 @@ def test_the_mail_log_is_worded_as_ever(caplog: pytest.LogCaptureFixture) -> Non
         f'4XabcdZ1Kz2: {E} attempt=1 status=uncertain reason=""',
     ]
     levels = [record.levelname for record in caplog.records]
-    assert levels == ["INFO"] * 4 + ["WARNING"] * 2 + ["ERROR"] * 2
+    assert levels == ["INFO"] * 5 + ["WARNING"] * 2 + ["ERROR"] * 2
 
 
 @pytest.mark.parametrize(

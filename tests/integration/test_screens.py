@@ -54,13 +54,14 @@ FILL = f"""
             now() - interval '{HOURS}', now() - interval '3 hours 1 minute',
             now() + interval '5 hours 59 minutes', 'try later, we are moving houses');
     INSERT INTO opensend_milter.refusals (refused_at, rule, code, enhanced, text, front_door, queue_id, client_address,
-            key_id, user_id, sender, recipients, size_bytes)
+            key_id, user_id, sender, recipients, size_bytes, ref)
         VALUES (now() - interval '{HOURS}', 'recipient-suppressed', 550, '5.7.1',
             'nothing was sent: on the suppression list: bounced@example.net (bounced)', 'smtp', '4jd5rb6fZCzRW0C',
-            '192.0.2.7', '{KEY}', 'shop', 'orders@shop.example', '{{bounced@example.net}}', 298),
+            '192.0.2.7', '{KEY}', 'shop', 'orders@shop.example', '{{bounced@example.net}}', 298,
+            '7K2MQ0X9TD'),
         (now() - interval '3 days 1 hour', 'too-large', 552, '5.3.4', 'larger than 41943040 octets', 'smtp',
             '4jd5rb6fZCzRW0D', '2001:db8::7', '{OTHER_KEY}', 'shop', 'orders@shop.example',
-            '{{a@example.net,b@example.net}}', 50000000);
+            '{{a@example.net,b@example.net}}', 50000000, NULL);
 """  # noqa: S608  # our own constants
 TAKEN = "2026-01-02 03:04:05.678Z"
 STORY = f"""
