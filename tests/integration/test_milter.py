@@ -198,6 +198,15 @@ def test_any_text_makes_a_lawful_reply(text: str) -> None:
         assert line.count("%") % 2 == 0
 
 
+def test_where_nobody_shows_pages_a_refusal_ends_with_its_ref(served: Serving) -> None:
+    with served.client() as client:
+        answers = [client.message(served.key, b"From: a@other.example\r\n\r\nhi") for _ in range(2)]
+    rows = served.rows("SELECT ref, from_domain FROM opensend_milter.refusals ORDER BY id DESC LIMIT 2")
+    assert [answer.text[-17:] for answer in reversed(answers)] == [f" (ref {ref})" for ref, _ in rows]
+    assert {domain for _, domain in rows} == {"other.example"}
+    assert len({ref for ref, _ in rows}) == 2
+
+
 @pytest.mark.case(10)
 @pytest.mark.parametrize("words", [1, 30, 79, 80, 600, 4_000])
 @pytest.mark.parametrize("last", [" (ref 7K2MQ0X9TD)", f"; see https://{'long' * 80}.example/r/{'7' * 26}"])
