@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
@@ -16,6 +18,7 @@ from opensend_milter.servers.web import told
 from opensend_milter.servers.web.server import application
 from tests.asking import Answer, ask
 from tests.integration.http_sites import served
+from tests.waiting import await_true, patience_s
 
 TOKEN = "7DJ0H3NH6Y4E30HVDGQ1JAXSMY"
 REFUSED = Refused(rule="from-unverified", code=550, enhanced="5.7.1", from_domain="example.org")
@@ -29,9 +32,14 @@ class Found:
     asked: list[str] = field(default_factory=list)
     away: bool = False
     now: float = 0
+    gate: threading.Event = field(default_factory=threading.Event)
+    inside: int = 0
 
     def find(self, token: str) -> Refused | None:
         self.asked.append(token)
+        self.inside += 1
+        self.gate.wait(patience_s())
+        self.inside -= 1
         if self.away:
             raise StoreUnavailable("gone")
         return self.refused.get(token)
@@ -42,7 +50,9 @@ class Found:
 
 @pytest.fixture
 def found() -> Found:
-    return Found()
+    found = Found()
+    found.gate.set()
+    return found
 
 
 @pytest.fixture
@@ -109,6 +119,18 @@ def test_who_asks_too_often_waits_and_nobody_else_does(port: int, found: Found) 
     assert told_to(port, client="192.0.2.8").status == 200
     found.now += 60
     assert told_to(port).status == 200
+
+
+def test_strangers_leave_connections_to_the_database_to_others(port: int, found: Found) -> None:
+    found.gate.clear()
+    with ThreadPoolExecutor(9) as clients:
+        answers = [clients.submit(told_to, port, client=f"192.0.2.{number}") for number in range(9)]
+        await_true(lambda: found.inside == told.AT_ONCE, "some are inside")
+        for _ in range(9):
+            assert told_to(port, "x", client="192.0.2.99").status == 404
+        assert len(found.asked) == told.AT_ONCE
+        found.gate.set()
+        assert [answer.result().status for answer in answers] == [200] * 9
 
 
 def test_while_the_database_is_away_it_is_come_again(port: int, found: Found) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from html import escape
 
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -25,11 +25,14 @@ FindRefused = Callable[[str], Refused | None]
 """By its token. Raises StoreUnavailable."""
 PER_MINUTE = 60
 """Pages that one client is shown, tokens that are nothing included: the database is asked for each."""
+AT_ONCE = 2
+"""Of the connections to the database that all requests share: most are for those who have a key."""
 _CODE = re.compile(r"`([^`]*)`")
 
 
 def routes(find: FindRefused, allowance: Allowance) -> list[Route]:
     """Return the route of the page."""
+    turns = CapacityLimiter(AT_ONCE)
 
     async def told(request: Request) -> Response:
         visit: Visit = request.state.visit
@@ -38,7 +41,7 @@ def routes(find: FindRefused, allowance: Allowance) -> list[Route]:
         allowance.note(visit.client_address)
         token = read_token(request.path_params["token"])
         try:
-            refused = await run_in_threadpool(find, token) if token else None
+            refused = await to_thread.run_sync(find, token, limiter=turns) if token else None
         except StoreUnavailable:
             return page(503, "Not now", "<p>This cannot be looked up just now. Please try again in a minute.</p>")
         if token is None or refused is None:
