@@ -13,12 +13,13 @@ from opensend_milter.core.breaker import Breaker
 from opensend_milter.core.couriers import COURIERS, CourierName
 from opensend_milter.core.errors import (
     DeliveryDeferred,
+    DeliveryRefused,
     DeliveryUncertain,
     PermanentError,
     StoreUnavailable,
     TemporaryError,
 )
-from opensend_milter.core.model import Job, Parcel, Sent
+from opensend_milter.core.model import Answers, Job, Parcel, Sent
 from opensend_milter.core.ports import Courier, JobStore
 
 log = logging.getLogger(__name__)
@@ -67,13 +68,13 @@ class Delivery:
             return self._uncertain(job, name, str(error))
         except PermanentError as error:
             self.breaker.note_answer(name)
-            return self._failed(job, name, str(error))
+            return self._failed(job, name, str(error), _answers(error, name))
         except TemporaryError as error:
             asked_s = self._note(name, error)
-            return self._deferred(job, name, str(error), asked_s)
+            return self._deferred(job, name, str(error), asked_s, answers=_answers(error, name))
         except Exception as error:
             log.exception("%s: email=%s unexpected", job.queue_id, job.email_id)
-            return self._deferred(job, name, f"{type(error).__name__}: {error}")
+            return self._deferred(job, name, f"{type(error).__name__}: {error}", answers=Answers(courier=name))
         self.breaker.note_answer(name)
         return self._sent(job, dataclasses.replace(sent, refused=job.refused + sent.refused))
 
@@ -102,17 +103,19 @@ class Delivery:
         maillog.uncertain(job, reason, name)
         return lambda: self.store.record_uncertain(job, reason)
 
-    def _failed(self, job: Job, name: CourierName, reason: str) -> _Write:
+    def _failed(self, job: Job, name: CourierName, reason: str, answers: Answers) -> _Write:
         if job.some_have_it:
-            rest = tuple((address, reason) for address in job.recipients)
-            return self._sent(job, Sent(courier=name, reply=reason, refused=job.refused + rest))
+            rest = tuple({**dict.fromkeys(job.recipients, reason), **dict(answers.refused)}.items())
+            return self._sent(job, Sent(courier=name, reply=reason, refused=job.refused + rest, host=answers.host))
         maillog.failed(job, reason, name)
-        return lambda: self.store.record_failed(job, reason)
+        return lambda: self.store.record_failed(job, reason, answers)
 
-    def _deferred(self, job: Job, name: CourierName, reason: str, asked_s: float | None = None) -> _Write:
+    def _deferred(
+        self, job: Job, name: CourierName, reason: str, asked_s: float | None = None, *, answers: Answers
+    ) -> _Write:
         attempts = job.attempts + 1
         if attempts >= self.max_attempts:
-            return self._failed(job, name, f"given up after {attempts} attempts: {reason}")
+            return self._failed(job, name, f"given up after {attempts} attempts: {reason}", answers)
         wait_s = pause_s(attempts, self.jitter(), COURIERS[name].patience, asked_s)
         maillog.deferred(job, reason, wait_s, name)
         return lambda: self.store.record_deferred(job, reason, wait_s)
@@ -130,3 +133,8 @@ class Delivery:
                     self.sleep(then_s)
             else:
                 return
+
+
+def _answers(error: PermanentError | TemporaryError, name: CourierName) -> Answers:
+    found = error.answers if isinstance(error, DeliveryDeferred | DeliveryRefused) else None
+    return found or Answers(courier=name)

@@ -21,6 +21,11 @@ An exception that is not listed here counts as temporary: we would rather be ask
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opensend_milter.core.model import Answers
+
 
 class OpensendError(Exception):
     """Something of ours went wrong."""
@@ -61,11 +66,19 @@ class QueueUnavailable(TemporaryError):  # noqa: N818
 class DeliveryDeferred(TemporaryError):  # noqa: N818
     """The next hop asks to come back later."""
 
-    def __init__(self, detail: str = "", *, retry_after_s: float | None = None, outage: bool = False) -> None:
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        retry_after_s: float | None = None,
+        outage: bool = False,
+        answers: Answers | None = None,
+    ) -> None:
         """`retry_after_s`: what it asked for; `outage`: it would defer any other message as well."""
         super().__init__(detail)
         self.retry_after_s = retry_after_s
         self.outage = outage
+        self.answers = answers
 
 
 class RowRefused(OpensendError):  # noqa: N818
@@ -82,6 +95,11 @@ class MalformedMessage(PermanentError):  # noqa: N818
 
 class DeliveryRefused(PermanentError):  # noqa: N818
     """The next hop refuses the message."""
+
+    def __init__(self, detail: str = "", *, answers: Answers | None = None) -> None:
+        """`answers`: what it said of single recipients."""
+        super().__init__(detail)
+        self.answers = answers
 
 
 class DeliveryUncertain(OpensendError):  # noqa: N818

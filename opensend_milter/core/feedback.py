@@ -106,6 +106,8 @@ class Known:
     standing: Standing = Standing.DONE
     waiting_for: tuple[Address, ...] | None = None
     """Whom the last attempt was for; None: all."""
+    is_relay_broken: bool = False
+    """The next hop that says so knows too few of those whom it was asked for lately."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +204,7 @@ def effects(report: Report, known: Known) -> Effects | None:
         # The status of a message says all of its only recipient who got it.
         outcome=None if outcome == "delivered" and len(known.recipients) == 1 else outcome,
         weaker=_WEAKER[outcome] if outcome else frozenset(),
-        suppress=_suppression(report),
+        suppress=None if known.is_relay_broken else _suppression(report),
         is_soft=report.kind == "bounced" and not report.permanent,
         clears_soft=report.kind == "delivered",
     )

@@ -389,3 +389,16 @@ class Sent:
     """To be tried again, each with its reason."""
     provider_id: str | None = None
     """By what the provider knows the message."""
+    host: str = ""
+    """Who answered, where that is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What the next hop said for good of single recipients."""
+
+    courier: CourierName
+    host: str = ""
+    """Who answered, where that is known."""
+    refused: tuple[tuple[Address, str], ...] = ()
+    """Each with the answer."""

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from opensend_milter.core.model import (
     Announcement,
+    Answers,
     EmailId,
     Facts,
     Job,
@@ -79,7 +80,9 @@ class JobStore(Protocol):
         """Note who has it, and let those wait who are to be tried again."""
         ...
 
-    def record_failed(self, job: Job, reason: str) -> None: ...
+    def record_failed(self, job: Job, reason: str, answers: Answers | None = None) -> None:
+        """Close the job: nobody got it. `answers`: where single recipients heard something of their own."""
+        ...
 
     def record_uncertain(self, job: Job, reason: str) -> None: ...
 

@@ -179,6 +179,13 @@ DATABASE_FAULTS = {
             " VALUES ('bounced', 'x', gen_random_uuid(), '{{}}', now() - interval '1 hour')"
         ),
     ),
+    "unknown": (
+        "outbox.unknown",
+        (
+            "INSERT INTO opensend_milter.lane_answers (user_id, courier, recipients, unknown)"
+            " VALUES ('default', 'smtp', 30, 11)"
+        ),
+    ),
 }
 
 

@@ -85,6 +85,7 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.fingerprints": {"SELECT", "DELETE"},
         "opensend_milter.row_digests": {"SELECT", "DELETE"},
         "opensend_milter.odd_spellings": {"SELECT", "INSERT", "DELETE"},
+        "opensend_milter.lane_answers": {"SELECT", "INSERT", "DELETE"},
     },
 }
 

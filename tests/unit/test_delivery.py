@@ -19,7 +19,7 @@ from opensend_milter.core.errors import (
     QueueUnavailable,
     StoreUnavailable,
 )
-from opensend_milter.core.model import Address, Announcement, EmailId, Job, Lane, Parcel, Route, Sent
+from opensend_milter.core.model import Address, Announcement, Answers, EmailId, Job, Lane, Parcel, Route, Sent
 from opensend_milter.core.outgoing import parcel
 from tests.jobs import job
 
@@ -36,6 +36,7 @@ class FakeStore:
     reasons: list[str] = field(default_factory=list)
     wait_s: float | None = None
     sent: Sent | None = None
+    answers: Answers | None = None
 
     def _note(self, call: str) -> None:
         self.calls.append(call)
@@ -69,8 +70,9 @@ class FakeStore:
         self.wait_s = wait_s
         self._note("deferred")
 
-    def record_failed(self, job: Job, reason: str) -> None:
+    def record_failed(self, job: Job, reason: str, answers: Answers | None = None) -> None:
         assert job
+        self.answers = answers
         self.reasons.append(reason)
         self._note("failed")
 

@@ -115,6 +115,16 @@ WHERE user_id = %(user_id)s AND (email = ANY (%(spellings)s::text[]) OR email IN
     WHERE o.user_id = %(user_id)s AND o.folded = ANY (%(spellings)s::text[])))
 RETURNING user_id, email, reason, suppressed_at, updated_at;
 
+-- bounced_inline -- who was suppressed because a next hop refused him, since then, oldest first
+SELECT user_id, email, reason, suppressed_at, updated_at FROM public.email_suppressions
+WHERE metadata ->> 'via' = 'inline' AND reason = 'bounced' AND suppressed_at >= %(since)s
+    AND (%(user_id)s::text IS NULL OR user_id = %(user_id)s)
+ORDER BY suppressed_at, email;
+
+-- delete_bounced_inline -- let mail reach these again, as far as they are still listed for that
+DELETE FROM public.email_suppressions s USING unnest(%(user_ids)s::text[], %(emails)s::text[]) AS n (user_id, email)
+WHERE s.user_id = n.user_id AND s.email = n.email AND s.metadata ->> 'via' = 'inline' AND s.reason = 'bounced';
+
 -- list_suppressions -- suppressed addresses of one user or of all, latest first
 SELECT user_id, email, reason, suppressed_at, updated_at
 FROM public.email_suppressions

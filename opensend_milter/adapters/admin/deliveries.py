@@ -18,6 +18,8 @@ from opensend_milter.core.model import EmailId
 SQL = statements("deliveries")
 AT_ONCE = 500
 Ending = Literal["sent", "failed", "canceled"]
+Unsent = Literal["failed", "bounced"]
+"""Of what nobody got: how it ended."""
 _ENDS: dict[Ending, list[str]] = {"sent": ["uncertain"], "failed": ["uncertain", "waiting"], "canceled": ["waiting"]}
 """In which state of its job an email may be ended so."""
 
@@ -74,9 +76,10 @@ class DeliveryAdmin:
             raise no_email(unknown)
         return {name: email_id for name, email_id in named.items() if email_id is not None}
 
-    def failed(self, *, user_id: str | None, since: datetime | None) -> list[EmailId]:
-        """List what failed and could be tried again, oldest first."""
-        return [EmailId(email_id) for (email_id,) in self._all("failed_ids", user_id=user_id, since=since)]
+    def unsent(self, status: Unsent, *, user_id: str | None, since: datetime | None) -> list[EmailId]:
+        """List what nobody got and could be tried again, oldest first."""
+        rows = self._all("unsent_ids", status=status, user_id=user_id, since=since)
+        return [EmailId(email_id) for (email_id,) in rows]
 
     def retry(self, ids: Sequence[EmailId]) -> Done:
         """Have emails tried again now."""

@@ -4,28 +4,32 @@ FROM public.emails e LEFT JOIN opensend_milter.submissions s ON s.email_id = e.i
     LEFT JOIN opensend_milter.jobs j ON j.email_id = e.id
 WHERE e.id = ANY (%(ids)s::uuid[]);
 
--- failed_ids -- what failed, oldest first
+-- unsent_ids -- what failed, or bounced before anybody had it, oldest first
 SELECT e.id::text FROM public.emails e JOIN opensend_milter.submissions s ON s.email_id = e.id
-WHERE e.status = 'failed' AND s.raw_dropped_at IS NULL
+WHERE e.status = %(status)s AND e.sent_at IS NULL AND s.raw_dropped_at IS NULL
     AND (%(user_id)s::text IS NULL OR e.user_id = %(user_id)s)
     AND (%(since)s::timestamptz IS NULL OR coalesce(e.provider_dead_lettered_at, e.created_at) >= %(since)s)
 ORDER BY e.created_at, e.id;
 
--- retry -- try again: what failed from the start, what waits at once, what is uncertain because a person says so
+-- retry -- try again: what nobody got from the start, what waits at once, what is uncertain because a person says so
 WITH failed AS MATERIALIZED (
     SELECT e.id, e.user_id, s.from_address
     FROM public.emails e JOIN opensend_milter.submissions s ON s.email_id = e.id
-    WHERE e.id = ANY (%(ids)s::uuid[]) AND e.status = 'failed' AND s.raw_dropped_at IS NULL
+    WHERE e.id = ANY (%(ids)s::uuid[]) AND s.raw_dropped_at IS NULL
+        AND (e.status = 'failed' OR e.status = 'bounced' AND e.sent_at IS NULL)
     FOR UPDATE OF e
 ), begun AS (
     INSERT INTO opensend_milter.jobs (email_id, user_id, courier, rounds)
     SELECT f.id, f.user_id, coalesce((
             SELECT c.courier FROM public.domains d JOIN opensend_milter.domain_settings c ON c.domain_id = d.id
             WHERE d.user_id = f.user_id AND lower(d.name) = lower(split_part(f.from_address, '@', -1)) LIMIT 1), ''),
-        (SELECT count(*) FROM public.email_events v WHERE v.email_id = f.id AND v.type = 'failed')
+        (SELECT count(*) FROM public.email_events v
+            WHERE v.email_id = f.id AND (v.type = 'failed' OR v.type = 'bounced' AND v.payload ? 'attempt'))
     FROM failed f
     ON CONFLICT (email_id) DO NOTHING
     RETURNING email_id
+), unheard AS (
+    DELETE FROM opensend_milter.recipient_results r USING begun WHERE r.email_id = begun.email_id
 ), taken_up AS (
     UPDATE opensend_milter.jobs SET state = 'waiting', attempts = 0, rounds = rounds + 1, lease_id = NULL,
         lease_until = NULL, worker = NULL, uncertain_at = NULL, not_before = now(), announce_at = now()

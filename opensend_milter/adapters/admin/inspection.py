@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 from psycopg import errors
 
-from opensend_milter.adapters import schema
-from opensend_milter.adapters.admin import connections
+from opensend_milter.adapters.admin import connections, lanes
 from opensend_milter.adapters.admin.connections import BUSY_SHARE
 from opensend_milter.adapters.admin.verification import STAND_IN, connect_as_owner
 from opensend_milter.adapters.postgres.link import (
@@ -32,6 +29,7 @@ from opensend_milter.config import Config
 from opensend_milter.core.errors import ConfigError, StoreUnavailable, UsageError
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped, warning
 from opensend_milter.core.model import CLIENT_ADDR
+from opensend_milter.core.next_hop import LANE_FOR, LANE_RECIPIENTS
 
 SQL = statements("inspection")
 REACHABLE = "database.reachable"
@@ -152,6 +150,7 @@ class Inspection:
             ("outbox.uncertain", "a message whose outcome is not known waits for a person", self._uncertain, False),
             ("outbox.moved_on", "a job ends when its email was taken up without us", self._moved_on, False),
             ("outbox.feedback", "bounces and complaints count once the worker took them up", self._feedback, False),
+            ("outbox.unknown", "a next hop that knows hardly anybody bounces good mail", self._unknown, False),
             ("worker.connected", "without a worker nothing is sent", self._worker, False),
         )  # fmt: skip
         for name, why, look, security in looks:
@@ -285,7 +284,7 @@ class Inspection:
             return problem(
                 f"not valid: {', '.join(broken)}", " ".join(f"REINDEX INDEX CONCURRENTLY {name};" for name in broken)
             )
-        ours = _our_indexes()
+        ours = migrations.our_indexes()
         missing = {name: statement for name, statement in ours.items() if name not in valid}
         if missing:
             return problem(f"missing: {', '.join(missing)}", " ".join(missing.values()))
@@ -374,6 +373,11 @@ class Inspection:
         late = float(str(late_s)) > FEEDBACK_LATE_S
         return warning(shown, "journalctl -u opensend-worker -n 20") if late else good(shown)
 
+    def _unknown(self) -> Seen:
+        if self._config.profile == "opensend":
+            return skipped("OpenSend's ingester delivers")
+        return lanes.seen(self._rows("lane_answers", most=LANE_RECIPIENTS, age=LANE_FOR))
+
     def _worker(self) -> Seen:
         ((connected,),) = self._rows("workers")
         if not connected:
@@ -387,13 +391,3 @@ def judged_clock(difference_s: float) -> Seen:
     if abs(difference_s) > CLOCK_WRONG_S:
         return problem(shown, "timedatectl set-ntp true")
     return warning(shown, "timedatectl set-ntp true") if abs(difference_s) > CLOCK_S else good(shown)
-
-
-def _our_indexes() -> dict[str, str]:
-    """Return the statements that make the indexes of our own schema, by name."""
-    found = {}
-    for entry in resources.files(schema).joinpath("ours").iterdir():
-        if entry.name.endswith(".sql"):
-            for statement in re.findall(r"CREATE (?:UNIQUE )?INDEX \w+[^;]*;", entry.read_text(encoding="utf-8")):
-                found[statement.partition("INDEX ")[2].split()[0]] = " ".join(statement.split())
-    return found

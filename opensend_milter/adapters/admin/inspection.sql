@@ -64,6 +64,23 @@ SELECT count(*) FROM opensend_milter.jobs j WHERE j.state = 'waiting' AND NOT EX
 -- reports -- how many are not taken up yet, and how old the oldest is
 SELECT count(*), coalesce(extract(epoch FROM now() - min(received_at)), 0) FROM opensend_milter.feedback;
 
+-- lane_answers -- by lane, how many of the last recipients there were, and how many of them the next hop did not know
+WITH RECURSIVE lane AS (
+    (SELECT user_id, courier FROM opensend_milter.lane_answers ORDER BY user_id, courier LIMIT 1)
+    UNION ALL
+    SELECT n.user_id, n.courier FROM lane l CROSS JOIN LATERAL (
+        SELECT user_id, courier FROM opensend_milter.lane_answers
+        WHERE (user_id, courier) > (l.user_id, l.courier) ORDER BY user_id, courier LIMIT 1) n
+)
+SELECT lane.user_id, lane.courier, counted.recipients, counted.unknown FROM lane CROSS JOIN LATERAL (
+    SELECT sum(recipients)::integer AS recipients, sum(unknown)::integer AS unknown FROM (
+        SELECT recipients, unknown, sum(recipients) OVER (ORDER BY id DESC) - recipients AS newer FROM (
+            SELECT id, recipients, unknown FROM opensend_milter.lane_answers
+            WHERE user_id = lane.user_id AND courier = lane.courier AND noted_at > now() - %(age)s::interval
+            ORDER BY id DESC LIMIT %(most)s) newest) one
+    WHERE newer < %(most)s) counted
+WHERE counted.unknown > 0;
+
 -- client_addresses -- of the newest messages by SMTP, taken or not, the last one's client address
 SELECT client_address FROM (
     (SELECT received_at AS at, front_door, client_address FROM opensend_milter.submissions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import LiteralString, TypeVar
 
@@ -212,6 +212,15 @@ class AdminStore:
         if not rows:
             raise UsageError(f"{address} is not suppressed for user {user_id!r}: see `suppression list`")
         return sorted(rows, key=lambda row: (row.email != address, row.email))
+
+    def bounced_inline(self, user_id: str | None, since: datetime) -> list[SuppressionRow]:
+        """List whom a next hop's refusal has suppressed since, oldest first."""
+        return self._rows("bounced_inline", SuppressionRow, user_id=user_id, since=since)
+
+    def remove_bounced_inline(self, rows: Sequence[SuppressionRow]) -> int:
+        """Let mail reach these again; return how many were still listed for that."""
+        users, emails = [row.user_id for row in rows], [row.email for row in rows]
+        return self._execute("delete_bounced_inline", user_ids=users, emails=emails)
 
     def list_suppressions(self, user_id: str | None = None, *, limit: int | None) -> Listed[SuppressionRow]:
         """List suppressed addresses of one user or of all, newest first."""

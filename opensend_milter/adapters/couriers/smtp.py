@@ -19,7 +19,7 @@ from opensend_milter.adapters.couriers.smtp_session import (
 )
 from opensend_milter.config import Relay
 from opensend_milter.core.errors import ConfigError, DeliveryDeferred, DeliveryRefused, DeliveryUncertain
-from opensend_milter.core.model import Address, Parcel, Sent
+from opensend_milter.core.model import Address, Answers, Parcel, Sent
 
 MESSAGES_PER_CONNECTION = 100
 IDLE_S = 30.0
@@ -57,7 +57,7 @@ class SmtpCourier:
         self._aborted = False
         try:
             session = self._connected()
-            with _errors(str(self._hops[self._hop])):
+            with _errors(self._host):
                 refused, deferred = self._envelope(session, parcel)
                 _content(session, parcel.content)
             answer = _final_answer(session)
@@ -71,8 +71,19 @@ class SmtpCourier:
         if answer.code == CLOSING:
             self._drop()
         if answer.is_yes:
-            return Sent(courier="smtp", reply=str(answer), refused=refused, deferred=deferred)
-        raise _no("the message", answer)
+            return Sent(courier="smtp", reply=str(answer), refused=refused, deferred=deferred, host=self._host)
+        taken = [one for one in parcel.recipients if one not in dict(refused + deferred)]
+        if answer.is_never and len(taken) == 1:
+            # Some look for a mailbox only now: what is said of the message is said of him alone.
+            refused += ((taken[0], str(answer)),)
+        raise _no("the message", answer, self._answers(refused))
+
+    @property
+    def _host(self) -> str:
+        return str(self._hops[self._hop])
+
+    def _answers(self, refused: _Misses) -> Answers:
+        return Answers(courier="smtp", host=self._host, refused=refused)
 
     def rest(self) -> None:
         """Close a connection that is idle."""
@@ -161,7 +172,8 @@ class SmtpCourier:
             if not answer.is_yes:
                 (refused if answer.is_never else deferred)[recipient] = answer
         if len(refused) + len(deferred) == len(recipients):
-            raise _no("no recipient taken", next(iter((*deferred.values(), *refused.values())), _NO_RECIPIENTS))
+            first = next(iter((*deferred.values(), *refused.values())), _NO_RECIPIENTS)
+            raise _no("no recipient taken", first, self._answers(_reasons(refused)))
         return _reasons(refused), _reasons(deferred)
 
 
@@ -216,6 +228,8 @@ def _final_answer(session: Session) -> Answer:
     return answer
 
 
-def _no(what: str, answer: Answer) -> DeliveryDeferred | DeliveryRefused:
+def _no(what: str, answer: Answer, answers: Answers | None = None) -> DeliveryDeferred | DeliveryRefused:
     text = f"{what}: {answer}"
-    return DeliveryRefused(text) if answer.is_never else DeliveryDeferred(text, outage=answer.is_for_all)
+    if answer.is_never:
+        return DeliveryRefused(text, answers=answers)
+    return DeliveryDeferred(text, outage=answer.is_for_all, answers=answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import threading
@@ -24,11 +25,13 @@ from opensend_milter.core.feedback import (
     ReportMalformed,
     Standing,
     effects,
+    mapping_of,
     payload,
     report_of,
 )
 from opensend_milter.core.ids import SENT_ONCE
 from opensend_milter.core.model import Address, EmailId, UserId
+from opensend_milter.core.next_hop import INLINE, LANE_FOR, LANE_RECIPIENTS, is_relay_broken
 
 log = logging.getLogger(__name__)
 SQL = statements("feedback")
@@ -161,12 +164,17 @@ class PostgresFeedbackBook:
         try:
             report = report_of(found.kind, found.source_id, email_id, found.payload)
             known = _known(found, deliveries.get(email_id, _NO_JOB))
+            said = found.payload
+            if report.via == INLINE and _is_relay_broken(connection, report, known.user_id):
+                log.warning("email=%s feedback=%s suppresses nobody: the next hop knows too few", email_id, found.kind)
+                known = dataclasses.replace(known, is_relay_broken=True)
+                said = {name: value for name, value in mapping_of(said).items() if name != "permanent"}
             asked = effects(report, known)
             if asked is None:
                 log.warning("email=%s feedback=%s dropped: it names none of its recipients", email_id, found.kind)
                 return
             with store_errors(), connection.transaction():
-                is_new = _Application(connection, report, known, asked, self._soft_bounces).run(found.payload)
+                is_new = _Application(connection, report, known, asked, self._soft_bounces).run(said)
         except (RowRefused, ReportMalformed) as error:
             log.error("email=%s feedback=%s dropped: %s", email_id, found.kind, error)  # noqa: TRY400
             return
@@ -198,6 +206,17 @@ def _known(found: ReportRow, delivery: _Delivery) -> Known:
     )
 
 
+def _is_relay_broken(connection: Connection, report: Report, user_id: UserId) -> bool:
+    values = {
+        "user_id": user_id,
+        "courier": report.details.get("courier", ""),
+        "most": LANE_RECIPIENTS,
+        "age": LANE_FOR,
+    }
+    ((recipients, unknown),) = connection.execute(SQL["lane_answers"], values)
+    return is_relay_broken(recipients, unknown)
+
+
 @dataclass(frozen=True, slots=True)
 class _Application:
     """Writes the effects of one report."""
@@ -211,6 +230,8 @@ class _Application:
     def run(self, said: object) -> bool:
         """Write them all; False, and nothing is written, where the same was reported before."""
         asked = self.effects
+        if asked.event == "bounced" and self.report.via != INLINE and self._is_told(asked.affected):
+            return False
         if asked.event and not self._add_event(asked.event, self._source_id(), said):
             return False
         if asked.closes_job:
@@ -230,6 +251,11 @@ class _Application:
         if asked.affected:
             self._mind_addresses(asked)
         return True
+
+    def _is_told(self, affected: Sequence[Affected]) -> bool:
+        """Tell whether the next hop refused all of these while it was asked, so that it is known."""
+        addresses = {one.address for one in affected}
+        return bool(addresses) and self._execute("told_inline", addresses=list(addresses)) == [(len(addresses),)]
 
     def _move(self, status: str, before: list[str]) -> None:
         if self.effects.went_out:

@@ -29,6 +29,19 @@ SELECT j.email_id::text AS email_id, j.state = 'attempting' AND j.lease_until >=
     j.state IN ('attempting', 'uncertain') AS is_unresolved, j.recipients
 FROM opensend_milter.jobs j WHERE j.email_id = ANY (%(ids)s::uuid[]) ORDER BY j.email_id FOR UPDATE;
 
+-- lane_answers -- how many of a lane's last recipients there were, and how many of them the next hop did not know
+SELECT coalesce(sum(recipients), 0)::integer, coalesce(sum(unknown), 0)::integer FROM (
+    SELECT recipients, unknown, sum(recipients) OVER (ORDER BY id DESC) - recipients AS newer FROM (
+        SELECT id, recipients, unknown FROM opensend_milter.lane_answers
+        WHERE user_id = %(user_id)s AND courier = %(courier)s AND noted_at > now() - %(age)s::interval
+        ORDER BY id DESC LIMIT %(most)s) newest) counted
+WHERE newer < %(most)s;
+
+-- told_inline -- how many of these recipients an event says that the next hop refused
+SELECT count(DISTINCT v.payload -> 'recipients' -> 0 ->> 'email') FROM public.email_events v
+WHERE v.email_id = %(id)s::uuid AND v.type = 'bounced' AND v.payload ->> 'via' = 'inline'
+    AND v.payload -> 'recipients' -> 0 ->> 'email' = ANY (%(addresses)s::text[]);
+
 -- event -- an event, unless it is there already, and a delivery for each webhook that asked for it
 WITH said AS (
     SELECT (SELECT e.id FROM public.emails e WHERE e.id = %(id)s::uuid) AS email_id, %(type)s::text AS type,

@@ -11,6 +11,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, LiteralString
 
+from opensend_milter.adapters.postgres.answers import NOBODY, answered, clean, listed, results, text, told
 from opensend_milter.adapters.postgres.job_rows import Parameters, RouteRow, SubmissionRow, TakenRow, UncertainRow
 from opensend_milter.adapters.postgres.link import Connection, Link, Tables, statements
 from opensend_milter.core.address import domain_of, normal_domain, unicode_domain
@@ -18,6 +19,7 @@ from opensend_milter.core.ids import SENT_ONCE
 from opensend_milter.core.model import (
     Address,
     Announcement,
+    Answers,
     EmailId,
     Job,
     Lane,
@@ -25,6 +27,7 @@ from opensend_milter.core.model import (
     Sent,
     UserId,
 )
+from opensend_milter.core.next_hop import LANE_FOR, LANE_RECIPIENTS, is_unknown
 
 log = logging.getLogger(__name__)
 SQL = statements("jobs")
@@ -32,7 +35,6 @@ REFUSALS_FOR = timedelta(days=30)
 REFUSALS_KEPT = 100_000
 PRUNED_AT_ONCE = 1_000
 PRUNE_ROUNDS = 50
-RECORDED_CHARACTERS = 1_000
 FINISHED = frozenset({
     "sent", "delivered", "bounced", "complained", "suppressed", "failed", "canceled", "cancelled",
 })  # fmt: skip
@@ -192,16 +194,19 @@ class PostgresJobStore:
 
     def record_sent(self, job: Job, sent: Sent) -> None:
         """Close the job; what the next hop did not take is in the event."""
-        event = _event("sent", SENT_ONCE.format(job.email_id), job.user_id, _told(sent))
-        self._record("record_sent", _key(job) | event | _results(sent))
+        event = _event("sent", SENT_ONCE.format(job.email_id), job.user_id, told(sent))
+        fared = results(sent.refused)
+        status = "bounced" if "bounced" in fared["outcomes"] else "sent"
+        self._record("record_sent", _key(job) | event | fared | _answered(job, sent) | {"status": status})
 
     def record_partly(self, job: Job, sent: Sent, wait_s: float) -> None:
         """Note who has it, and let those wait who are to be tried again."""
-        attempt = job.attempts + 1
-        told = {**_told(sent), "attempt": attempt}
-        event = _event("delayed", f"provider-delayed:{job.email_id}:{_turn(job)}", job.user_id, told)
-        left = {"left": [address for address, _ in sent.deferred], "reason": _text(sent.deferred[0][1])}
-        self._record("record_partly", _key(job) | event | _results(sent) | left | {"wait": timedelta(seconds=wait_s)})
+        payload = {**told(sent), "attempt": job.attempts + 1}
+        event = _event("delayed", f"provider-delayed:{job.email_id}:{_turn(job)}", job.user_id, payload)
+        left = {"left": [address for address, _ in sent.deferred], "reason": text(sent.deferred[0][1])}
+        fared = results(sent.refused, sent.deferred)
+        wait = {"wait": timedelta(seconds=wait_s)}
+        self._record("record_partly", _key(job) | event | fared | _answered(job, sent) | left | wait)
 
     def record_deferred(self, job: Job, reason: str, wait_s: float) -> None:
         """Let it wait."""
@@ -212,16 +217,19 @@ class PostgresJobStore:
             job.user_id,
             {"reason": reason, "attempt": attempt},
         )
-        later = {"wait": timedelta(seconds=wait_s), "reason": _text(reason)}
+        later = {"wait": timedelta(seconds=wait_s), "reason": text(reason)}
         self._record("record_deferred", _key(job) | event | later)
 
-    def record_failed(self, job: Job, reason: str) -> None:
-        """Close the job: it will not be sent."""
-        self._record("record_failed", _failure(_key(job), _turn(job), job.user_id, reason))
+    def record_failed(self, job: Job, reason: str, answers: Answers | None = None) -> None:
+        """Close the job: nobody got it. Where the next hop knows none of them, that is a bounce and no failure."""
+        values = _failure(_key(job), _turn(job), job.user_id, reason)
+        if answers:
+            values |= _fared(job, reason, answers)
+        self._record("record_failed", values)
 
     def record_uncertain(self, job: Job, reason: str) -> None:
         """Keep the job where nobody takes it."""
-        if not self._all("record_uncertain", {**_key(job), "reason": _text(reason)}):
+        if not self._all("record_uncertain", {**_key(job), "reason": text(reason)}):
             log.error("%s: email=%s is no longer ours: uncertain outcome not recorded", job.queue_id, job.email_id)
 
     def release_expired(self) -> int:
@@ -266,6 +274,7 @@ class PostgresJobStore:
             ("daily counts", "prune_key_usage", {}),
             ("old secrets", "prune_key_secrets", {}),
             ("rate limits", "prune_rate_buckets", {}),
+            ("answers of next hops", "prune_lane_answers", {"keep": LANE_RECIPIENTS, "age": LANE_FOR}),
             ("messages", "drop_raw", {"age": keeping.raw} if keeping.raw else None),
             ("jobs", "prune_jobs", {} if self._hand_over else None),
         ):
@@ -319,39 +328,12 @@ def _route(connection: Connection, mail: SubmissionRow) -> Route:
     )
 
 
-def _told(sent: Sent) -> dict[str, object]:
-    """Tell in an event what the next hop said."""
-    told: dict[str, object] = {"courier": sent.courier, "reply": sent.reply, "refused": _listed(sent.refused)}
-    if sent.deferred:
-        told["deferred"] = _listed(sent.deferred)
-    if sent.provider_id:
-        told["provider_id"] = sent.provider_id
-    return told
-
-
-def _listed(recipients: Sequence[tuple[Address, str]]) -> list[dict[str, str]]:
-    return [{"email": address, "reason": reason} for address, reason in recipients]
-
-
-def _results(sent: Sent) -> dict[str, Any]:
-    # Of an address named twice, the later: ON CONFLICT may not touch a row twice.
-    found = {_text(address): ("refused", _text(reason)) for address, reason in sent.refused}
-    found |= {_text(address): ("deferred", _text(reason)) for address, reason in sent.deferred}
-    return {
-        "courier": sent.courier,
-        "provider_id": sent.provider_id and _text(sent.provider_id),
-        "addresses": list(found),
-        "outcomes": [outcome for outcome, _ in found.values()],
-        "reasons": [reason for _, reason in found.values()],
-    }
-
-
 def _key(job: Job) -> dict[str, Any]:
     return {"id": job.email_id, "lease_id": job.lease_id}
 
 
 def _event(kind: str, source_id: str, user_id: str | None, payload: object) -> dict[str, Any]:
-    return {"type": kind, "source_id": source_id, "user_id": user_id, "payload": json.dumps(_clean(payload))}
+    return {"type": kind, "source_id": source_id, "user_id": user_id, "payload": json.dumps(clean(payload))}
 
 
 def _turn(job: Job | TakenRow | UncertainRow) -> str:
@@ -362,21 +344,31 @@ def _turn(job: Job | TakenRow | UncertainRow) -> str:
 def _failure(key: Parameters, turn: str, user_id: str | None, reason: str) -> dict[str, Any]:
     source_id = f"provider-dead-letter:{key['id']}:{turn}"
     event = _event("failed", source_id, user_id, {"reason": reason, "attempt": int(turn.partition(".")[0])})
-    return {**key, **event, "reason": _text(reason)}
+    ending = {"status": "failed", "is_told": True, "reason": text(reason)}
+    return {**key, **event, **ending, **results(), **NOBODY}
 
 
-def _text(text: str) -> str:
-    """Make a foreign text one that Postgres takes, and not longer than anybody reads."""
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\ufffd")[:RECORDED_CHARACTERS]
+def _fared(job: Job, reason: str, answers: Answers) -> dict[str, Any]:
+    """Return what differs from a failure of the whole message where single recipients heard something of their own."""
+    heard = {**dict.fromkeys(job.recipients, reason), **dict(answers.refused)}
+    lost = tuple((address, why) for address, why in heard.items() if not is_unknown(why))
+    attempt = {"attempt": job.attempts + 1}
+    found = answered(job, answers, len(job.recipients), **({} if lost else attempt))
+    if not answers.refused:
+        return found
+    found |= results(tuple(heard.items()))
+    if lost:
+        told = {"reason": reason, **attempt, "refused": listed(lost)}
+        found |= {"payload": json.dumps(clean(told))}
+    if found["unknown"]:
+        found |= {"status": "bounced", "is_told": bool(lost)}
+    if not lost:
+        found |= {"source_id": found["report_ids"][0]}
+    return found
 
 
-def _clean(value: object) -> object:
-    match value:
-        case str():
-            return _text(value)
-        case dict():
-            return {name: _clean(one) for name, one in value.items()}
-        case list():
-            return [_clean(one) for one in value]
-        case _:
-            return value
+def _answered(job: Job, sent: Sent) -> dict[str, Any]:
+    answers = Answers(courier=sent.courier, host=sent.host, refused=sent.refused)
+    return answered(job, answers, len(job.recipients) - len(sent.deferred)) | {
+        "provider_id": sent.provider_id and text(sent.provider_id)
+    }

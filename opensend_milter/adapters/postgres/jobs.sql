@@ -86,7 +86,9 @@ SELECT s.user_id, s.from_address, coalesce(j.recipients, s.recipients) AS recipi
     j.recipients IS NOT NULL AS some_have_it,
     CASE WHEN j.recipients IS NOT NULL THEN (
         SELECT array_agg(ARRAY[r.address, r.reason]) FROM opensend_milter.recipient_results r
-        WHERE r.email_id = s.email_id AND r.outcome = 'refused') END AS refused,
+        WHERE r.email_id = s.email_id AND (r.outcome = 'refused'
+            -- While it was asked: who bounced later has no courier.
+            OR r.outcome = 'bounced' AND r.courier IS NOT NULL)) END AS refused,
     s.received_at, s.queue_id, s.client_address, s.front_door, s.tls, nullif(j.courier, '') AS courier, s.size_bytes
 FROM opensend_milter.submissions s JOIN opensend_milter.jobs j ON j.email_id = s.email_id
 WHERE s.email_id = %(id)s;
@@ -116,6 +118,8 @@ WHERE j.email_id = i.email_id AND j.lease_id = i.lease_id AND j.state IN ('claim
 UPDATE opensend_milter.jobs
 SET state = 'attempting', attempts = %(attempt)s, lease_until = now() + %(lease)s::interval
 WHERE email_id = %(id)s AND lease_id = %(lease_id)s AND state = 'claimed'
+    -- Always so; named here, a table that is not there yet stops a message before it leaves and cannot be recorded.
+    AND EXISTS (SELECT FROM opensend_milter.lane_answers) IS NOT NULL
 RETURNING true;
 
 -- give_back -- undo a claim for which not one byte went out
@@ -132,10 +136,10 @@ UPDATE public.emails e SET status = 'queued' FROM job WHERE e.id = job.email_id 
 WITH job AS (
     DELETE FROM opensend_milter.jobs
     WHERE email_id = %(id)s AND lease_id = %(lease_id)s AND state IN ('attempting', 'uncertain')
-    RETURNING email_id
+    RETURNING email_id, user_id
 ), mail AS (
     UPDATE public.emails e
-    SET status = 'sent', sent_at = now(), provider_last_attempted_at = now(), provider_next_retry_at = NULL,
+    SET status = %(status)s, sent_at = now(), provider_last_attempted_at = now(), provider_next_retry_at = NULL,
         provider_dead_lettered_at = NULL, provider_last_error_code = NULL, provider_last_error_message = NULL
     FROM job
     -- What came back of the message already knows more than we do.
@@ -146,14 +150,9 @@ WITH job AS (
 ), reached AS (
     DELETE FROM opensend_milter.recipient_results r USING job
     WHERE r.email_id = job.email_id AND r.outcome = 'deferred' AND r.address <> ALL (%(addresses)s::text[])
-), result AS (
-    INSERT INTO opensend_milter.recipient_results (email_id, address, outcome, reason, courier)
-    SELECT job.email_id, r.address, r.outcome, r.reason, %(courier)s
-    FROM job, unnest(%(addresses)s::text[], %(outcomes)s::text[], %(reasons)s::text[])
-        AS r (address, outcome, reason)
-    ON CONFLICT (email_id, address) DO UPDATE
-    SET outcome = excluded.outcome, reason = excluded.reason, courier = excluded.courier, noted_at = now()
-), said AS (
+),
+-- include: answered
+, said AS (
     SELECT e.id AS email_id, %(type)s::text AS type, %(payload)s::jsonb AS payload,
         %(source_id)s::text AS source_id, %(user_id)s::text AS user_id
     FROM job JOIN public.emails e ON e.id = job.email_id
@@ -167,7 +166,7 @@ WITH job AS (
     SET state = 'waiting', lease_id = NULL, lease_until = NULL, worker = NULL, not_before = now() + %(wait)s::interval,
         announce_at = now() + %(wait)s::interval, last_error = %(reason)s, recipients = %(left)s
     WHERE j.email_id = %(id)s AND j.lease_id = %(lease_id)s AND j.state IN ('attempting', 'uncertain')
-    RETURNING j.email_id, j.not_before
+    RETURNING j.email_id, j.user_id, j.not_before
 ), mail AS (
     UPDATE public.emails e
     SET status = 'queued', provider_retry_count = provider_retry_count + 1, provider_last_attempted_at = now(),
@@ -177,14 +176,9 @@ WITH job AS (
 ), submission AS (
     UPDATE opensend_milter.submissions s SET provider_id = %(provider_id)s
     FROM job WHERE s.email_id = job.email_id AND %(provider_id)s::text IS NOT NULL
-), result AS (
-    INSERT INTO opensend_milter.recipient_results (email_id, address, outcome, reason, courier)
-    SELECT job.email_id, r.address, r.outcome, r.reason, %(courier)s
-    FROM job, unnest(%(addresses)s::text[], %(outcomes)s::text[], %(reasons)s::text[])
-        AS r (address, outcome, reason)
-    ON CONFLICT (email_id, address) DO UPDATE
-    SET outcome = excluded.outcome, reason = excluded.reason, courier = excluded.courier, noted_at = now()
-), said AS (
+),
+-- include: answered
+, said AS (
     SELECT e.id AS email_id, %(type)s::text AS type,
         %(payload)s::jsonb || jsonb_build_object('next_attempt_at', job.not_before) AS payload,
         %(source_id)s::text AS source_id, %(user_id)s::text AS user_id
@@ -215,21 +209,24 @@ WITH job AS (
 -- include: event, user_id = %(user_id)s, type = %(type)s::text
 SELECT count(*) FROM job;
 
--- record_failed -- it will not be sent
+-- record_failed -- it will not be sent: nobody has it
 WITH job AS (
     DELETE FROM opensend_milter.jobs
     WHERE email_id = %(id)s AND lease_id = %(lease_id)s AND state IN ('claimed', 'attempting', 'uncertain')
-    RETURNING email_id
+    RETURNING email_id, user_id
 ), mail AS (
     UPDATE public.emails e
-    SET status = 'failed', provider_retry_count = provider_retry_count + 1, provider_last_attempted_at = now(),
+    SET status = %(status)s, provider_retry_count = provider_retry_count + 1, provider_last_attempted_at = now(),
         provider_next_retry_at = NULL, provider_dead_lettered_at = now(),
         provider_last_error_code = 'delivery_failed', provider_last_error_message = %(reason)s
     FROM job WHERE e.id = job.email_id AND e.status = 'processing'
-), said AS (
+),
+-- include: answered
+, said AS (
     SELECT e.id AS email_id, %(type)s::text AS type, %(payload)s::jsonb AS payload,
         %(source_id)s::text AS source_id, %(user_id)s::text AS user_id
     FROM job JOIN public.emails e ON e.id = job.email_id
+    WHERE %(is_told)s
 ),
 -- include: event, user_id = %(user_id)s, type = %(type)s::text
 SELECT count(*) FROM job;
@@ -242,7 +239,9 @@ WHERE email_id = %(id)s AND lease_id = %(lease_id)s AND state IN ('attempting', 
 RETURNING true;
 
 -- is_recorded -- tell a record that was written and whose answer was lost from one that is not ours to write
-SELECT EXISTS (SELECT FROM public.email_events WHERE source_id = %(source_id)s);
+SELECT EXISTS (SELECT FROM public.email_events WHERE source_id = %(source_id)s)
+    -- Where a bounce is all that is told, until it is taken up.
+    OR EXISTS (SELECT FROM opensend_milter.feedback WHERE source_id = %(source_id)s);
 
 -- release_claimed -- workers died before their attempt began: give their jobs back
 WITH ended AS (
@@ -337,6 +336,22 @@ WHERE name = ANY (ARRAY(
         SELECT name FROM opensend_milter.rate_buckets WHERE refilled_at < now() - interval '10 minutes'
         ORDER BY refilled_at LIMIT %(limit)s))
     AND refilled_at < now() - interval '10 minutes';
+
+-- prune_lane_answers -- a batch of what is too old, or beyond the newest of its lane
+WITH RECURSIVE lane AS (
+    (SELECT user_id, courier FROM opensend_milter.lane_answers ORDER BY user_id, courier LIMIT 1)
+    UNION ALL
+    SELECT n.user_id, n.courier FROM lane l CROSS JOIN LATERAL (
+        SELECT user_id, courier FROM opensend_milter.lane_answers
+        WHERE (user_id, courier) > (l.user_id, l.courier) ORDER BY user_id, courier LIMIT 1) n
+)
+DELETE FROM opensend_milter.lane_answers a USING (
+    SELECT lane.user_id, lane.courier, beyond.id FROM lane CROSS JOIN LATERAL (
+        SELECT id, row_number() OVER (ORDER BY id DESC) > %(keep)s OR noted_at < now() - %(age)s::interval AS is_old
+        FROM opensend_milter.lane_answers
+        WHERE user_id = lane.user_id AND courier = lane.courier ORDER BY id DESC LIMIT %(keep)s + %(limit)s) beyond
+    WHERE beyond.is_old LIMIT %(limit)s) old
+WHERE a.user_id = old.user_id AND a.courier = old.courier AND a.id = old.id;
 
 -- prune_row_digests -- a batch of those whose names are free again
 DELETE FROM opensend_milter.row_digests WHERE email_id IN (

@@ -70,3 +70,20 @@ LEFT JOIN LATERAL (
     SELECT max(f.noted_at) AS at, jsonb_object_agg(f.address, f.noted_at) AS noted,
         jsonb_agg(jsonb_build_array(f.address, f.outcome, f.reason) ORDER BY f.address) AS fared
     FROM opensend_milter.recipient_results f WHERE f.email_id = {email_id}) r ON true
+
+-- answered -- of a `job (email_id, user_id)`: who fared otherwise than it, how many got an answer, and reports of those who are unknown
+result AS (
+    INSERT INTO opensend_milter.recipient_results (email_id, address, outcome, reason, courier)
+    SELECT job.email_id, r.address, r.outcome, r.reason, %(courier)s
+    FROM job, unnest(%(addresses)s::text[], %(outcomes)s::text[], %(reasons)s::text[])
+        AS r (address, outcome, reason)
+    ON CONFLICT (email_id, address) DO UPDATE
+    SET outcome = excluded.outcome, reason = excluded.reason, courier = excluded.courier, noted_at = now()
+), lane AS (
+    INSERT INTO opensend_milter.lane_answers (user_id, courier, recipients, unknown)
+    SELECT job.user_id, %(courier)s, %(answered)s::integer, %(unknown)s::integer FROM job WHERE %(answered)s::integer > 0
+), report AS (
+    INSERT INTO opensend_milter.feedback (kind, source_id, email_id, payload)
+    SELECT 'bounced', r.source_id, job.email_id, r.payload
+    FROM job, unnest(%(report_ids)s::text[], %(reports)s::jsonb[]) AS r (source_id, payload)
+)

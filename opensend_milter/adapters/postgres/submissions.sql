@@ -26,7 +26,7 @@ FROM opensend_milter.submissions s JOIN public.emails e ON e.id = s.email_id
         FROM public.email_events h WHERE h.email_id = s.email_id) h ON true
     LEFT JOIN LATERAL (
         SELECT h.payload FROM public.email_events h
-        WHERE h.email_id = s.email_id AND h.type IN ('sent', 'failed', 'delayed')
+        WHERE h.email_id = s.email_id AND (h.type IN ('sent', 'failed', 'delayed') OR h.payload ? 'attempt')
         ORDER BY h.received_at DESC, h.id LIMIT 1) v ON true
 WHERE s.key_id = %(key_id)s::uuid AND s.email_id = ANY (%(ids)s::uuid[]);
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -229,6 +230,15 @@ def _files(owner: _Owner) -> list[_File]:
             content = entry.read_bytes()
             name = f"{owner}/{entry.name.removesuffix('.sql')}"
             found.append(_File(name, content.decode("utf-8"), hashlib.sha256(content).hexdigest()))
+    return found
+
+
+def our_indexes() -> dict[str, str]:
+    """Return the statements that make the indexes of our own schema, by name."""
+    found = {}
+    for file in _files("ours"):
+        for statement in re.findall(r"CREATE (?:UNIQUE )?INDEX \w+[^;]*;", file.statements):
+            found[statement.partition("INDEX ")[2].split()[0]] = " ".join(statement.split())
     return found
 
 

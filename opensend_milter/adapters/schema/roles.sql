@@ -157,6 +157,7 @@ GRANT SELECT, UPDATE, DELETE ON opensend_milter.jobs TO opensend_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON opensend_milter.recipient_results, opensend_milter.soft_bounces
     TO opensend_worker;
 GRANT SELECT, DELETE ON opensend_milter.feedback TO opensend_worker;
+GRANT SELECT, INSERT, DELETE ON opensend_milter.lane_answers TO opensend_worker;
 GRANT SELECT ON opensend_milter.webhook_settings TO opensend_worker;
 GRANT SELECT (id, refused_at), DELETE ON opensend_milter.refusals TO opensend_worker;
 GRANT SELECT, DELETE ON opensend_milter.fingerprints TO opensend_worker;

@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from opensend_milter.adapters.admin.deliveries import AT_ONCE, Done, Ending
+from opensend_milter.adapters.admin.deliveries import AT_ONCE, Done, Ending, Unsent
 from opensend_milter.adapters.admin.rows import EmailDetail, EmailStatus, RefusalRow
 from opensend_milter.cli import admin
 from opensend_milter.cli.output import AsJson, ConfigPath, Utc, on_page, plain, progress, show, table_of
@@ -130,6 +130,9 @@ def retry(
     *,
     emails: Ids = [],  # noqa: B006  # typer's way of saying none
     failed: Annotated[bool, typer.Option("--failed", help="All that failed and whose bytes are still kept.")] = False,
+    bounced: Annotated[
+        bool, typer.Option("--bounced", help="All that the next hop refused for unknown recipients: nobody has them.")
+    ] = False,
     since: admin.Since = None,
     user: admin.OnlyOf = None,
     yes: admin.Yes = False,
@@ -142,13 +145,17 @@ def retry(
     whoever retries it takes it upon himself that it arrives twice.
     """
     with admin.delivering(config) as (_, store):
-        if bool(emails) == failed:
-            raise UsageError("name emails by their ids, or say --failed")
-        if not failed and (since or user):
-            raise UsageError("--since and --user go with --failed")
-        ids = store.failed(user_id=user, since=admin.moment(since)) if failed else list(store.find(emails).values())
-        if failed and ids:
-            admin.confirm(f"Try {len(ids)} failed emails again?", yes=yes)
+        if [bool(emails), failed, bounced].count(True) != 1:
+            raise UsageError("name emails by their ids, or say --failed or --bounced")
+        if emails and (since or user):
+            raise UsageError("--since and --user go with --failed and --bounced")
+        if emails:
+            ids = list(store.find(emails).values())
+        else:
+            status: Unsent = "failed" if failed else "bounced"
+            ids = store.unsent(status, user_id=user, since=admin.moment(since))
+            if ids:
+                admin.confirm(f"Try {len(ids)} {status} emails again?", yes=yes)
         _tell("to be tried again", _in_batches(ids, store.retry), as_json=as_json)
 
 

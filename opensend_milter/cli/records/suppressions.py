@@ -7,8 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Literal
 
 import typer
 
@@ -79,22 +80,70 @@ def list_(
 
 @app.command("remove")
 def remove(
-    email: Email,
-    user: admin.Owner = admin.DEFAULT_USER,
+    *,
+    email: Annotated[
+        str | None, typer.Argument(metavar="ADDRESS", help="The address; upper and lower case are the same.")
+    ] = None,
+    via: Annotated[
+        Literal["inline"] | None,
+        typer.Option(
+            "--via", help="All whom a next hop has refused as unknown: a broken relay does that. With --since."
+        ),
+    ] = None,
+    since: admin.Since = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say whom it would be; change nothing.")] = False,
+    user: Annotated[
+        str | None,
+        typer.Option("--user", "-u", metavar="ID", help="User it belongs to; with --via by itself all users."),
+    ] = None,
     yes: admin.Yes = False,
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a user's mail reach an address again."""
+    """Let a user's mail reach an address again.
+
+    Or all that a broken relay has suppressed: --via inline --since WHEN.
+    """
     with admin.opened(config) as (_, store):
-        admin.confirm(f"Let mail of user {user} reach {plain(email)} again?", yes=yes)
-        row, *others = store.remove_suppression(user, email)
+        moment = admin.moment(since)
+        if (email is None) == (via is None) or (via is None) != (moment is None) or (dry_run and not via):
+            raise UsageError("name one address, or say --via inline --since WHEN, and perhaps --dry-run")
+        if email is None and moment:
+            _remove_inline(store, user, moment, dry_run=dry_run, yes=yes, as_json=as_json)
+        elif email:
+            _remove_one(store, email, user or admin.DEFAULT_USER, yes=yes, as_json=as_json)
+
+
+def _remove_one(store: AdminStore, email: str, user: str, *, yes: bool, as_json: bool) -> None:
+    admin.confirm(f"Let mail of user {user} reach {plain(email)} again?", yes=yes)
+    row, *others = store.remove_suppression(user, email)
     also = f", listed as {plain(', '.join(one.email for one in others))} too" if others else ""
     show(
         {"removed": row, "other_spellings": others},
         as_json=as_json,
         table=lambda: f"{row.email} is no longer suppressed for user {row.user_id}{also}",
     )
+
+
+def _remove_inline(
+    store: AdminStore, user: str | None, since: datetime, *, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    found = store.bounced_inline(user, since)
+    if found and not dry_run:
+        admin.confirm(f"Let mail reach {len(found):,} address(es) again that next hops have refused?", yes=yes)
+    removed = 0 if dry_run else store.remove_bounced_inline(found)
+    would = f"{len(found):,} would be" if dry_run else f"{removed:,} are"
+    shown = found[:SHOWN_LINES]
+    more = [f"... and {len(found) - len(shown):,} more"] if found[SHOWN_LINES:] else []
+    show(
+        {"dry_run": dry_run, "found": found, "removed": removed},
+        as_json=as_json,
+        table=lambda: "\n".join([
+            *(f"{plain(row.email)} of user {plain(row.user_id)}" for row in shown),
+            *more,
+            f"{would} no longer suppressed",
+        ]),
+    )  # fmt: skip
 
 
 @app.command("import")
