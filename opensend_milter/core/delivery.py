@@ -20,6 +20,7 @@ from opensend_milter.core.errors import (
     TemporaryError,
 )
 from opensend_milter.core.model import Answers, Job, Parcel, Sent
+from opensend_milter.core.next_hop import is_unknown
 from opensend_milter.core.ports import Courier, JobStore
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ class Delivery:
         if job.some_have_it:
             rest = tuple({**dict.fromkeys(job.recipients, reason), **dict(answers.refused)}.items())
             return self._sent(job, Sent(courier=name, reply=reason, refused=job.refused + rest, host=answers.host))
-        maillog.failed(job, reason, name)
+        bounced = any(is_unknown(said) for _, said in answers.refused)
+        maillog.failed(job, reason, name, status="bounced" if bounced else "failed")
         return lambda: self.store.record_failed(job, reason, answers)
 
     def _deferred(

@@ -133,14 +133,16 @@ def deferred(job: Job, reason: str, wait_s: float, courier: CourierName | None =
     counting.attempt(courier or job.route.courier, "deferred")
 
 
-def failed(job: Job, reason: str, courier: CourierName | None = None) -> None:
-    """Note that it was given up."""
+def failed(
+    job: Job, reason: str, courier: CourierName | None = None, *, status: Literal["failed", "bounced"] = "failed"
+) -> None:
+    """Note that it was given up: nobody has it."""
     _note(
         logging.ERROR,
         job.queue_id,
         email=job.email_id,
         attempt=job.attempts + 1,
-        status="failed",
+        status=status,
         reason=_said(reason),
     )
     counting.attempt(courier or job.route.courier, "failed")

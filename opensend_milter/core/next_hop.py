@@ -18,9 +18,10 @@ LANE_RECIPIENTS = 50
 LANE_FOR = timedelta(days=1)
 """And no older ones: a relay is mended within a day, and a lane may be slow."""
 _MOST_UNKNOWN = 1 / 5
-# No such mailbox, moved without a new address, no mail taken for that domain (RFC 3463, 3.2; RFC 7505, 4.2). At the
-# beginning only: what was answered to the message as a whole stands behind what was asked, and says nothing of one.
-_UNKNOWN = re.compile(r"5[0-9]{2} 5\.1\.(?:1|6|10)(?![0-9.])")
+UNKNOWN_CODES = frozenset({"5.1.1", "5.1.6", "5.1.10"})
+"""No such mailbox, moved without a new address, no mail taken for that domain (RFC 3463, 3.2; RFC 7505, 4.2)."""
+# At the beginning only: what was answered to the message as a whole stands behind what was asked.
+_NEVER = re.compile(r"5[0-9]{2} (5\.1\.[0-9]{1,3})(?![0-9.])")
 # Before it may stand what was asked, or the type of a diagnostic code (RFC 3464, 2.3.6).
 _REPLY = re.compile(
     r"(?:\A|[:;] )([2-5][0-9]{2})(?: ([245]\.[0-9]{1,3}\.[0-9]{1,3})(?![0-9.]))?(?: (.*))?\Z", re.DOTALL
@@ -46,7 +47,8 @@ def hop_reply(said: str) -> HopReply | None:
 
 def is_unknown(said: str) -> bool:
     """Tell whether what a recipient heard says for good that there is no such recipient."""
-    return bool(_UNKNOWN.match(said))
+    found = _NEVER.match(said)
+    return found is not None and found[1] in UNKNOWN_CODES
 
 
 def is_relay_broken(recipients: int, unknown: int) -> bool:

@@ -12,6 +12,7 @@ from uuid import UUID
 from opensend_milter.core import crockford
 from opensend_milter.core.fates import Fate
 from opensend_milter.core.model import EmailId, KeyId
+from opensend_milter.core.next_hop import hop_reply
 
 SubmissionState = Literal["received", "smtp_submission_started", "smtp_accepted", "smtp_failed", "rejected", "canceled"]
 FINAL: frozenset[SubmissionState] = frozenset({"smtp_accepted", "smtp_failed", "rejected", "canceled"})
@@ -29,7 +30,6 @@ _STATES: dict[str, SubmissionState] = {
     "canceled": "canceled",
     "cancelled": "canceled",
 }
-_REPLY = re.compile(r"(?:^|: )([245]\d\d)[ -](?:([245]\.\d{1,3}\.\d{1,3})(?: |$))?")
 _QUEUED_AS = re.compile(r"queued (?:as|mail) ([A-Za-z0-9]{5,40})", re.IGNORECASE)
 
 
@@ -62,6 +62,8 @@ class Submission:
     provider_id: str | None
     reply: str
     """What the next hop said last, empty where it was not asked."""
+    never_left: bool = False
+    """It has bounced, and nobody got it."""
 
     @property
     def recipients(self) -> tuple[str, ...]:
@@ -71,7 +73,7 @@ class Submission:
     @property
     def state(self) -> SubmissionState:
         """Return the state in http-smtp-rele's words."""
-        state = _STATES.get(self.status, "received")
+        state = "smtp_failed" if self.never_left else _STATES.get(self.status, "received")
         return "smtp_submission_started" if state == "received" and self.attempts else state
 
 
@@ -107,8 +109,8 @@ def email_of_request(text: str) -> EmailId | None:
 
 def reply_codes(reply: str) -> tuple[int | None, str | None, str | None]:
     """Find code, enhanced code and the next hop's queue id in what it said."""
-    match, queued = _REPLY.search(reply), _QUEUED_AS.search(reply)
-    code, enhanced = (int(match[1]), match[2]) if match else (None, None)
+    found, queued = hop_reply(reply), _QUEUED_AS.search(reply)
+    code, enhanced = (found.code, found.enhanced or None) if found else (None, None)
     return code, enhanced, queued[1] if queued else None
 
 

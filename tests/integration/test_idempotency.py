@@ -146,7 +146,8 @@ def test_another_key_of_the_account_never_hears_250_for_a_message_of_the_first(
 
 @pytest.mark.case(76)
 @pytest.mark.parametrize("ends", ["status = 'failed'", "status = 'canceled'", "status = 'cancelled'",
-                                  "status = 'suppressed'", "created_at = now() - interval '25 hours'"])  # fmt: skip
+                                  "status = 'suppressed'", "status = 'bounced'",
+                                  "created_at = now() - interval '25 hours'"])  # fmt: skip
 @pytest.mark.parametrize("holder", ["key", "account", "rest"])
 @pytest.mark.parametrize("raw", [mail(), mail(text="bye")])
 def test_what_was_given_up_or_is_old_gives_its_name_to_the_next(
@@ -196,7 +197,7 @@ def test_a_name_that_a_limited_key_put_off_for_a_month_swallows_no_mail_of_anoth
 
 
 @pytest.mark.case(76)
-@pytest.mark.parametrize("ends", ["failed", "canceled", "cancelled", "suppressed"])
+@pytest.mark.parametrize("ends", ["failed", "canceled", "cancelled", "suppressed", "bounced"])
 def test_by_its_message_id_what_was_given_up_is_sent_again(account: Account, ends: str) -> None:
     raw = mail().replace(f"Idempotency-Key: {NAME}".encode(), b"Message-ID: <1@app>")
     for count in (1, 2):

@@ -23,6 +23,7 @@ from opensend_milter.core.delivery import Delivery
 from opensend_milter.core.feedback import Recipient, Report
 from opensend_milter.core.model import Address, Answers, EmailId, KeyId
 from opensend_milter.core.outgoing import parcel
+from opensend_milter.core.submission import Submission
 from tests.integration.outbox import add_email, events, job_store, rows, state
 from tests.integration.private_postgres import Database
 from tests.smtp_sink import Sink
@@ -89,8 +90,8 @@ def runner(database: Database, directory: Path) -> Callable[..., Result]:
     return lambda *words: CliRunner().invoke(cli.app_of(words[:1]), words, env=environment)
 
 
-def fates(database: Database, email_id: EmailId) -> tuple[int, dict[str, tuple[str, str | None]]]:
-    """Return how many attempts a key is told of, and what became of each recipient."""
+def submission(database: Database, email_id: EmailId) -> Submission:
+    """Return what a key is told over HTTP."""
     ((key_id,),) = rows(database, "SELECT key_id::text FROM opensend_milter.submissions WHERE email_id = %s", email_id)
     info = conninfo_for(database.url_for("opensend_http"), None, None)
     over_http = PostgresSubmissions(info, connections=1, timeout_s=patience_s())
@@ -98,6 +99,12 @@ def fates(database: Database, email_id: EmailId) -> tuple[int, dict[str, tuple[s
         (found,) = over_http.submissions(KeyId(key_id), [email_id])
     finally:
         over_http.close()
+    return found
+
+
+def fates(database: Database, email_id: EmailId) -> tuple[int, dict[str, tuple[str, str | None]]]:
+    """Return how many attempts a key is told of, and what became of each recipient."""
+    found = submission(database, email_id)
     return found.attempts, {one.email: (one.status, one.reason) for one in found.fates}
 
 
@@ -136,6 +143,7 @@ def test_that_recipient_alone_has_bounced(
         assert state(database, email_id) == ("bounced", None)
         expected = {ANN: ("sent", None), BOB: ("bounced", UNKNOWN), CAT: ("failed", "550 5.7.1 not from you")}
         assert fates(database, email_id) == (1, expected)
+        assert submission(database, email_id).state == "smtp_accepted"
     assert [kind for kind, _ in events(database, email_id)] == ["sent", "bounced"]
     listed = rows(database, "SELECT user_id, email, reason, source_email_id::text, metadata FROM email_suppressions")
     evidence = {
@@ -156,7 +164,8 @@ def test_a_message_that_its_only_recipient_never_got_has_bounced(
         takes_up()
         assert state(database, email_id) == ("bounced", None)
         assert fates(database, email_id)[1] == {ANN: ("bounced", UNKNOWN)}
-    assert fates(database, email_id)[0] == 1
+    found = submission(database, email_id)
+    assert (found.attempts, found.state, found.reply.endswith(UNKNOWN)) == (1, "smtp_failed", True)
     assert [kind for kind, _ in events(database, email_id)] == ["bounced"]
     assert suppressed(database) == [ANN]
     assert rows(database, "SELECT sent_at FROM emails") == [(None,)]

@@ -256,6 +256,24 @@ def test_a_message_that_some_have_is_never_called_failed(outcome: Exception) -> 
     assert [who for who, _ in bench.store.sent.refused] == [B, C]
 
 
+@pytest.mark.parametrize("deferred", [False, True])
+def test_what_single_recipients_heard_is_recorded(caplog: pytest.LogCaptureFixture, *, deferred: bool) -> None:
+    """Where nobody got it, at once or in the end; an answer of its own goes before that to the message."""
+    answers = Answers(courier="file", host="mx:25", refused=((A, "550 5.1.1 no such user"),))
+    kind = DeliveryDeferred if deferred else DeliveryRefused
+    bench = Bench().says(kind("no recipient taken: 450 full", answers=answers))
+    with caplog.at_level(logging.INFO):
+        assert bench.attempt(job(recipients=(A, B), attempts=11)) == ["begin", "failed"]
+    assert bench.store.answers == answers
+    assert "status=bounced" in caplog.text
+    bench = Bench().says(kind("no recipient taken: 450 full", answers=answers))
+    assert bench.attempt(job(recipients=(A, B), attempts=11, some_have_it=True)) == ["begin", "sent"]
+    assert bench.store.sent
+    assert bench.store.sent.host == "mx:25"
+    (_, first), (_, second) = bench.store.sent.refused
+    assert (first, second.endswith("450 full")) == ("550 5.1.1 no such user", True)
+
+
 def test_the_domain_chooses_the_courier() -> None:
     """One that is not set up here waits: another worker, or the operator, may have it."""
     bench = Bench()

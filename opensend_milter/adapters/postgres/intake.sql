@@ -14,15 +14,17 @@ WITH asked AS (
         LEFT JOIN public.api_keys k ON k.id = a.key_id
         LEFT JOIN opensend_milter.key_settings c ON c.key_id = k.id
 ), earlier AS (
-    -- What was given up, or is not there any more, is not ours: sent again, it is a new message.
+    -- What was given up, has bounced before anybody had it, or is not there any more, is not ours: sent again, it is a new message.
     SELECT k.ordinal, e.id AS email_id, e.created_at, e.scheduled_at,
-        e.created_at < now() - interval '24 hours' OR e.status IN ('failed', 'canceled', 'cancelled', 'suppressed') AS expired,
+        e.created_at < now() - interval '24 hours' OR e.status IN ('failed', 'canceled', 'cancelled', 'suppressed')
+            OR e.status = 'bounced' AND e.sent_at IS NULL AS expired,
         CASE WHEN s.email_id IS NULL THEN 'rest' WHEN s.key_id = k.key_id THEN 'key' ELSE 'account' END AS holder
     FROM keyed k JOIN public.emails e ON e.user_id = k.user_id AND e.idempotency_key = k.idempotency_key
         LEFT JOIN opensend_milter.submissions s ON s.email_id = e.id
     UNION ALL
     SELECT k.ordinal, f.email_id, f.received_at, e.scheduled_at,
-        f.received_at < now() - %(window)s::interval OR coalesce(e.status IN ('failed', 'canceled', 'cancelled', 'suppressed'), true),
+        f.received_at < now() - %(window)s::interval OR coalesce(e.status IN ('failed', 'canceled', 'cancelled', 'suppressed')
+            OR e.status = 'bounced' AND e.sent_at IS NULL, true),
         'key'
     FROM keyed k
         JOIN opensend_milter.fingerprints f ON f.key_id = k.key_id AND f.fingerprint = k.fingerprint
@@ -91,7 +93,8 @@ WITH named AS (
     UPDATE public.emails SET idempotency_key = NULL
     WHERE id = ANY (%(ids)s::uuid[]) AND idempotency_key IS NOT NULL
         -- Not of one that somebody has taken up again since.
-        AND (created_at < now() - interval '24 hours' OR status IN ('failed', 'canceled', 'cancelled', 'suppressed'))
+        AND (created_at < now() - interval '24 hours' OR status IN ('failed', 'canceled', 'cancelled', 'suppressed')
+            OR status = 'bounced' AND sent_at IS NULL)
 )
 DELETE FROM opensend_milter.fingerprints f
 USING unnest(%(key_ids)s::uuid[], %(fingerprints)b::bytea[], %(ids)s::uuid[]) AS n (key_id, fingerprint, email_id)

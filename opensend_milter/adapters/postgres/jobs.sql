@@ -349,7 +349,7 @@ DELETE FROM opensend_milter.lane_answers a USING (
     SELECT lane.user_id, lane.courier, beyond.id FROM lane CROSS JOIN LATERAL (
         SELECT id, row_number() OVER (ORDER BY id DESC) > %(keep)s OR noted_at < now() - %(age)s::interval AS is_old
         FROM opensend_milter.lane_answers
-        WHERE user_id = lane.user_id AND courier = lane.courier ORDER BY id DESC LIMIT %(keep)s + %(limit)s) beyond
+        WHERE user_id = lane.user_id AND courier = lane.courier ORDER BY id DESC LIMIT %(keep)s::integer + %(limit)s::integer) beyond
     WHERE beyond.is_old LIMIT %(limit)s) old
 WHERE a.user_id = old.user_id AND a.courier = old.courier AND a.id = old.id;
 

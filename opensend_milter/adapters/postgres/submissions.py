@@ -55,6 +55,7 @@ class SubmissionRow(NamedTuple):
     work_attempts: int | None
     work_left: list[str] | None
     work_reason: str | None
+    never_left: bool
 
 
 class RejectionRow(NamedTuple):
@@ -192,4 +193,5 @@ def _submission(row: SubmissionRow) -> Submission:
         queue_id=row.queue_id,
         provider_id=row.provider_id,
         reply=row.reply,
+        never_left=row.never_left,
     )

@@ -94,7 +94,7 @@ def remove(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say whom it would be; change nothing.")] = False,
     user: Annotated[
         str | None,
-        typer.Option("--user", "-u", metavar="ID", help="User it belongs to; with --via by itself all users."),
+        typer.Option("--user", "-u", metavar="ID", help="User it belongs to; with --via all users, unless named."),
     ] = None,
     yes: admin.Yes = False,
     config: ConfigPath = None,
@@ -132,18 +132,13 @@ def _remove_inline(
     if found and not dry_run:
         admin.confirm(f"Let mail reach {len(found):,} address(es) again that next hops have refused?", yes=yes)
     removed = 0 if dry_run else store.remove_bounced_inline(found)
-    would = f"{len(found):,} would be" if dry_run else f"{removed:,} are"
-    shown = found[:SHOWN_LINES]
-    more = [f"... and {len(found) - len(shown):,} more"] if found[SHOWN_LINES:] else []
-    show(
-        {"dry_run": dry_run, "found": found, "removed": removed},
-        as_json=as_json,
-        table=lambda: "\n".join([
-            *(f"{plain(row.email)} of user {plain(row.user_id)}" for row in shown),
-            *more,
-            f"{would} no longer suppressed",
-        ]),
-    )  # fmt: skip
+    lines = [f"{plain(row.email)} of user {plain(row.user_id)}" for row in found[:SHOWN_LINES]]
+    if len(found) > SHOWN_LINES:
+        lines.append(f"... and {len(found) - SHOWN_LINES:,} more")
+    lines.append(f"{len(found):,} would be" if dry_run else f"{removed:,} are")
+    lines[-1] += " no longer suppressed"
+    told = {"dry_run": dry_run, "found": found, "removed": removed}
+    show(told, as_json=as_json, table=lambda: "\n".join(lines))
 
 
 @app.command("import")
