@@ -112,6 +112,7 @@ class Intake:
             suppressed=about.suppressed,
             message_id=known.reading.message_id,
             from_address=known.reading.sender.address,
+            subject=known.reading.subject,
         )
 
 

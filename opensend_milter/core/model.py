@@ -267,6 +267,8 @@ class Settlement:
     """As the client gave it, where the message could be read."""
     from_address: Address | None = None
     """As the message shows it, where it could be read."""
+    subject: str = ""
+    """So the subject."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from typing import Literal, NewType
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.model import EmailId
 from opensend_milter.core.signing import derived
+from opensend_milter.core.webhook_data import Mail, data_of, moment, written
 
 WebhookId = NewType("WebhookId", str)
 DeliveryId = NewType("DeliveryId", str)
@@ -66,6 +67,8 @@ class Event:
     at: datetime
     email_id: EmailId | None
     payload: Mapping[str, object]
+    mail: Mail | None = None
+    """None: an event of a version that did not tell of the message, or of none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,13 +117,12 @@ def _key(signing: bytes, webhook_id: WebhookId, generation: int) -> bytes:
 
 def body_of(event: Event) -> bytes:
     """Write an event as OpenSend does; each attempt sends the same bytes."""
-    told = {
-        "id": event.id,
-        "type": event.type,
-        "created_at": event.at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "data": {**event.payload, "email_id": event.email_id},
-    }
-    return json.dumps(told, separators=(",", ":")).encode()
+    told = {"id": event.id, "type": event.type, "created_at": moment(event.at)}
+    if event.mail is None:
+        return json.dumps(
+            {**told, "data": {**event.payload, "email_id": event.email_id}}, separators=(",", ":")
+        ).encode()
+    return written(told, data_of(event.type.removeprefix("email."), event.email_id, event.payload, event.mail))
 
 
 def headers_of(webhook: Webhook, event_id: EventId, body: bytes, *, signing: bytes, now: datetime) -> dict[str, str]:

@@ -224,7 +224,7 @@ def test_after_the_window_the_name_begins_anew(account: Account) -> None:
 )
 def test_what_was_given_up_is_stored_anew(account: Account, status: str, again: bool) -> None:  # noqa: FBT001
     assert account.send(NAMED) == TAKEN
-    account.served.rows("UPDATE emails SET status = %s WHERE user_id = %s", status, account.user_id)
+    account.served.rows("UPDATE emails SET status = %s, sent_at = now() WHERE user_id = %s", status, account.user_id)
     account.rows("DELETE FROM emails WHERE user_id = %s AND status = 'gone'")
     assert account.send(NAMED) == TAKEN
     assert repeats(account) == ([0, 0] if again else [1])
@@ -818,6 +818,9 @@ def test_a_message_to_suppressed_recipients_only_is_refused(neighbour: Account) 
     ((of_email, payload),) = neighbour.rows("SELECT email_id, payload FROM email_events WHERE user_id = %s")
     assert of_email is None
     assert isinstance(payload, dict)
+    ((queue_id, key_id),) = neighbour.rows("SELECT queue_id, key_id FROM opensend_milter.refusals WHERE user_id = %s")
+    assert (payload["queue_id"], payload["key_id"]) == (queue_id, key_id), "nothing else says whose it was"
+    assert {"message_id", "from", "subject"} <= payload.keys()
     assert (payload["recipient_count"], sorted(one["email"] for one in payload["recipients"])) == (
         2,
         ["bad@example.net", "worse@example.net"],

@@ -86,6 +86,8 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.row_digests": {"SELECT", "DELETE"},
         "opensend_milter.odd_spellings": {"SELECT", "INSERT", "DELETE"},
         "opensend_milter.lane_answers": {"SELECT", "INSERT", "DELETE"},
+        "opensend_milter.migrations": {"SELECT"},
+        "public.api_keys": {"SELECT"},
     },
 }
 
@@ -182,7 +184,7 @@ NEVER: list[tuple[Role, str]] = [
     ("opensend_worker", "SELECT digest FROM opensend_milter.row_digests"),
     ("opensend_dovecot_auth", "SELECT id FROM public.api_keys"),
     ("opensend_dovecot_auth", "SELECT 1 FROM public.emails"),
-    ("opensend_worker", "SELECT id FROM public.api_keys"),
+    ("opensend_worker", "SELECT user_id FROM public.api_keys"),
     (
         "opensend_worker",
         "INSERT INTO opensend_milter.fingerprints VALUES (gen_random_uuid(), 'x', gen_random_uuid(), now())",

@@ -24,15 +24,17 @@ import pytest
 from standardwebhooks.webhooks import Webhook as Verifier
 from typer.testing import CliRunner, Result
 
+from opensend_milter.adapters.postgres.feedback import PostgresFeedbackBook
 from opensend_milter.adapters.postgres.link import conninfo_for
 from opensend_milter.adapters.postgres.webhooks import SQL, PostgresWebhooks, lease_of
 from opensend_milter.adapters.webhook_calls import MAX_ANSWER_BYTES, HttpMessenger, Resolve, resolve
 from opensend_milter.cli import app_of
 from opensend_milter.core.errors import StoreUnavailable, TemporaryError, UsageError
+from opensend_milter.core.model import Address, Sent
 from opensend_milter.core.webhook import Answer, Fate, WebhookId, secret_of
 from opensend_milter.host.rendering.certificates import MadeCertificate, make_certificate
 from opensend_milter.servers.worker.webhook_dispatch import AT_ONCE, AT_ONCE_EACH, Dispatching, Habits
-from tests.integration.outbox import add_email, rows
+from tests.integration.outbox import add_email, job_store, rows
 from tests.integration.private_postgres import Database
 from tests.waiting import NEVER_S, PAUSE_S, await_true, scaled_s
 
@@ -251,8 +253,66 @@ def test_an_event_reaches_its_receiver_signed(
     assert (call.path, call.id, call.headers["host"]) == ("/hook?x=1", event_id, f"localhost:{receiver.port}")
     assert call.headers["content-type"] == "application/json"
     told = Verifier(secret(database, webhook_id)).verify(call.body, call.headers)
-    assert (told["type"], told["data"]) == ("email.sent", {"reply": "250 ok", "email_id": email_id})
+    assert (told["type"], told["data"]["email_id"], told["data"]["reply"]) == ("email.sent", email_id, "250 ok")
     assert deliveries(database) == [("success", 1, 200, "thanks")]
+
+
+def test_whoever_sent_it_finds_its_message_again(database: Database, receiver: Receiver) -> None:
+    """By what it gave itself, and by what its 250 named; of a recipient refused at once it hears as of any bounce."""
+    ((key_id,),) = rows(
+        database, "INSERT INTO api_keys (name, token_hash, user_id) VALUES ('shop', 'h', 'u1') RETURNING id::text"
+    )
+    rows(
+        database,
+        "INSERT INTO webhooks (url, event_types, status, user_id)"
+        """ VALUES (%s, '["email.sent", "email.bounced"]', 'active', 'u1')""",
+        f"http://127.0.0.1:{receiver.port}/",
+    )
+    email_id = add_email(database, recipients=["ann@example.net", "bob@example.net"], queue_id="4XfindMe")
+    rows(
+        database,
+        """UPDATE emails SET "to" = '["ann@example.net"]', tags = '[{"name": "order", "value": "4711"}]',"""
+        """ document = '{"metadata": {"cart": "7"}, "other": 1}'""",
+    )
+    rows(database, "UPDATE opensend_milter.submissions SET message_id = '<1@shop>', key_id = %s", key_id)
+    store = job_store(database)
+    job = store.claim(email_id)
+    assert job
+    assert store.begin(job)
+    unknown = ((Address("bob@example.net"), "550 5.1.1 no such user"),)
+    store.record_sent(job, Sent(courier="smtp", reply="250 2.0.0 ok", refused=unknown, host="mx:25"))
+    store.close()
+    info = conninfo_for(database.url, database.password_dir, "opensend_worker")
+    book = PostgresFeedbackBook(info, name="f", timeout_s=CALL_S, soft_bounces=3)
+    assert book.apply(100) == 1
+    book.close()
+    with dispatching(database) as running:
+        run_until(running, lambda: len(receiver.calls) == 2)
+        run_once(running)
+    told = {one["type"]: one["data"] for one in (json.loads(call.body) for call in receiver.calls)}
+    for found in told.values():
+        assert (found["email_id"], found["message_id"], found["queue_id"]) == (email_id, "<1@shop>", "4XfindMe")
+        assert (found["from"], found["to"], found["subject"]) == ("app@example.org", ["ann@example.net"], "hi")
+        assert (found["tags"], found["metadata"]) == ({"order": "4711"}, {"cart": "7"})
+        assert found["key"] == {"id": key_id, "name": "shop"}
+    answer = {"code": 550, "enhanced": "5.1.1", "text": "no such user"}
+    states = [[(one["email"][:3], one["state"]) for one in found["recipients"]] for _, found in sorted(told.items())]
+    assert states == [[("bob", "bounced")], [("ann", "sent"), ("bob", "bounced")]]
+    assert told["email.bounced"]["answer"] == answer
+    assert told["email.bounced"]["bounce"]["type"] == "Permanent"
+    assert told["email.sent"]["answer"]["code"] == 250
+
+
+def test_what_waits_since_the_version_before_is_sent_as_it_was(database: Database, receiver: Receiver) -> None:
+    """A replay too: a receiver may have had it, and by its id it is the same."""
+    email_id = add_email(database)
+    add_delivery(database, add_webhook(database, f"http://127.0.0.1:{receiver.port}/"), email_id=email_id)
+    rows(database, "UPDATE email_events SET received_at = now() - interval '1 day'")
+    rows(database, "UPDATE opensend_milter.migrations SET applied_at = now() - interval '1 hour'")
+    with dispatching(database) as running:
+        run_once(running)
+    (call,) = receiver.calls
+    assert json.loads(call.body)["data"] == {"reply": "250 ok", "email_id": email_id}
 
 
 def test_a_receiver_that_fails_is_asked_again(database: Database, receiver: Receiver) -> None:

@@ -258,13 +258,21 @@ def test_the_event_of_a_suppression_writes_its_time_as_rest_does(at: datetime, w
             verdict=refusal,
             user_id=UserId("shop"),
             suppressed=((Address("B@example.net"), "bounced"),),
+            from_address=Address("app@example.org"),
+            subject="hi \x00" + "x" * 5_000,
         )
     )
-    assert json.loads(found["payloads"]) == {
+    payload = json.loads(found["payloads"])
+    assert payload.pop("subject") == "hi \ufffd" + "x" * 996
+    assert payload == {
         "reason": "recipient_suppressed",
         "recipients": [{"email": "b@example.net", "reason": "bounced"}],
         "recipient_count": 1,
         "submitted_at": written,
+        "key_id": message().session.key_id,
+        "queue_id": message().queue_id,
+        "message_id": None,
+        "from": "app@example.org",
     }
 
 

@@ -91,17 +91,31 @@ def event_values(settlement: Settlement) -> Values:
     """Make OpenSend's event of suppressed recipients."""
     recipients = [{"email": address.lower(), "reason": reason} for address, reason in settlement.suppressed]
     submitted_at = settlement.message.received_at.astimezone(UTC)
-    payload = {
+    payload: dict[str, object] = {
         "reason": "recipient_suppressed",
         "recipients": recipients,
         "recipient_count": len(recipients),
         "submitted_at": submitted_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
+    if not isinstance(settlement.verdict, Accept):
+        payload |= _unstored(settlement)
     return {
         "event_ids": uuid4(),
         "email_ids": settlement.message.id if isinstance(settlement.verdict, Accept) else None,
         "user_ids": settlement.user_id,
         "payloads": json.dumps(payload),
+    }
+
+
+def _unstored(settlement: Settlement) -> dict[str, object]:
+    """Say by what its sender knows a message of which there is no row."""
+    message = settlement.message
+    return {
+        "key_id": key_id(message.session.key_id),
+        "queue_id": clean(message.queue_id),
+        "message_id": clean(settlement.message_id[:RECORDED_CHARACTERS]) if settlement.message_id else None,
+        "from": clean((settlement.from_address or "")[:RECORDED_CHARACTERS]),
+        "subject": clean(settlement.subject[:RECORDED_CHARACTERS]),
     }
 
 

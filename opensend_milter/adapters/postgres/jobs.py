@@ -210,13 +210,10 @@ class PostgresJobStore:
 
     def record_deferred(self, job: Job, reason: str, wait_s: float) -> None:
         """Let it wait."""
-        attempt = job.attempts + 1
-        event = _event(
-            "delayed",
-            f"provider-delayed:{job.email_id}:{_turn(job)}",
-            job.user_id,
-            {"reason": reason, "attempt": attempt},
-        )
+        payload: dict[str, object] = {"reason": reason, "attempt": job.attempts + 1}
+        if job.some_have_it:
+            payload["recipients"] = [{"email": address} for address in job.recipients]
+        event = _event("delayed", f"provider-delayed:{job.email_id}:{_turn(job)}", job.user_id, payload)
         later = {"wait": timedelta(seconds=wait_s), "reason": text(reason)}
         self._record("record_deferred", _key(job) | event | later)
 

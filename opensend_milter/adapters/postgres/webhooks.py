@@ -19,6 +19,7 @@ from opensend_milter.core.webhook import (
     WebhookDelivery,
     WebhookId,
 )
+from opensend_milter.core.webhook_data import Mail
 
 SQL = statements("webhooks")
 LOOKUP = timedelta(seconds=60)
@@ -44,6 +45,18 @@ class DeliveryRow(NamedTuple):
     received_at: datetime
     email_id: EmailId | None
     payload: object
+    is_told_in_full: bool
+    created_at: datetime | None
+    sender: str | None
+    to: object
+    subject: str | None
+    tags: object
+    metadata: object
+    message_id: str | None
+    queue_id: str | None
+    recipients: list[str] | None
+    key_id: str | None
+    key_name: str | None
 
 
 class PostgresWebhooks:
@@ -95,5 +108,22 @@ def _delivery(row: DeliveryRow) -> WebhookDelivery:
             at=row.received_at,
             email_id=row.email_id,
             payload=row.payload if isinstance(row.payload, dict) else {"payload": row.payload},
+            mail=_mail(row) if row.is_told_in_full else None,
         ),
+    )
+
+
+def _mail(row: DeliveryRow) -> Mail:
+    return Mail(
+        created_at=row.created_at,
+        sender=row.sender,
+        to=row.to,
+        subject=row.subject,
+        tags=row.tags,
+        metadata=row.metadata,
+        message_id=row.message_id,
+        queue_id=row.queue_id,
+        recipients=row.recipients or (),
+        key_id=row.key_id,
+        key_name=row.key_name,
     )

@@ -12,16 +12,29 @@ WITH turn AS MATERIALIZED (
         SELECT p.id FROM public.webhook_deliveries p
         WHERE p.webhook_id = turn.id AND p.status = 'pending' AND coalesce(p.next_retry_at, p.created_at) <= now()
         ORDER BY coalesce(p.next_retry_at, p.created_at) LIMIT 1 FOR UPDATE SKIP LOCKED) d
+), claimed AS (
+    UPDATE public.webhook_deliveries d
+    SET attempt = d.attempt + 1, attempted_at = now(), next_retry_at = now() + %(lease)s::interval
+    FROM due WHERE d.id = due.id
+    RETURNING d.id, d.attempt, d.webhook_id, d.event_id
 )
-UPDATE public.webhook_deliveries d
-SET attempt = d.attempt + 1, attempted_at = now(), next_retry_at = now() + %(lease)s::interval
-FROM due, public.webhook_deliveries k
-    JOIN public.webhooks w ON w.id = k.webhook_id
-    JOIN public.email_events e ON e.id = k.event_id
-    LEFT JOIN opensend_milter.webhook_settings s ON s.webhook_id = k.webhook_id
-WHERE d.id = due.id AND k.id = due.id
-RETURNING d.id::text AS id, d.attempt, w.id::text AS webhook_id, w.url, coalesce(s.generation, 1) AS generation,
-    s.rotated_at, e.id::text AS event_id, e.type, e.received_at, e.email_id::text AS email_id, e.payload;
+SELECT c.id::text AS id, c.attempt, w.id::text AS webhook_id, w.url, coalesce(s.generation, 1) AS generation,
+    s.rotated_at, e.id::text AS event_id, e.type, e.received_at, e.email_id::text AS email_id, e.payload,
+    -- What is older is told as it was told then: a receiver may have had it already.
+    coalesce(e.received_at >= (SELECT g.applied_at FROM opensend_milter.migrations g
+        WHERE g.name = 'ours/0009_inline_bounces'), false) AS is_told_in_full,
+    m.created_at, m."from" AS sender, m."to", left(m.subject, 1000) AS subject, m.tags,
+    m.document -> 'metadata' AS metadata, o.message_id, o.queue_id, o.recipients,
+    coalesce(o.key_id::text, e.payload ->> 'key_id') AS key_id,
+    -- Of a message that was refused for its recipients only the event says whose it was.
+    (SELECT a.name FROM public.api_keys a WHERE a.id = coalesce(o.key_id,
+        CASE WHEN e.email_id IS NULL AND e.type = 'suppressed' THEN (e.payload ->> 'key_id')::uuid END)) AS key_name
+FROM claimed c
+    JOIN public.webhooks w ON w.id = c.webhook_id
+    JOIN public.email_events e ON e.id = c.event_id
+    LEFT JOIN opensend_milter.webhook_settings s ON s.webhook_id = c.webhook_id
+    LEFT JOIN public.emails m ON m.id = e.email_id
+    LEFT JOIN opensend_milter.submissions o ON o.email_id = e.email_id;
 
 -- record -- what came of an attempt; a yes counts however late, anything else only of the latest attempt
 UPDATE public.webhook_deliveries

@@ -86,7 +86,7 @@ GRANT SELECT (id, user_id, permission, domain, last_used_at), UPDATE (last_used_
 GRANT SELECT (id, name, status, user_id) ON public.domains TO opensend_milter, opensend_http;
 GRANT SELECT (user_id, email, reason) ON public.email_suppressions TO opensend_milter, opensend_http;
 GRANT SELECT ON opensend_milter.odd_spellings TO opensend_milter, opensend_http;
-GRANT SELECT (id, user_id, created_at, status, scheduled_at, idempotency_key), UPDATE (idempotency_key)
+GRANT SELECT (id, user_id, created_at, status, sent_at, scheduled_at, idempotency_key), UPDATE (idempotency_key)
     ON public.emails TO opensend_milter, opensend_http;
 GRANT INSERT ON public.emails, public.email_events, public.webhook_deliveries, public.logs,
     opensend_milter.submissions, opensend_milter.raw_chunks, opensend_milter.jobs, opensend_milter.refusals
@@ -138,6 +138,10 @@ GRANT SELECT (user_id, sender, message_id, front_door, client_address, size_byte
 GRANT INSERT ON opensend_milter.feedback TO opensend_http, opensend_worker;
 GRANT SELECT ON opensend_milter.secrets TO opensend_http, opensend_worker;
 
+-- A webhook tells by what its receiver knows a message, and by which key it came.
+GRANT SELECT ("from", "to", subject, tags, document) ON public.emails TO opensend_worker;
+GRANT SELECT (id, name) ON public.api_keys TO opensend_worker;
+GRANT SELECT (name, applied_at) ON opensend_milter.migrations TO opensend_worker;
 GRANT SELECT (id, status, scheduled_at, user_id, created_at, provider_retry_count),
     UPDATE (status, sent_at, provider_retry_count, provider_last_attempted_at, provider_next_retry_at,
             provider_dead_lettered_at, provider_last_error_code, provider_last_error_message)
