@@ -43,6 +43,7 @@ _THEN_NO_FIELD = re.compile(rb"\n" + _NO_FIELD.pattern)
 _EIGHT_BIT = re.compile(rb"[\x80-\xff]")
 _KEPT_PARAMETERS = ("method", "smime-type", "charset")
 _BLANKS = (b" ", b"\t")
+_LINE_IN_HEADER = "a header with a line that is no field"
 _CONTENT_ID = re.compile(r"[!-~]{1,255}")
 _KIND = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,80}/[A-Za-z0-9!#$&^_.+-]{1,80}")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,80}")
@@ -306,6 +307,8 @@ def _leaves(
 ) -> Iterator[_Part]:
     """Walk the MIME tree in order, without recursion."""
     seen = 0
+    if _NO_FIELD.match(raw):  # a part's first line has a line end before it
+        doubts.note(_LINE_IN_HEADER)
     pending: list[tuple[int, int, int, str]] = [(0, len(raw), 0, "text/plain")]
     while pending:
         begin, end, depth, without_type = pending.pop()
@@ -318,8 +321,8 @@ def _leaves(
             fields, body = _header(raw, begin, end, limits, budget)
         if raw[begin : begin + 1] in _BLANKS:
             doubts.note("a header that begins with a blank")
-        if _NO_FIELD.match(raw, begin, body) or _THEN_NO_FIELD.search(raw, begin, body):
-            doubts.note("a header with a line that is no field")
+        if _THEN_NO_FIELD.search(raw, max(begin - 1, 0), body):
+            doubts.note(_LINE_IN_HEADER)
         of_content = ((name, _text(value)) for name, value in fields if name.startswith("content-"))
         header = part_header(of_content, budget, without_type=without_type)
         budget.spend(_STEPS_A_PART + _PASSES * (end - body) // OCTETS_A_STEP, "parts")
