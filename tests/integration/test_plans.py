@@ -133,7 +133,8 @@ def test_a_refusal_is_found_by_index(filled: Connection) -> None:
     filled.execute(f"""
         INSERT INTO opensend_milter.refusals (rule, code, enhanced, text, front_door, queue_id, client_address, key_id,
                 sender, recipients, size_bytes, ref, token_hash)
-            SELECT 'r', 550, '5.7.1', '', 'smtp', i, '', '', '', '{{}}', 1, 'R' || i, 'h' FROM generate_series(1, {ROWS}) i;
+            SELECT 'r', 550, '5.7.1', '', 'smtp', i, '', '', '', '{{}}', 1, 'R' || i, 'h'
+            FROM generate_series(1, {ROWS}) i;
         ANALYZE opensend_milter.refusals""")  # noqa: S608  # our own constant
     before = read_in_sequence(filled)
     asked = {"ref": "R7", "token_hash": b"h", "age": timedelta(days=30)}
