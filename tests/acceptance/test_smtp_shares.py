@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from opensend_milter.host import requirements
-from tests.acceptance.running_sandbox import MakeSandbox, Sandbox
+from tests.acceptance.running_sandbox import Sandbox
 from tests.acceptance.submitting import MAIL, TAKEN, log_in, submit
 from tests.waiting import await_true, scaled_s
 
@@ -54,39 +54,36 @@ def code(connection: socket.socket) -> bytes:
 
 
 @pytest.mark.case(78)
-def test_silent_connections_of_one_address_leave_the_port_to_another(make_sandbox: MakeSandbox) -> None:
-    sandbox = make_sandbox()
+def test_silent_connections_of_one_address_leave_the_port_to_another(rough: Sandbox) -> None:
     for name in ("SANDBOX_SMTP_PORT", "SANDBOX_SUBMISSION_PORT"):
         with ExitStack() as stack:
-            held = [stack.enter_context(silent(sandbox, sandbox[name], SILENT)) for _ in range(CONNECTIONS)]
-            with logged_in(sandbox, sandbox[name], OTHER) as client:
+            held = [stack.enter_context(silent(rough, rough[name], SILENT)) for _ in range(CONNECTIONS)]
+            with logged_in(rough, rough[name], OTHER) as client:
                 assert submit(client, MAIL).codes == TAKEN
             assert Counter(map(code, held)) == {b"220": SHARE, b"421": CONNECTIONS - SHARE}
 
 
 @pytest.mark.case(78)
-def test_silence_where_tls_begins_with_the_first_byte_is_short(make_sandbox: MakeSandbox) -> None:
+def test_silence_where_tls_begins_with_the_first_byte_is_short(rough: Sandbox) -> None:
     """Postfix counts there only after the handshake, so the other waits until the first of the silent are ended."""
-    sandbox = make_sandbox()
-    port = sandbox["SANDBOX_SMTPS_PORT"]
+    port = rough["SANDBOX_SMTPS_PORT"]
     with ExitStack() as stack:
         for _ in range(CONNECTIONS):
-            stack.enter_context(silent(sandbox, port, SILENT))
-        with logged_in(sandbox, port, OTHER, tls_at_once=True) as client:
+            stack.enter_context(silent(rough, port, SILENT))
+        with logged_in(rough, port, OTHER, tls_at_once=True) as client:
             assert submit(client, MAIL).codes == TAKEN
 
 
-def test_a_port_that_several_addresses_fill_ends_silence_sooner(make_sandbox: MakeSandbox) -> None:
+def test_a_port_that_several_addresses_fill_ends_silence_sooner(rough: Sandbox) -> None:
     """Who made it full is sent away before who has been silent for longer; another has his place."""
-    sandbox = make_sandbox()
     port = str(requirements.free_ports(["full"])["full"])
-    add_port(sandbox, f"0.0.0.0:{port}")
+    add_port(rough, f"0.0.0.0:{port}")
     with ExitStack() as stack:
         held = []
         for number in range(PROCESSES):
-            held.append(stack.enter_context(silent(sandbox, port, f"127.0.1.{number + 1}")))
+            held.append(stack.enter_context(silent(rough, port, f"127.0.1.{number + 1}")))
             assert code(held[-1]) == b"220"
-        with logged_in(sandbox, port, OTHER) as client:
+        with logged_in(rough, port, OTHER) as client:
             assert submit(client, MAIL).codes == TAKEN
         held[0].sendall(b"NOOP\r\n")
         assert code(held[0]) == b"250"
