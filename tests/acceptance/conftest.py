@@ -10,13 +10,39 @@ the beginning and whole again at the end. One that needs another configuration, 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, new_directory
 from tests.log_scan import Finding, assert_clean
+
+_HERE = Path(__file__).parent
+_shared: list[Sandbox] = []
+"""Those that stand to the end of this process."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Wake the workers of shared sandboxes."""
+    _tell_workers(signal.SIGCONT)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Generator[None]:
+    """Let them sleep while this process runs other tests: each asks the database 25 times a second."""
+    yield
+    if nextitem and nextitem.path.parent != _HERE:
+        _tell_workers(signal.SIGSTOP)
+
+
+def _tell_workers(what: signal.Signals) -> None:
+    for sandbox in _shared:
+        with suppress(StopIteration, ProcessLookupError):  # started again just now
+            os.kill(sandbox.pid("worker"), what)
 
 
 def _running() -> Iterator[Sandbox]:
@@ -25,7 +51,10 @@ def _running() -> Iterator[Sandbox]:
     sandbox = Sandbox(new_directory())
     found: list[Finding] = []
     try:
-        yield sandbox.up()
+        _shared.append(sandbox.up())
+        yield sandbox
+        _tell_workers(signal.SIGCONT)
+        _shared.remove(sandbox)
     finally:
         found = sandbox.take_down()
     assert_clean(found)
