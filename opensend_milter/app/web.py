@@ -18,8 +18,10 @@ from opensend_milter.adapters import prometheus
 from opensend_milter.adapters.aws import sns
 from opensend_milter.adapters.aws.sns import SnsTopics
 from opensend_milter.adapters.postgres.feedback import PostgresFeedbackBox
+from opensend_milter.adapters.postgres.letters import PostgresLetters
 from opensend_milter.adapters.postgres.link import conninfo_for
 from opensend_milter.adapters.postgres.lookup.messages import PostgresMessages
+from opensend_milter.adapters.postgres.pool import Pool
 from opensend_milter.adapters.postgres.submissions import PostgresSubmissions
 from opensend_milter.app.fitting import needs_of, watched
 from opensend_milter.app.lanes import open_lanes
@@ -38,7 +40,6 @@ from opensend_milter.core.signing import derived
 from opensend_milter.host.rendering.certificates import find_certificate
 from opensend_milter.servers import metrics_page
 from opensend_milter.servers.reloading import Reloading
-from opensend_milter.servers.throttle import Throttle
 from opensend_milter.servers.web import (
     events,
     health,
@@ -47,8 +48,9 @@ from opensend_milter.servers.web import (
     server as http_server,
     told,
 )
-from opensend_milter.servers.web.api import AcceptAll, Api
+from opensend_milter.servers.web.api import Api
 from opensend_milter.servers.web.bodies import Bodies
+from opensend_milter.servers.web.letters import Letters
 from opensend_milter.servers.web.messages import Messages
 from opensend_milter.servers.web.records import Records
 from opensend_milter.servers.web.room import MOST_REQUESTS
@@ -106,12 +108,16 @@ class Answering:
         info = conninfo_for(config.database.url, config.database.password_dir, "opensend_http")
         self._box = PostgresFeedbackBox(info, name="opensend-http", timeout_s=TIMEOUT_S)
         self._tables = watched(config)
-        self._desk = PostgresSubmissions(info, connections=CONNECTIONS, timeout_s=TIMEOUT_S, tables=self._tables)
+        self._pool = Pool(info, connections=CONNECTIONS, timeout_s=TIMEOUT_S, tables=self._tables)
+        self._desk = PostgresSubmissions(self._pool)
         self._throttle = open_throttle(config, "opensend_http")
         self._succession = Succession(self._deciding(config))
         self._threads = CapacityLimiter(MOST_REQUESTS)
         self._page = prometheus.alone(counting.OVER_HTTP)
-        self._open = [*_report_routes(config, self._box, self._desk.check), *_told_routes(self._desk)]
+        self._open = [
+            *_report_routes(config, self._box, self._desk.check),
+            *told.routes(self._desk.refused, Allowance(told.PER_MINUTE, time.monotonic)),
+        ]
         self.site = self._site(config)
 
     def follow(self, config: Config) -> None:
@@ -130,7 +136,7 @@ class Answering:
         """Finish what was handed in, then let go."""
         self._succession.close()
         self._throttle.stop()
-        self._desk.close()
+        self._pool.close()
         self._box.close()
 
     def _deciding(self, config: Config) -> Deciding[Sequence[Message], Sequence[Outcome | None]]:
@@ -140,7 +146,7 @@ class Answering:
     def _site(self, config: Config) -> Site:
         routes = [
             *self._open,
-            *_api(config, self._succession.accept, self._desk, self._throttle, self._threads).routes(),
+            *self._api(config).routes(),
             *metrics_page.routes(self._page, config.http.monitoring.split()),
             *http_openapi.routes(max_bulk_messages=config.http.max_bulk_messages, limits=_limits(config)),
         ]
@@ -149,6 +155,24 @@ class Answering:
             max_body_bytes=_most_body_bytes(config),
             proxies=tuple(config.http.trusted_proxies.split()),
             client_header=config.http.client_header,
+        )
+
+    def _api(self, config: Config) -> Api:
+        return Api(
+            accept=self._succession.accept,
+            desk=self._desk,
+            records=Records(store=self._desk, threads=self._threads),
+            messages=Messages(
+                store=PostgresMessages(self._pool.lend, beside=config.profile == "opensend"), threads=self._threads
+            ),
+            letters=Letters(store=PostgresLetters(self._pool), threads=self._threads),
+            throttle=self._throttle,
+            bodies=Bodies(
+                limits=_limits(config),
+                default_from=config.http.default_from,
+                max_bulk_messages=config.http.max_bulk_messages,
+            ),
+            threads=self._threads,
         )
 
 
@@ -188,28 +212,6 @@ def _report_routes(config: Config, box: PostgresFeedbackBox, check: Callable[[],
         *health.routes(check),
         *http_links.routes(opened, put_report),
     ]
-
-
-def _told_routes(desk: PostgresSubmissions) -> Sequence[Route]:
-    return told.routes(desk.refused, Allowance(told.PER_MINUTE, time.monotonic))
-
-
-def _api(
-    config: Config, accept: AcceptAll, desk: PostgresSubmissions, throttle: Throttle, threads: CapacityLimiter
-) -> Api:
-    return Api(
-        accept=accept,
-        desk=desk,
-        records=Records(store=desk, threads=threads),
-        messages=Messages(store=PostgresMessages(desk.lend, beside=config.profile == "opensend"), threads=threads),
-        throttle=throttle,
-        bodies=Bodies(
-            limits=_limits(config),
-            default_from=config.http.default_from,
-            max_bulk_messages=config.http.max_bulk_messages,
-        ),
-        threads=threads,
-    )
 
 
 def _limits(config: Config) -> RequestLimits:

@@ -6,6 +6,7 @@ Addresses never appear: the domain of a sender says enough to follow a message, 
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from typing import Literal
 
 from opensend_milter.core import counting
@@ -182,6 +183,13 @@ def http_request(request_id: str, *, method: str, route: str, code: int, peer: s
         delay_ms=round(took_s * 1000, 1),
     )
     counting.http_request(route, method, code, took_s)
+
+
+def rescheduled(request_id: str, email_id: EmailId, key_id: str, moment: datetime | None) -> None:
+    """Note that the holder of a key had an email sent at another time, or not at all."""
+    at: dict[str, Plain] = {"at": moment.astimezone(UTC).isoformat(timespec="seconds")} if moment else {}
+    status = "scheduled" if moment else "canceled"
+    _note(logging.INFO, request_id, email=email_id, key=key_id, status=status, **at)
 
 
 def quoted(text: str) -> str:

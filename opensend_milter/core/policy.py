@@ -354,8 +354,13 @@ def _moment(send_at: datetime | timedelta | None, now: datetime) -> datetime | N
     return now + send_at if isinstance(send_at, timedelta) else send_at
 
 
+def may_wait_until(moment: datetime, now: datetime) -> bool:
+    """Tell whether a message may be sent then: not before now, and not too far off."""
+    return now < moment <= now + LONGEST_DELAY
+
+
 def _refuse_moment(scheduled_at: datetime | None, now: datetime) -> Refuse | None:
-    if scheduled_at is None or now < scheduled_at <= now + LONGEST_DELAY:
+    if scheduled_at is None or may_wait_until(scheduled_at, now):
         return None
     when = scheduled_at.isoformat(timespec="seconds")
     text = f"X-OpenSend-Send-At: {when} is not within the next {LONGEST_DELAY.days} days; leave it out to send now"

@@ -28,7 +28,7 @@ from opensend_milter.core.fields import MOST_ERRORS, NAME_CHARACTERS, UNSAFE, Fi
 from opensend_milter.core.model import Limits, Mailbox
 from opensend_milter.core.strict_json import parse_json
 
-__all__ = ["Dialect", "FieldError", "File", "RequestLimits", "SendRequest", "parse_json", "read_send"]
+__all__ = ["Dialect", "FieldError", "File", "RequestLimits", "SendRequest", "parse_json", "read_send", "read_time"]
 
 SUBJECT_CHARACTERS = 1_024
 MOST_HEADERS = 50
@@ -94,6 +94,20 @@ def read_send(payload: object, dialect: Dialect, limits: RequestLimits) -> SendR
         fields.fault("to", f"{count} recipients are over the limit of {limits.max_recipients}", "too_many")
     fields.refuse_the_rest()
     return errors[:MOST_ERRORS] or request
+
+
+def read_time(payload: object, email_id: str) -> datetime | timedelta | list[FieldError]:
+    """Read a request to send an email at another time, or return all that is wrong with it."""
+    if not isinstance(payload, dict):
+        return [FieldError(field="", message="expected a JSON object", code="wrong_type")]
+    errors: list[FieldError] = []
+    fields = Fields(payload, errors)
+    # Resend's package for Python says again what the path says.
+    if fields.string("id") not in {None, email_id}:
+        fields.fault("id", "another than that of the path", "invalid")
+    moment = _moment(fields, "scheduled_at", "scheduledAt", required=True)
+    fields.refuse_the_rest()
+    return errors[:MOST_ERRORS] if errors or moment is None else moment
 
 
 def _rele(fields: Fields, limits: RequestLimits) -> SendRequest:
@@ -232,8 +246,8 @@ def _is_metadata_name(name: str) -> bool:
     return True
 
 
-def _moment(fields: Fields, *names: str) -> datetime | timedelta | None:
-    text = fields.string(*names)
+def _moment(fields: Fields, *names: str, required: bool = False) -> datetime | timedelta | None:
+    text = fields.string(*names, required=required)
     if text is not None:
         with suppress(ControlFieldError):
             return wishes([(SEND_AT, _MINUTES.sub(r"minute\1", text))]).send_at

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
@@ -16,6 +16,10 @@ from opensend_milter.core.next_hop import hop_reply
 
 SubmissionState = Literal["received", "smtp_submission_started", "smtp_accepted", "smtp_failed", "rejected", "canceled"]
 FINAL: frozenset[SubmissionState] = frozenset({"smtp_accepted", "smtp_failed", "rejected", "canceled"})
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_OF_A_REFUSAL = 8
+"""The version of UUIDs that are laid out as somebody likes (RFC 9562, 5.8): no email has such an id."""
+_REFUSALS = (1 << 62) - 1
 _REQUEST_ID = re.compile(rf"req_([0-7][{crockford.LETTERS}]{{25}})")
 _STATES: dict[str, SubmissionState] = {
     "queued": "received",
@@ -41,6 +45,10 @@ class Caller:
     networks: tuple[str, ...] | None
     """From where the key may be used; None: from anywhere."""
     may_bulk: bool
+    has_full_access: bool
+    """It may read what its user has sent by other keys, and change it; what emails say is for such a key only."""
+    token_hash: str
+    """Of the secret that was shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +89,9 @@ class Submission:
 class Rejection:
     """A message of a key that was not taken."""
 
-    request_id: str
+    id: int
+    queue_id: str
+    """Of a request over HTTP its id."""
     rule: str
     code: int
     enhanced: str
@@ -91,10 +101,53 @@ class Rejection:
     ref: str | None
     """None: of before there were any."""
 
+    @property
+    def request_id(self) -> str:
+        """Return the id of the request; where there was none, one that says when it was, and which refusal it is."""
+        if _REQUEST_ID.fullmatch(self.queue_id):
+            return self.queue_id
+        milliseconds = (self.refused_at - _EPOCH) // timedelta(milliseconds=1)
+        return _spelled(milliseconds << 80 | _OF_A_REFUSAL << 76 | 0b10 << 62 | self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which of a key's messages are listed."""
+
+    statuses: Sequence[str] | None = None
+    """Of the email, in OpenSend's words; None: any."""
+    tried: bool | None = None
+    """Whether a delivery was attempted; None: either."""
+    rejected: bool = True
+    """Those that were not taken, too."""
+    since: datetime | None = None
+    bulk_id: str | None = None
+    before: EmailId | None = None
+    """Only what comes after this in the list."""
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A part of a list."""
+
+    items: tuple[Submission | Rejection, ...]
+    has_more: bool
+
 
 def request_id(email_id: EmailId) -> str:
     """Spell an email's id as a request's: `req_` and a ULID, which is the same 128 bits."""
-    return f"req_{crockford.spelled(UUID(email_id).int, 26)}"
+    return _spelled(UUID(email_id).int)
+
+
+def refusal_of_request(email_id: EmailId) -> int | None:
+    """Return which refusal the id names that `Rejection.request_id` made for want of another; None: it is another."""
+    number = UUID(email_id)
+    return number.int & _REFUSALS if number.version == _OF_A_REFUSAL else None
+
+
+def _spelled(number: int) -> str:
+    return f"req_{crockford.spelled(number, 26)}"
 
 
 def email_of_request(text: str) -> EmailId | None:

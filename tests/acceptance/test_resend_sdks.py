@@ -98,7 +98,7 @@ def test_what_resends_python_package_asks_for_and_we_do_not_have() -> None:
         if told not in {(404, "not_found"), (405, "method_not_allowed")} or not raised.value.message:
             others[name] = (told, raised.value.message)
     assert others == {}
-    assert walked > IN_PYTHON | LOCAL | {"Emails.list", "Emails.cancel", "Domains.create", "Contacts.Segments.add"}
+    assert walked > IN_PYTHON | LOCAL | {"Emails.share", "Emails.metrics", "Domains.create", "Contacts.Segments.add"}
 
 
 def test_what_resends_python_package_asks_for_and_we_have(resend_at: Sandbox) -> None:
@@ -109,15 +109,32 @@ def test_what_resends_python_package_asks_for_and_we_have(resend_at: Sandbox) ->
     assert resend.Emails.send(letter, {"idempotency_key": name})["id"] == sent["id"]
     found: Any = resend.Emails.get(sent["id"])
     assert (found["object"], found["id"], found["scheduled_at"]) == ("email", sent["id"], None)
-    assert found.keys() >= {"to", "created_at", "last_event"}
+    assert (found["subject"], found["text"], found["html"]) == (subject, LETTER["text"], LETTER["html"])
+    assert (found["from"], found["to"], found["cc"], found["tags"]) == (
+        LETTER["from"], LETTER["to"], [LETTER["cc"]], LETTER["tags"],
+    )  # fmt: skip
+    listed: Any = resend.Emails.list({"limit": 1})
+    assert (listed["object"], [one["id"] for one in listed["data"]]) == ("list", [sent["id"]])
+    put_off = resend.Emails.send({**letter, "scheduled_at": "in 1 hour"})["id"]
+    newer: Any = resend.Emails.list({"before": sent["id"]})
+    assert ([one["id"] for one in newer["data"]], newer["has_more"]) == ([put_off], False)
+    assert resend.Emails.update({"id": put_off, "scheduled_at": "in 2 hours"})["id"] == put_off
+    for _ in range(2):
+        canceled: Any = resend.Emails.cancel(put_off)
+        assert (canceled["object"], canceled["id"]) == ("email", put_off)
+    assert resend.Emails.get(put_off)["last_event"] == "canceled"
+    with pytest.raises(resend.exceptions.ValidationError, match=r"^it is canceled: "):
+        resend.Emails.update({"id": put_off, "scheduled_at": "in 2 hours"})
     assert len(resend.Batch.send([letter] * 2)["data"]) == 2
     with pytest.raises(resend.exceptions.ValidationError, match=r"^\[1\]: .*nothing of this list was taken$"):
         resend.Batch.send([letter, wrong])
-    assert subjects(resend_at, subject) == 3
+    assert subjects(resend_at, subject) == 4
     both = resend.Batch.send([letter, wrong, letter], {"batch_validation": "permissive"})
     assert [len(both["data"]), [one["index"] for one in both["errors"]]] == [2, [1]]
-    assert subjects(resend_at, subject) == 5
-    assert {"Emails.send", "Emails.get", "Batch.send"} == IN_PYTHON
+    assert subjects(resend_at, subject) == 6
+    assert {
+        "Emails.send", "Emails.get", "Emails.list", "Emails.update", "Emails.cancel", "Batch.send",
+    } == IN_PYTHON  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -161,6 +178,7 @@ def walked(sandbox: Sandbox, subject: str) -> Mapping[str, Any]:
                 {
                     "letter": LETTER | letter,
                     "scheduled": LETTER | letter | {"scheduledAt": "in 1 hour"},
+                    "later": "in 2 hours",
                     "wrong": WRONG | letter,
                     "ours": sorted(IN_NODE),
                 }
@@ -195,11 +213,18 @@ def test_what_resends_node_package_asks_for_and_we_have(
     told = walked["told"]
     good = {name: one["data"] for name, one in told.items() if isinstance(one, dict) and one["error"] is None}
     assert good.keys() == IN_NODE | {
-        "emails.send later", "batch.send permissive", "batch.send permissive good"
+        "emails.send later", "emails.list page", "emails.cancel again", "batch.send permissive",
+        "batch.send permissive good",
     }  # fmt: skip
     first, again = told["emails.send again"]
     assert first["data"] == again["data"]
     assert good["emails.get"]["id"] == good["emails.send"]["id"]
+    assert good["emails.get"]["from"] == LETTER["from"]
+    first_page, second = good["emails.list"], good["emails.list page"]
+    assert (first_page["object"], first_page["data"][0]["id"]) == ("list", good["emails.create"]["id"])
+    assert (second["data"], second["has_more"]) == (first_page["data"][1:3], True)
+    for name in ("emails.update", "emails.cancel", "emails.cancel again"):
+        assert good[name] == {"object": "email", "id": good["emails.send later"]["id"]}
     assert [good["batch.send"].keys(), len(good["batch.send"]["data"])] == [{"data"}, 2]
     permissive, all_good = good["batch.send permissive"], good["batch.send permissive good"]
     assert [len(permissive["data"]), [one["index"] for one in permissive["errors"]]] == [2, [1]]
@@ -212,6 +237,8 @@ def test_errors_as_resends_node_package_shows_them(walked: Mapping[str, Any]) ->
     assert error_of(told["emails.send wrong"]) == (400, "validation_error")
     assert error_of(told["emails.send other"]) == (409, "invalid_idempotent_request")
     assert error_of(told["emails.get nothing"]) == (404, "not_found")
+    assert error_of(told["emails.update canceled"]) == (400, "validation_error")
+    assert error_of(told["emails.cancel nothing"]) == (404, "not_found")
     assert error_of(told["no key"]) == (403, "invalid_api_key")
     assert error_of(told["batch.send wrong"]) == (400, "validation_error")
     assert told["batch.send wrong"]["error"]["message"].startswith("[1]: ")
@@ -219,5 +246,5 @@ def test_errors_as_resends_node_package_shows_them(walked: Mapping[str, Any]) ->
 
 def test_what_resends_node_package_asks_for_and_we_do_not_have(walked: Mapping[str, Any]) -> None:
     errors = {name: error_of(one) for name, one in walked["others"].items()}
-    assert set(errors.values()) == {(404, "not_found"), (405, "method_not_allowed")}
-    assert errors.keys() > {"emails.list", "emails.cancel", "domains.create", "contacts.topics.list"}
+    assert set(errors.values()) == {(404, "not_found")}
+    assert errors.keys() > {"emails.attachments.list", "emails.receiving.get", "domains.create", "contacts.topics.list"}

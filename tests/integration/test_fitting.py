@@ -25,13 +25,17 @@ from tests.integration.serving import Serving, serving
 from tests.milter_client import Answer
 from tests.waiting import await_true
 
-OPENSEND: tuple[StatementFile, ...] = ("intake", "submissions", "rates", "jobs", "spellings")
+OPENSEND: tuple[StatementFile, ...] = ("intake", "submissions", "letters", "rates", "jobs", "spellings")
 STANDALONE: tuple[StatementFile, ...] = (*OPENSEND, "feedback", "webhooks")
 NOT_OF_A_PROCESS = frozenset({"add", "list", "remove", "rotate", "replay", "deliveries"})
 """Of webhooks.sql: commands of a person."""
 INCOMING = "CREATE TEMPORARY TABLE incoming (email text, folded text, reason text, since timestamptz)"
 """What an import of suppressed addresses makes for itself."""
-FUNCTIONS = {"function": "SELECT opensend_milter.key_id('x')"}
+FUNCTIONS = {
+    "key_id": "SELECT opensend_milter.key_id('x')",
+    "letters": "SELECT opensend_milter.letters('x', '{}', true)",
+    "may_change": "SELECT opensend_milter.may_change('x', gen_random_uuid())",
+}
 TRY_AGAIN = 451
 MAIL = b"From: app@example.org\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
 

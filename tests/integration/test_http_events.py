@@ -22,6 +22,7 @@ import uvicorn
 from opensend_milter.adapters.aws.sns import SnsTopics
 from opensend_milter.adapters.postgres.feedback import PostgresFeedbackBox
 from opensend_milter.adapters.postgres.link import conninfo_for
+from opensend_milter.adapters.postgres.pool import Pool
 from opensend_milter.adapters.postgres.submissions import PostgresSubmissions
 from opensend_milter.config import Http
 from opensend_milter.core.errors import TemporaryError
@@ -106,7 +107,7 @@ def _main(given: JSON) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     box = PostgresFeedbackBox(given["info"], name="opensend-http", timeout_s=patience_s())
-    desk = PostgresSubmissions(given["info"], connections=1, timeout_s=patience_s())
+    desk = PostgresSubmissions(Pool(given["info"], connections=1, timeout_s=patience_s()))
 
     def fetch(url: str) -> bytes:
         if url != CERTIFICATE_URL:

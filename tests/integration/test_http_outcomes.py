@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, LiteralString, TypeVar
 
@@ -28,14 +29,16 @@ from starlette.types import ASGIApp
 from opensend_milter.adapters.postgres.link import Connection
 from opensend_milter.adapters.postgres.lookup.messages import PostgresMessages
 from opensend_milter.core.errors import StoreUnavailable
+from opensend_milter.core.letter import Letter
 from opensend_milter.core.model import EmailId, KeyId, Message, Outcome
 from opensend_milter.core.policy import OURS
 from opensend_milter.core.rates import Ask, Grant, RateLimits
 from opensend_milter.core.request import RequestLimits
-from opensend_milter.core.submission import Caller, Submission
+from opensend_milter.core.submission import Caller, Submission, Wanted
 from opensend_milter.servers.throttle import Throttle
 from opensend_milter.servers.web.api import LOGINS_AT_ONCE, Api
 from opensend_milter.servers.web.bodies import Bodies
+from opensend_milter.servers.web.letters import Letters
 from opensend_milter.servers.web.messages import Messages
 from opensend_milter.servers.web.records import Records
 from opensend_milter.servers.web.server import application
@@ -262,7 +265,7 @@ class FaultyDesk:
     """Knows every key, and trips over every look at a message."""
 
     def caller(self, _secret: str) -> Caller:
-        return Caller(key_id=KEY_ID, networks=None, may_bulk=True)
+        return Caller(key_id=KEY_ID, networks=None, may_bulk=True, has_full_access=True, token_hash="")
 
     def about(self, key_id: KeyId) -> dict[str, object]:
         raise ZeroDivisionError(key_id)
@@ -270,11 +273,33 @@ class FaultyDesk:
     def submissions(self, key_id: KeyId, ids: Sequence[EmailId]) -> list[Submission]:
         raise ZeroDivisionError(key_id, ids)
 
-    def page(self, key_id: KeyId, **_: object) -> list[Submission]:
-        raise ZeroDivisionError(key_id)
+    def page(self, key_id: KeyId, wanted: Wanted) -> None:
+        raise ZeroDivisionError(key_id, wanted)
 
-    def rejection(self, key_id: KeyId, request_id: str) -> None:
-        raise ZeroDivisionError(key_id, request_id)
+    def rejection(self, key_id: KeyId, email_id: EmailId) -> None:
+        raise ZeroDivisionError(key_id, email_id)
+
+
+class NoLetters:
+    """Trips over every look at an email."""
+
+    def letters(self, caller: Caller, ids: Sequence[EmailId], *, whole: bool) -> list[Letter]:
+        raise ZeroDivisionError(caller, ids, whole)
+
+    def older(self, caller: Caller, than: EmailId | None, limit: int) -> None:
+        raise ZeroDivisionError(caller, than, limit)
+
+    def newer(self, caller: Caller, than: EmailId, limit: int) -> None:
+        raise ZeroDivisionError(caller, than, limit)
+
+    def now(self) -> datetime:
+        raise ZeroDivisionError
+
+    def cancel(self, caller: Caller, email_id: EmailId) -> None:
+        raise ZeroDivisionError(caller, email_id)
+
+    def reschedule(self, caller: Caller, email_id: EmailId, moment: datetime) -> None:
+        raise ZeroDivisionError(caller, email_id, moment)
 
 
 class NoLimit:
@@ -305,6 +330,7 @@ def faulty(accept: Callable[[Message], Outcome] = stumble) -> Iterator[ASGIApp]:
         accept=lambda messages: [accept(one) for one in messages],
         desk=desk,
         records=Records(store=desk, threads=threads),
+        letters=Letters(store=NoLetters(), threads=threads),
         messages=Messages(store=PostgresMessages(nothing_to_lend, beside=False), threads=threads),
         throttle=throttle,
         bodies=Bodies(limits=RequestLimits(), default_from="", max_bulk_messages=10),

@@ -35,6 +35,7 @@ from opensend_milter.servers.web import connections, room
 from opensend_milter.servers.web.api import Api
 from opensend_milter.servers.web.bodies import Asked, Bodies
 from opensend_milter.servers.web.connections import MOST_CONNECTIONS, Connections, Door
+from opensend_milter.servers.web.letters import Letters
 from opensend_milter.servers.web.messages import Messages
 from opensend_milter.servers.web.records import Records
 from opensend_milter.servers.web.refusals import Refused
@@ -42,7 +43,7 @@ from opensend_milter.servers.web.room import LARGEST_AT_ONCE, MOST_MESSAGES, MOS
 from opensend_milter.servers.web.server import application
 from opensend_milter.servers.web.visits import MOST_KEYLESS_BYTES
 from tests.integration.private_postgres import Database
-from tests.integration.test_http_outcomes import FaultyDesk, NoLimit, mail
+from tests.integration.test_http_outcomes import FaultyDesk, NoLetters, NoLimit, mail
 from tests.integration.test_http_server import (
     MAIL,
     REQUEST,
@@ -281,7 +282,7 @@ class TwoKeys(FaultyDesk):
     """Knows every key, each as another."""
 
     def caller(self, secret: str) -> Caller:
-        return Caller(key_id=KeyId(secret), networks=None, may_bulk=True)
+        return Caller(key_id=KeyId(secret), networks=None, may_bulk=True, has_full_access=True, token_hash=secret)
 
 
 def nothing_to_lend() -> AbstractContextManager[Connection]:
@@ -298,6 +299,7 @@ def taking(
         accept=lambda messages: [accept(one) for one in messages],
         desk=desk,
         records=Records(store=desk, threads=threads),
+        letters=Letters(store=NoLetters(), threads=threads),
         messages=Messages(store=PostgresMessages(nothing_to_lend, beside=False), threads=threads),
         throttle=throttle,
         bodies=bodies(limits=RequestLimits(), default_from="", max_bulk_messages=500),

@@ -30,7 +30,7 @@ MAIL = b"From: app@example.org\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello
 _numbers = itertools.count(1)
 OURS = [
     "ours/0001_tables", "ours/0002_names", "ours/0003_delivery", "ours/0004_front_door", "ours/0005_rest_rows",
-    "ours/0006_odd_spellings", "ours/0008_refusal_refs", "ours/0009_inline_bounces",
+    "ours/0006_odd_spellings", "ours/0008_refusal_refs", "ours/0009_inline_bounces", "ours/0010_letters",
 ]  # fmt: skip
 ALL = ["opensend/0001_tables", "opensend/0002_deliveries", "opensend/0003_as_opensend", *OURS]
 _DROP_ROLE: tuple[LiteralString, ...] = ("DROP OWNED BY {}", "DROP ROLE {}")

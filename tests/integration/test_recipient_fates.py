@@ -12,13 +12,15 @@ from typer.testing import CliRunner
 
 from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.postgres.jobs import PostgresJobStore
+from opensend_milter.adapters.postgres.letters import PostgresLetters
 from opensend_milter.adapters.postgres.link import conninfo_for
 from opensend_milter.adapters.postgres.lookup.messages import PostgresMessages
 from opensend_milter.adapters.postgres.lookup.story import facts_of
+from opensend_milter.adapters.postgres.pool import Pool
 from opensend_milter.adapters.postgres.submissions import PostgresSubmissions
 from opensend_milter.cli import app_of
 from opensend_milter.core.model import Address, EmailId, Job, KeyId, Sent
-from opensend_milter.core.submission import Submission
+from opensend_milter.core.submission import Caller, Submission
 from tests.integration.outbox import add_email, events, job_store, rows
 from tests.integration.private_postgres import Database
 from tests.waiting import patience_s
@@ -50,15 +52,16 @@ def email_id(database: Database) -> EmailId:
 @pytest.fixture
 def told(database: Database, email_id: EmailId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
     ((key_id,),) = rows(database, "SELECT key_id::text FROM opensend_milter.submissions")
+    info = conninfo_for(database.url_for("opensend_http"), None, None)
+    pool = Pool(info, connections=1, timeout_s=patience_s())
+    over_http = PostgresSubmissions(pool)
     rows(database, "INSERT INTO api_keys (id, name, token_hash, user_id) VALUES (%s, 'shop', 'a', 'u1')", key_id)
     monkeypatch.setenv("DATABASE_URL", database.url)
     path = tmp_path / "opensend-milter.yaml"
     path.write_text("profile: standalone\n")
-    over_http = PostgresSubmissions(
-        conninfo_for(database.url_for("opensend_http"), None, None), connections=1, timeout_s=patience_s()
-    )
 
-    by_key = PostgresMessages(over_http.lend, beside=False)
+    by_key = PostgresMessages(pool.lend, beside=False)
+    caller = Caller(key_id=KeyId(key_id), networks=None, may_bulk=True, has_full_access=True, token_hash="a")
 
     def all_of_them() -> Submission:
         with database.connect() as connection:
@@ -69,6 +72,8 @@ def told(database: Database, email_id: EmailId, tmp_path: Path, monkeypatch: pyt
         by_why = json.loads(ended.stdout)["story"]
         assert over_v1
         fates = [(one.email, one.status, one.reason) for one in found.fates]
+        (letter,) = PostgresLetters(pool).letters(caller, [email_id], whole=True)
+        assert letter.standing == found
         assert fates == [(one.address, one.status, one.reason) for one in shown.recipients]
         assert fates == [(one.email, one.status, one.reason) for one in over_v1.recipients]
         assert fates == [(one["email"], one["status"], one["reason"]) for one in by_why["recipients"]]
@@ -81,7 +86,7 @@ def told(database: Database, email_id: EmailId, tmp_path: Path, monkeypatch: pyt
         return found
 
     yield all_of_them
-    over_http.close()
+    pool.close()
 
 
 def claimed(store: PostgresJobStore, email_id: EmailId) -> Job:

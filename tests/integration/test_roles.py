@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 import psycopg
 import pytest
 from psycopg import errors, sql
 
-from opensend_milter.adapters.postgres.link import Role, statements
+from opensend_milter.adapters.postgres.link import Role, StatementFile, statements
 from opensend_milter.adapters.schema import migrations
 from opensend_milter.adapters.schema.roles import LOGIN_ROLES
 from tests.integration.private_postgres import Database
@@ -25,6 +24,10 @@ REFUSAL = """INSERT INTO opensend_milter.refusals (rule, code, enhanced, text, f
 EVENT = """INSERT INTO public.email_events (type, payload, source_id) VALUES ('sent', '{}', 's')
     ON CONFLICT (source_id) DO NOTHING"""
 KEY_ID = "SELECT opensend_milter.key_id('x')"
+LETTERS = "SELECT * FROM opensend_milter.letters('x', ARRAY[gen_random_uuid()], true)"
+MAY_CHANGE = "SELECT opensend_milter.may_change('x', gen_random_uuid())"
+CANCEL = "SELECT opensend_milter.cancel('x', gen_random_uuid())"
+RESCHEDULE = "SELECT opensend_milter.reschedule('x', gen_random_uuid(), now())"
 ROW_DIGEST = "SELECT opensend_milter.row_digest(gen_random_uuid())"
 REFUSED = "SELECT * FROM opensend_milter.refusal('7K2MQ0X9TD', 'x')"
 
@@ -122,6 +125,7 @@ WORKS: list[tuple[Role, str]] = [
         ),
     ),
     ("opensend_worker", "DELETE FROM opensend_milter.refusals WHERE refused_at < now()"),
+    *(("opensend_http", statement) for statement in (LETTERS, CANCEL, RESCHEDULE)),
 ]
 
 FILLING = [
@@ -168,10 +172,26 @@ NEVER: list[tuple[Role, str]] = [
     *((role, statement) for role in LOGIN_ROLES for statement in EVERYBODY),
     *(("opensend_milter", statement) for statement in INTAKE_NEVER),
     *(("opensend_http", statement) for statement in INTAKE_NEVER),
+    *((role, MAY_CHANGE) for role in LOGIN_ROLES),
+    *(
+        (role, statement)
+        for role in LOGIN_ROLES
+        if role != "opensend_http"
+        for statement in (LETTERS, CANCEL, RESCHEDULE)
+    ),
+    *(
+        ("opensend_http", statement)
+        for statement in (
+            "UPDATE public.emails SET scheduled_at = now()",
+            "UPDATE opensend_milter.jobs SET not_before = now()",
+            "UPDATE opensend_milter.submissions SET changed_at = now()",
+            "SELECT text FROM public.emails",
+            "SELECT tags FROM public.emails",
+        )
+    ),
     ("opensend_milter", "SELECT subject FROM public.emails"),
     ("opensend_milter", "SELECT user_id FROM public.email_events"),
     ("opensend_milter", "SELECT rule FROM opensend_milter.refusals"),
-    ("opensend_http", "SELECT text FROM public.emails"),
     ("opensend_http", "SELECT headers FROM public.emails"),
     ("opensend_http", "SELECT response_body FROM public.webhook_deliveries"),
     ("opensend_milter", KEY_ID),
@@ -226,11 +246,16 @@ def test_each_role_can_do_its_work(database: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "file"), [("opensend_milter", "intake"), ("opensend_http", "intake"), ("opensend_worker", "jobs")]
+    ("role", "file"),
+    [
+        ("opensend_milter", "intake"),
+        ("opensend_http", "intake"),
+        ("opensend_http", "submissions"),
+        ("opensend_http", "letters"),
+        ("opensend_worker", "jobs"),
+    ],
 )
-def test_each_role_may_run_the_statements_of_its_file(
-    database: Database, role: Role, file: Literal["intake", "jobs"]
-) -> None:
+def test_each_role_may_run_the_statements_of_its_file(database: Database, role: Role, file: StatementFile) -> None:
     """EXPLAIN checks the rights and does nothing."""
     with database.connect(role) as connection:
         for name, statement in statements(file).items():
@@ -288,6 +313,34 @@ def test_key_id_does_not_look_where_its_caller_points(database: Database) -> Non
         assert connection.execute(KEY_ID).fetchone() == (None,)
 
 
+def test_a_made_up_hash_opens_nothing(database: Database) -> None:
+    """Nor does what the HTTP process may look up: ids of keys, names, or the hash of a key whose time is over."""
+    with database.connect() as connection:
+        connection.execute(
+            "INSERT INTO public.api_keys (name, token_hash, user_id) VALUES ('a', 'known', 'u'), ('b', 'over', 'u')"
+        )
+        connection.execute(
+            "INSERT INTO opensend_milter.key_settings (key_id, expires_at)"
+            " SELECT id, now() FROM public.api_keys WHERE name = 'b'"
+        )
+        ((email_id,),) = connection.execute(
+            """INSERT INTO public.emails (id, "from", "to", subject, status, user_id)
+            VALUES (gen_random_uuid(), 'a@b.example', '[]', '', 'scheduled', 'u') RETURNING id"""
+        )
+    asked = [
+        "SELECT email_id FROM opensend_milter.letters(%(hash)s, ARRAY[%(id)s]::uuid[], true)",
+        "SELECT s FROM opensend_milter.cancel(%(hash)s, %(id)s) s WHERE s IS NOT NULL",
+        "SELECT s FROM opensend_milter.reschedule(%(hash)s, %(id)s, now()) s WHERE s IS NOT NULL",
+    ]
+    with database.connect("opensend_http") as connection:
+        ids = [str(row[0]) for row in connection.execute("SELECT id FROM public.api_keys")]
+        for made_up in ("", "x", "%", "a", "u", "over", *ids):
+            for statement in asked:
+                assert connection.execute(statement, {"hash": made_up, "id": email_id}).fetchall() == [], made_up
+        found = [connection.execute(statement, {"hash": "known", "id": email_id}).fetchall() for statement in asked]
+    assert found == [[(email_id,)], [("canceled",)], [("canceled",)]]
+
+
 def test_dovecot_is_cut_off_before_postfix_gives_up(database: Database) -> None:
     with database.connect("opensend_dovecot_auth") as connection:
         assert connection.execute("SHOW statement_timeout").fetchone() == ("3s",)
@@ -325,3 +378,26 @@ def test_rights_of_an_earlier_version_are_taken_back(database: Database) -> None
         for statement in ("CREATE TABLE opensend_milter.mine (id int)", *FILLING):
             with pytest.raises(errors.InsufficientPrivilege):
                 connection.execute(statement)
+
+
+def test_who_reads_and_changes_emails_for_others_can_do_no_more(database: Database) -> None:
+    """The owner of these functions: nobody logs in as it, and what it may is what they need."""
+    with database.connect() as connection:
+        may = {
+            (table, privilege, column)
+            for table, privilege, column in connection.execute(
+                "SELECT table_name, privilege_type, column_name FROM information_schema.column_privileges"
+                " WHERE grantee = 'opensend_key_reader' AND privilege_type <> 'SELECT'"
+            )
+        }
+        whole = connection.execute(
+            "SELECT table_name, privilege_type FROM information_schema.table_privileges"
+            " WHERE grantee = 'opensend_key_reader' ORDER BY 1, 2"
+        ).fetchall()
+    assert may == {
+        ("emails", "UPDATE", "status"), ("emails", "UPDATE", "scheduled_at"), ("submissions", "UPDATE", "changed_at"),
+        ("jobs", "UPDATE", "not_before"), ("jobs", "UPDATE", "announce_at"),
+        *(("jobs", "INSERT", column) for column in ("email_id", "user_id", "not_before", "announce_at")),
+        *(("row_digests", "INSERT", column) for column in ("email_id", "digest", "computed_at")),
+    }  # fmt: skip
+    assert whole == [("jobs", "DELETE"), ("row_digests", "INSERT"), ("row_digests", "SELECT")]

@@ -1,10 +1,10 @@
 // Calls every method of Resend's package once and prints, by name, what came back.
-// RESEND_BASE_URL and RESEND_API_KEY say where; the argument is JSON: {letter, scheduled, wrong, ours}, where ours are the
+// RESEND_BASE_URL and RESEND_API_KEY say where; the argument is JSON: {letter, scheduled, later, wrong, ours}, where ours are the
 // methods that the server has.
 
 import { Resend } from "resend";
 
-const { letter, scheduled, wrong, ours } = JSON.parse(process.argv[2]);
+const { letter, scheduled, later, wrong, ours } = JSON.parse(process.argv[2]);
 const resend = new Resend();
 const told = {};
 
@@ -40,6 +40,13 @@ told["emails.send later"] = await resend.emails.send(scheduled);
 told["emails.send wrong"] = await resend.emails.send(wrong);
 told["emails.create"] = await resend.emails.create(letter);
 told["emails.get"] = await resend.emails.get(sent.data?.id);
+told["emails.list"] = await resend.emails.list();
+told["emails.list page"] = await resend.emails.list({ limit: 2, after: told["emails.list"].data?.data[0].id });
+told["emails.update"] = await resend.emails.update({ id: told["emails.send later"].data?.id, scheduledAt: later });
+told["emails.cancel"] = await resend.emails.cancel(told["emails.send later"].data?.id);
+told["emails.cancel again"] = await resend.emails.cancel(told["emails.send later"].data?.id);
+told["emails.update canceled"] = await resend.emails.update({ id: told["emails.send later"].data?.id, scheduledAt: later });
+told["emails.cancel nothing"] = await resend.emails.cancel("00000000-0000-0000-0000-000000000000");
 told["emails.get nothing"] = await resend.emails.get("00000000-0000-0000-0000-000000000000");
 told["batch.send"] = await resend.batch.send([letter, letter]);
 told["batch.send wrong"] = await resend.batch.send([letter, wrong, letter]);

@@ -51,7 +51,10 @@ SELECT email_id::text FROM again;
 -- close -- end a delivery as a person says: what waits or is uncertain, not what is in hand
 WITH job AS (
     DELETE FROM opensend_milter.jobs
-    WHERE email_id = ANY (%(ids)s::uuid[]) AND state = ANY (%(states)s::text[]) RETURNING email_id, user_id, attempts, rounds
+    WHERE email_id = ANY (%(ids)s::uuid[]) AND state = ANY (%(states)s::text[])
+    RETURNING email_id, user_id, state, attempts, rounds
+), submission AS (
+    UPDATE opensend_milter.submissions s SET changed_at = now() FROM job WHERE s.email_id = job.email_id
 ), mail AS (
     UPDATE public.emails e
     SET status = %(status)s::text,
@@ -61,7 +64,9 @@ WITH job AS (
     FROM job WHERE e.id = job.email_id AND e.status IN ('queued', 'scheduled', 'processing')
     RETURNING e.id
 ), said AS (
-    SELECT job.email_id, %(status)s::text AS type, jsonb_build_object('reason', %(reason)s::text) AS payload,
+    SELECT job.email_id, %(status)s::text AS type, jsonb_build_object('reason', %(reason)s::text)
+            -- The attempt of which nobody knows the outcome has left no event of its own.
+            || CASE job.state WHEN 'uncertain' THEN jsonb_build_object('attempt', job.attempts) ELSE '{}' END AS payload,
         'opensend-milter:' || %(status)s::text || ':' || job.email_id || coalesce(':' || nullif(job.rounds, 0)::text, '')
             AS source_id,
         job.user_id

@@ -22,6 +22,23 @@ odd AS (
     ON CONFLICT (user_id, email) DO NOTHING
 )
 
+-- answered -- of a `job (email_id, user_id)`: who fared otherwise than it, how many got an answer, and reports of those who are unknown
+result AS (
+    INSERT INTO opensend_milter.recipient_results (email_id, address, outcome, reason, courier)
+    SELECT job.email_id, r.address, r.outcome, r.reason, %(courier)s
+    FROM job, unnest(%(addresses)s::text[], %(outcomes)s::text[], %(reasons)s::text[])
+        AS r (address, outcome, reason)
+    ON CONFLICT (email_id, address) DO UPDATE
+    SET outcome = excluded.outcome, reason = excluded.reason, courier = excluded.courier, noted_at = now()
+), lane AS (
+    INSERT INTO opensend_milter.lane_answers (user_id, courier, recipients, unknown)
+    SELECT job.user_id, %(courier)s, %(answered)s::integer, %(unknown)s::integer FROM job WHERE %(answered)s::integer > 0
+), report AS (
+    INSERT INTO opensend_milter.feedback (kind, source_id, email_id, payload)
+    SELECT 'bounced', r.source_id, job.email_id, r.payload
+    FROM job, unnest(%(report_ids)s::text[], %(reports)s::jsonb[]) AS r (source_id, payload)
+)
+
 -- hits -- emails that are `found (id)`, as far as scope and filters let them through, newest first
 SELECT e.id::text, e.created_at, CASE j.state WHEN 'uncertain' THEN j.state ELSE e.status END, e."from", s.from_address,
     s.sender, s.recipients, e."to", e.cc, e.bcc, s.dropped, e.subject, s.message_id, s.queue_id, k.name
@@ -71,19 +88,22 @@ LEFT JOIN LATERAL (
         jsonb_agg(jsonb_build_array(f.address, f.outcome, f.reason) ORDER BY f.address) AS fared
     FROM opensend_milter.recipient_results f WHERE f.email_id = {email_id}) r ON true
 
--- answered -- of a `job (email_id, user_id)`: who fared otherwise than it, how many got an answer, and reports of those who are unknown
-result AS (
-    INSERT INTO opensend_milter.recipient_results (email_id, address, outcome, reason, courier)
-    SELECT job.email_id, r.address, r.outcome, r.reason, %(courier)s
-    FROM job, unnest(%(addresses)s::text[], %(outcomes)s::text[], %(reasons)s::text[])
-        AS r (address, outcome, reason)
-    ON CONFLICT (email_id, address) DO UPDATE
-    SET outcome = excluded.outcome, reason = excluded.reason, courier = excluded.courier, noted_at = now()
-), lane AS (
-    INSERT INTO opensend_milter.lane_answers (user_id, courier, recipients, unknown)
-    SELECT job.user_id, %(courier)s, %(answered)s::integer, %(unknown)s::integer FROM job WHERE %(answered)s::integer > 0
-), report AS (
-    INSERT INTO opensend_milter.feedback (kind, source_id, email_id, payload)
-    SELECT 'bounced', r.source_id, job.email_id, r.payload
-    FROM job, unnest(%(report_ids)s::text[], %(reports)s::jsonb[]) AS r (source_id, payload)
-)
+-- progress -- how far an email `e` is, of which `s` is our record
+e.id::text AS email_id, e.status,
+-- What is under way, or of unknown outcome, has left no event yet.
+coalesce(h.attempts, 0) + coalesce((j.state IN ('attempting', 'uncertain'))::integer, 0) AS attempts,
+e.created_at, greatest(e.created_at, e.sent_at, s.changed_at, r.at, h.at, j.uncertain_at) AS updated_at, e.scheduled_at,
+s.recipients, r.fared, s.dropped, s.message_id, s.queue_id, s.provider_id,
+coalesce(v.payload ->> 'reply', v.payload ->> 'reason', '') AS reply,
+j.state AS work_state, j.attempts AS work_attempts, j.recipients AS work_left, j.last_error AS work_reason,
+e.status = 'bounced' AND e.sent_at IS NULL AS never_left
+
+-- history -- what `progress` is told from
+-- include: standing, email_id = e.id
+LEFT JOIN LATERAL (
+    SELECT max(h.received_at) AS at, count(*) FILTER (WHERE h.type = 'sent' OR h.payload ? 'attempt') AS attempts
+    FROM public.email_events h WHERE h.email_id = e.id) h ON true
+LEFT JOIN LATERAL (
+    SELECT h.payload FROM public.email_events h
+    WHERE h.email_id = e.id AND (h.type IN ('sent', 'failed', 'delayed') OR h.payload ? 'attempt')
+    ORDER BY h.received_at DESC, h.id LIMIT 1) v ON true

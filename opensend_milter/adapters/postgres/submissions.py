@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import queue
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from opensend_milter.adapters.postgres.jobs import REFUSALS_FOR
-from opensend_milter.adapters.postgres.link import Connection, Link, Tables, statements
+from opensend_milter.adapters.postgres.link import statements
+from opensend_milter.adapters.postgres.pool import Pool
 from opensend_milter.adapters.postgres.standing import fates_of
-from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.model import EmailId, KeyId
 from opensend_milter.core.refs import Refused, ref_of, token_hash
-from opensend_milter.core.submission import Caller, Rejection, Submission
+from opensend_milter.core.submission import (
+    Caller,
+    Page,
+    Rejection,
+    Submission,
+    Wanted,
+    refusal_of_request,
+    request_id,
+)
 
 SQL = statements("submissions")
+LATEST = "infinity", "ffffffff-ffff-ffff-ffff-ffffffffffff", 0
+"""The place before all others in a list."""
 
 
 class KeyRow(NamedTuple):
@@ -47,7 +55,7 @@ class SubmissionRow(NamedTuple):
     """Address, outcome, reason."""
     dropped: list[dict[str, str]] | None
     message_id: str | None
-    queue_id: str
+    queue_id: str | None
     provider_id: str | None
     reply: str
     work_state: str | None
@@ -61,7 +69,8 @@ class SubmissionRow(NamedTuple):
 class RejectionRow(NamedTuple):
     """A message of a key that was not taken."""
 
-    request_id: str
+    id: int
+    queue_id: str
     rule: str
     code: int
     enhanced: str
@@ -72,26 +81,24 @@ class RejectionRow(NamedTuple):
 
 
 class PostgresSubmissions:
-    """For any number of threads, which share a few connections."""
+    """For any number of threads."""
 
-    def __init__(self, info: str, *, connections: int, timeout_s: float, tables: Tables | None = None) -> None:
-        self._timeout_s = timeout_s
-        self._links: queue.LifoQueue[Link] = queue.LifoQueue()
-        for number in range(connections):
-            self._links.put(Link(info, name=f"opensend-http-{number}", timeout_s=timeout_s, tables=tables))
-
-    def close(self) -> None:
-        """Let go of all connections."""
-        while not self._links.empty():
-            self._links.get_nowait().close()
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
 
     def caller(self, secret: str) -> Caller | None:
         """Return the key that this is a secret of."""
         digest = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
-        ((key_id, networks, may_bulk),) = self._all("caller", token_hash=digest)
+        ((key_id, networks, may_bulk, has_full_access),) = self._all("caller", token_hash=digest)
         if key_id is None:
             return None
-        return Caller(key_id=KeyId(key_id), networks=None if networks is None else tuple(networks), may_bulk=may_bulk)
+        return Caller(
+            key_id=KeyId(key_id),
+            networks=None if networks is None else tuple(networks),
+            may_bulk=may_bulk,
+            has_full_access=has_full_access,
+            token_hash=digest,
+        )
 
     def about(self, key_id: KeyId) -> dict[str, object] | None:
         """Return what a key may see of itself."""
@@ -110,36 +117,57 @@ class PostgresSubmissions:
     def submissions(self, key_id: KeyId, ids: Sequence[EmailId]) -> list[Submission]:
         """Return the key's messages of these ids, latest first; others are not told from those that are not there."""
         rows = self._all("submission", key_id=key_id, ids=list(ids))
-        found = [_submission(SubmissionRow._make(row)) for row in rows]
+        found = [submission(SubmissionRow._make(row)) for row in rows]
         return sorted(found, key=lambda one: one.email_id, reverse=True)
 
-    def page(
-        self,
-        key_id: KeyId,
-        *,
-        statuses: Sequence[str] | None,
-        since: datetime | None,
-        bulk_id: str | None,
-        before: EmailId | None,
-        limit: int,
-    ) -> list[Submission]:
-        """Return some of the key's messages, latest first."""
+    def page(self, key_id: KeyId, wanted: Wanted) -> Page | None:
+        """Return some of what the key handed in, latest first; None where it has nothing to go on from."""
+        at, email_id, refusal_id = LATEST
+        if wanted.before:
+            places = self._all(
+                "place",
+                key_id=key_id,
+                email_id=wanted.before,
+                request_id=request_id(wanted.before),
+                refusal_id=refusal_of_request(wanted.before),
+            )
+            if not places:
+                return None
+            ((at, email_id, refusal_id),) = places
         rows = self._all(
             "page",
             key_id=key_id,
-            statuses=list(statuses) if statuses else None,
-            since=since,
-            bulk_id=bulk_id,
-            before=before,
-            limit=limit,
+            at=at,
+            email_id=email_id,
+            refusal_id=refusal_id,
+            statuses=list(wanted.statuses) if wanted.statuses else None,
+            tried=wanted.tried,
+            rejected=wanted.rejected,
+            since=wanted.since or "-infinity",
+            bulk_id=wanted.bulk_id,
+            limit=wanted.limit + 1,
         )
-        return self.submissions(key_id, [EmailId(email_id) for (email_id,) in rows])
+        listed = rows[: wanted.limit]
+        taken = {
+            one.email_id: one for one in self.submissions(key_id, [email_id for email_id, other in listed if not other])
+        }
+        refused = {one.id: one for one in self._rejections(key_id, ids=[other for _, other in listed if other])}
+        found = [refused.get(other) if other else taken.get(email_id) for email_id, other in listed]
+        return Page(items=tuple(one for one in found if one), has_more=len(rows) > len(listed))
 
-    def rejection(self, key_id: KeyId, request_id: str) -> Rejection | None:
-        """Return why a request of this key was not taken."""
-        for row in map(RejectionRow._make, self._all("rejection", key_id=key_id, request_id=request_id)):
-            return Rejection(
-                request_id=row.request_id,
+    def rejection(self, key_id: KeyId, email_id: EmailId) -> Rejection | None:
+        """Return why a message of this key was not taken."""
+        refusal_id = refusal_of_request(email_id)
+        ids = [] if refusal_id is None else [refusal_id]
+        found = self._rejections(key_id, ids=ids, request_id=request_id(email_id))
+        return found[0] if found else None
+
+    def _rejections(self, key_id: KeyId, *, ids: Sequence[int], request_id: str | None = None) -> list[Rejection]:
+        rows = self._all("rejections", key_id=key_id, ids=list(ids), request_id=request_id) if ids or request_id else []
+        return [
+            Rejection(
+                id=row.id,
+                queue_id=row.queue_id,
                 rule=row.rule,
                 code=row.code,
                 enhanced=row.enhanced,
@@ -148,7 +176,8 @@ class PostgresSubmissions:
                 recipients=tuple(row.recipients),
                 ref=row.ref,
             )
-        return None
+            for row in map(RejectionRow._make, rows)
+        ]
 
     def refused(self, token: str) -> Refused | None:
         """Return what a stranger may see who has the address of a refusal; None too where its time is over."""
@@ -162,24 +191,11 @@ class PostgresSubmissions:
         self._all("ready")
 
     def _all(self, name: str, **values: object) -> list[tuple[Any, ...]]:
-        with self.lend() as connection:
-            return connection.execute(SQL[name], values).fetchall()
-
-    @contextmanager
-    def lend(self) -> Iterator[Connection]:
-        """Lend a connection to who asks something else of the same tables."""
-        try:
-            link = self._links.get(timeout=self._timeout_s)
-        except queue.Empty:
-            raise StoreUnavailable("all connections are in use") from None
-        try:
-            with link.lend() as connection:
-                yield connection
-        finally:
-            self._links.put(link)
+        return self._pool.all(SQL[name], **values)
 
 
-def _submission(row: SubmissionRow) -> Submission:
+def submission(row: SubmissionRow) -> Submission:
+    """Make a submission of a row."""
     return Submission(
         email_id=row.email_id,
         status=row.status,
@@ -190,7 +206,7 @@ def _submission(row: SubmissionRow) -> Submission:
         scheduled_at=row.scheduled_at,
         fates=fates_of(row),
         message_id=row.message_id,
-        queue_id=row.queue_id,
+        queue_id=row.queue_id or "",
         provider_id=row.provider_id,
         reply=row.reply,
         never_left=row.never_left,

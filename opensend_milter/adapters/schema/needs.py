@@ -41,7 +41,7 @@ _MAIL = (
     _need(
         "emails",
         "sent_at provider_retry_count provider_last_attempted_at provider_next_retry_at provider_dead_lettered_at"
-        " provider_last_error_code provider_last_error_message",
+        " provider_last_error_code provider_last_error_message topic_id",
         filled="id from to cc bcc reply_to subject html text status tags headers attachments user_id created_at",
         blank="scheduled_at idempotency_key document",
     ),

@@ -31,12 +31,17 @@ REVOKE ALL ON ALL TABLES IN SCHEMA opensend_milter
 REVOKE ALL ON SCHEMA opensend_milter
     FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http;
 
--- Three functions run as their owner, who cannot log in: one finds keys, one compares rows that OpenSend's REST API made, one
--- shows of a refusal what a stranger may see.
+-- Some functions run as their owner, who cannot log in. They find keys, compare rows that OpenSend's REST API made, show of a
+-- refusal what a stranger may see, and let the holder of a key read, take back and put off emails: the HTTP process alone can do
+-- that to no email.
 GRANT USAGE ON SCHEMA public TO opensend_key_reader;
-GRANT SELECT (id, token_hash, user_id) ON public.api_keys TO opensend_key_reader;
+GRANT SELECT (id, token_hash, user_id, permission) ON public.api_keys TO opensend_key_reader;
 GRANT USAGE ON SCHEMA opensend_milter TO opensend_key_reader;
-GRANT SELECT (id, "from", "to", cc, bcc, subject, html, text, attachments) ON public.emails TO opensend_key_reader;
+GRANT SELECT (id, user_id, "from", "to", cc, bcc, reply_to, subject, html, text, attachments, tags, topic_id, status),
+    UPDATE (status, scheduled_at) ON public.emails TO opensend_key_reader;
+GRANT SELECT (email_id, user_id, key_id), UPDATE (changed_at) ON opensend_milter.submissions TO opensend_key_reader;
+GRANT SELECT (email_id), INSERT (email_id, user_id, not_before, announce_at), UPDATE (not_before, announce_at), DELETE
+    ON opensend_milter.jobs TO opensend_key_reader;
 GRANT SELECT, INSERT ON opensend_milter.row_digests TO opensend_key_reader;
 GRANT SELECT (token_hash, key_id, expires_at) ON opensend_milter.key_secrets TO opensend_key_reader;
 GRANT SELECT (key_id, expires_at) ON opensend_milter.key_settings TO opensend_key_reader;
@@ -51,6 +56,10 @@ BEGIN
     GRANT CREATE ON SCHEMA opensend_milter TO opensend_key_reader;
     ALTER FUNCTION opensend_milter.key_id(text) OWNER TO opensend_key_reader;
     ALTER FUNCTION opensend_milter.row_digest(uuid) OWNER TO opensend_key_reader;
+    ALTER FUNCTION opensend_milter.letters(text, uuid[], boolean) OWNER TO opensend_key_reader;
+    ALTER FUNCTION opensend_milter.may_change(text, uuid) OWNER TO opensend_key_reader;
+    ALTER FUNCTION opensend_milter.cancel(text, uuid) OWNER TO opensend_key_reader;
+    ALTER FUNCTION opensend_milter.reschedule(text, uuid, timestamptz) OWNER TO opensend_key_reader;
     ALTER FUNCTION opensend_milter.refusal(text, bytea) OWNER TO opensend_key_reader;
     REVOKE CREATE ON SCHEMA opensend_milter FROM opensend_key_reader;
 END $$;
@@ -58,6 +67,8 @@ END $$;
 GRANT USAGE ON SCHEMA opensend_milter TO opensend_dovecot_auth;
 GRANT EXECUTE ON FUNCTION opensend_milter.key_id(text) TO opensend_dovecot_auth, opensend_http;
 GRANT EXECUTE ON FUNCTION opensend_milter.row_digest(uuid) TO opensend_milter, opensend_http;
+GRANT EXECUTE ON FUNCTION opensend_milter.letters(text, uuid[], boolean), opensend_milter.cancel(text, uuid),
+    opensend_milter.reschedule(text, uuid, timestamptz) TO opensend_http;
 GRANT EXECUTE ON FUNCTION opensend_milter.refusal(text, bytea) TO opensend_http;
 -- Postfix gives up after ten seconds and then says 535 for ever.
 ALTER ROLE opensend_dovecot_auth SET statement_timeout = '3s';
@@ -113,7 +124,8 @@ GRANT SELECT, DELETE ON opensend_milter.rate_buckets, opensend_milter.key_usage 
 -- A key may ask what became of its own messages.
 GRANT SELECT (id, name, created_at) ON public.api_keys TO opensend_http;
 GRANT SELECT (sent_at, scheduled_at, provider_last_error_message) ON public.emails TO opensend_http;
-GRANT SELECT (email_id, key_id, received_at, queue_id, message_id, recipients, dropped, front_door, provider_id, bulk_id)
+GRANT SELECT (email_id, key_id, received_at, queue_id, message_id, recipients, dropped, front_door, provider_id, bulk_id,
+        changed_at)
     ON opensend_milter.submissions TO opensend_http;
 GRANT SELECT ON opensend_milter.recipient_results TO opensend_http;
 GRANT SELECT (id, queue_id, key_id, rule, code, enhanced, text, refused_at, recipients, ref)

@@ -34,6 +34,7 @@ from opensend_milter.core.submission import FINAL, Caller, Submission, request_i
 from opensend_milter.servers.throttle import Throttle, fields
 from opensend_milter.servers.web.bodies import NOT_YET, Asked, Bodies
 from opensend_milter.servers.web.caller import secret_of
+from opensend_milter.servers.web.letters import Letters
 from opensend_milter.servers.web.messages import Messages
 from opensend_milter.servers.web.records import Records, record, refused
 from opensend_milter.servers.web.refusals import RETRYABLE, Refused, of_all
@@ -77,6 +78,7 @@ class Api:
     """Wait for the outcome of messages that are taken all or not at all, or of one; in a thread."""
     desk: Desk
     records: Records
+    letters: Letters
     messages: Messages
     throttle: Throttle
     bodies: Bodies
@@ -94,9 +96,10 @@ class Api:
             Route("/v1/send", self._send, methods=["POST"]),
             Route("/v1/send-bulk", self._send_bulk, methods=["POST"]),
             Route("/v1/keys/self", self._key, methods=["GET"]),
-            Route("/emails", self._send_resend, methods=["POST"]),
+            Route("/emails", self._emails, methods=["GET", "POST"]),
             Route("/emails/batch", self._batch_resend, methods=["POST"]),
             *self.records.routes(self.authenticated),
+            *self.letters.routes(self._caller),
             *self.messages.routes(self.authenticated),
         ]
 
@@ -109,7 +112,9 @@ class Api:
             found["submission"] = await self._await_final(asked.key_id, email_id, seconds)
         return JSONResponse(found, 202, fields(asked.limit))
 
-    async def _send_resend(self, request: Request) -> Response:
+    async def _emails(self, request: Request) -> Response:
+        if request.method != "POST":
+            return await self.letters.listed(request, await self._caller(request))
         asked = await self._asked(request, "resend")
         email_id = await self._take_one(request, asked)
         return JSONResponse({"id": email_id}, 200, fields(asked.limit))

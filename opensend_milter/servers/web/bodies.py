@@ -53,14 +53,14 @@ class Bodies:
 
     def one(self, body: bytearray, asked: Asked, email_id: EmailId) -> Message:
         """Write the one message of a body; raise Refused."""
-        message = self._message(_json(body), asked, email_id)
+        message = self._message(json_of(body), asked, email_id)
         if isinstance(message, Refused):
             raise message
         return message
 
     def several(self, body: bytearray, asked: Asked) -> list[tuple[EmailId, Message | Refused]]:
         """Write the messages of a body, in order; raise Refused where it is no list of them."""
-        payload = _json(body)
+        payload = json_of(body)
         if asked.dialect == "rele":
             if not isinstance(payload, dict) or payload.keys() != {"messages"}:
                 raise Refused(400, "bad_request", "expected an object with the one field messages")
@@ -89,7 +89,7 @@ class Bodies:
     def _message(self, payload: object, asked: Asked, email_id: EmailId) -> Message | Refused:
         read = read_send(payload, asked.dialect, self.limits)
         if not isinstance(read, SendRequest):
-            errors = [_told(error) for error in read]
+            errors = [told(error) for error in read]
             many = f"{len(errors)} fields are wrong" if len(errors) > 1 else "a field is wrong"
             text = f"{many}: {errors[0]['message']}"
             return Refused(400, "validation_failed", text, errors=errors)
@@ -102,14 +102,16 @@ class Bodies:
         return _written(asked, read, sender, email_id)
 
 
-def _json(body: bytearray) -> object:
+def json_of(body: bytearray) -> object:
+    """Read JSON; raise Refused where it is none."""
     found = parse_json(body)
     if isinstance(found, FieldError):
-        raise Refused(400, "bad_request", found.message, errors=[_told(found)])
+        raise Refused(400, "bad_request", found.message, errors=[told(found)])
     return found
 
 
-def _told(error: FieldError) -> dict[str, str]:
+def told(error: FieldError) -> dict[str, str]:
+    """Tell what is wrong with a field."""
     return {"field": error.field, "code": error.code, "message": error.message}
 
 

@@ -24,7 +24,11 @@ _ULID = "req_[0-7][0-9A-HJKMNP-TV-Z]{25}"
 _UUID = "[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}"
 _OF_ALL = ["400", "401", "403", "404", "405", "408", "413", "429", "503"]
 _OF_SENDING = [*_OF_ALL, "402", "409", "415", "422"]
-_STATES = ["received", "smtp_submission_started", "smtp_accepted", "smtp_failed", "canceled"]
+_STATES = ["received", "smtp_submission_started", "smtp_accepted", "smtp_failed", "rejected", "canceled"]
+_LAST_EVENTS = [
+    "queued", "scheduled", "delivery_delayed", "sent", "delivered", "opened", "clicked", "bounced", "complained",
+    "failed", "canceled", "suppressed",
+]  # fmt: skip
 
 
 def routes(*, max_bulk_messages: int, limits: RequestLimits | None = None) -> list[Route]:
@@ -84,11 +88,18 @@ def _paths() -> Schema:
         "/v1/messages": {"get": _operation("listMessages", "Find messages and refusals", "Messages", "200", *_SEARCH)},
         "/v1/messages/{id}": {"get": _operation("getMessage", "The story of one", "Message", "200", _ANY_ID)},
         "/v1/keys/self": {"get": _operation("getKey", "What this key may do", "Key", "200")},
-        "/emails": {"post": _operation("sendEmail", "Send, as with Resend", "Id", "200", _KEY, body="Email")},
+        "/emails": {
+            "get": _operation("listEmails", "List what the key may read", "EmailList", "200", *_CURSORS),
+            "post": _operation("sendEmail", "Send, as with Resend", "Id", "200", _KEY, body="Email"),
+        },
         "/emails/batch": {
             "post": _operation("sendEmails", "Send several", "Batch", "200", _BULK_KEY, _VALIDATION, body="Emails")
         },
-        "/emails/{id}": {"get": _operation("getEmail", "What became of one", "EmailState", "200", _ID)},
+        "/emails/{id}": {
+            "get": _operation("getEmail", "What was written, and what became of it", "WholeEmail", "200", _ID),
+            "patch": _operation("updateEmail", "Send it at another time", "Changed", "200", _ID, body="Time"),
+        },
+        "/emails/{id}/cancel": {"post": _operation("cancelEmail", "Take it back", "Changed", "200", _ID)},
         "/healthz": {"get": _open("getHealth", "Whether the process lives", "405", "503")},
         "/readyz": {"get": _open("getReadiness", "Whether it could take a message now", "405", "503")},
     }
@@ -125,12 +136,18 @@ _VALIDATION: Schema = {
     "description": "strict: all are taken, or none; permissive: one that is wrong is refused by itself",
     "schema": {"type": "string", "enum": ["strict", "permissive"], "default": "strict"},
 }
+_LIMIT = _query("limit", "at most so many", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20})
 _FILTERS = (
     _query("status", "only in this state", {"type": "string", "enum": _STATES}),
     _query("since", "not older", {"type": "string", "format": "date-time"}),
     _query("bulk", "only of this bulk_request_id", text(f"(bulk_)?{_UUID}")),
     _query("before", "the `next` of the page before", text(f"{_ULID}|{_UUID}")),
-    _query("limit", "at most so many", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}),
+    _LIMIT,
+)
+_CURSORS = (
+    _LIMIT,
+    _query("after", "older than this email", text(f"{_ULID}|{_UUID}")),
+    _query("before", "newer than this email; not with `after`", text(f"{_ULID}|{_UUID}")),
 )
 _SEARCH = (
     _query(
@@ -208,7 +225,7 @@ def _answers() -> Schema:
          "updated_at"],
         request_id=text(_ULID),
         id=maybe,
-        status={"enum": [*_STATES, "rejected"]},
+        status={"enum": _STATES},
         code=maybe,
         message=maybe,
         ref={"anyOf": [_REF, {"type": "null"}]},
@@ -227,6 +244,20 @@ def _answers() -> Schema:
         updated_at=_MOMENT,
         expires_at=_MOMENT_OR_NULL,
     )  # fmt: skip
+    email: dict[str, Schema] = {
+        "id": text(_UUID),
+        "message_id": maybe,
+        "to": listed(string),
+        "from": string,
+        "created_at": _MOMENT,
+        "subject": string,
+        "bcc": listed(string),
+        "cc": listed(string),
+        "reply_to": listed(string),
+        "last_event": {"enum": _LAST_EVENTS},
+        "scheduled_at": _MOMENT_OR_NULL,
+        "topic_id": maybe,
+    }
     moment = _object(["at", "what", "who", "text"], at=_MOMENT_OR_NULL, what=string, who=string, text=string)
     standing = _object(
         ["email", "status", "reason", "at", "suppressed"],
@@ -313,15 +344,23 @@ def _answers() -> Schema:
             data=listed(ref("Id")),
             errors=listed(_object(["index", "message"], index=number, message=string)),
         ),
-        "EmailState": _object(
-            ["object", "id", "to", "created_at", "last_event"],
+        "WholeEmail": _object(
+            [*email, "object", "html", "text", "tags", "sent_at", "recipients"],
+            **email,
             object={"const": "email"},
-            id=text(_UUID),
-            to=listed(string),
-            created_at=_MOMENT,
-            scheduled_at=_MOMENT_OR_NULL,
-            last_event=string,
+            html=maybe,
+            text=maybe,
+            tags=listed(_object(["name", "value"], name=string, value=string)),
+            sent_at=_MOMENT_OR_NULL,
+            recipients=listed(recipient),
         ),
+        "EmailList": _object(
+            ["object", "has_more", "data"],
+            object={"const": "list"},
+            has_more=yes,
+            data=listed(_object([*email], **email)),
+        ),
+        "Changed": _object(["object", "id"], object={"const": "email"}, id=text(_UUID)),
         "State": _object(["status"], status=string),
         "Error": _object(
             ["status", "code", "message", "request_id", "retryable", "name", "statusCode"],

@@ -87,6 +87,7 @@ def schemas(limits: RequestLimits, max_bulk_messages: int) -> Schema:
         # Taken item by item: one that is wrong is refused by itself.
         "Bulk": closed(["messages"], {"messages": _bulk({"anyOf": [ref("Send"), {}]}, max_bulk_messages)}),
         "Email": email,
+        "Time": closed(["scheduled_at"], {"scheduled_at": _SEND_AT}),
         "Emails": _bulk(ref("Email"), max_bulk_messages),
         "File": closed(["filename", "content_type", "data"], {**file, "data": _BASE64}),
         "EmailFile": closed(["filename", "content"], {**file, "content": {"anyOf": [_BASE64, octets, buffer]}}),

@@ -17,25 +17,29 @@ from opensend_milter.core.model import EmailId, KeyId, Refuse
 from opensend_milter.core.request import Dialect
 from opensend_milter.core.rules import Rule
 from opensend_milter.core.submission import (
+    Page,
     Rejection,
     Submission,
+    Wanted,
     domains_of,
     email_of_request,
     reply_codes,
     request_id,
 )
+from opensend_milter.servers.web.queries import bad, limit_of, moment_of, only, shown
 from opensend_milter.servers.web.refusals import Refused
 
 T = TypeVar("T")
 Authenticated = Callable[[Request], Awaitable[KeyId]]
-MOST_AT_ONCE, AT_ONCE = 100, 20
-_STATUSES = {
-    "received": ("queued", "scheduled"),
-    "smtp_submission_started": ("processing",),
-    "smtp_accepted": ("sent", "delivered", "bounced", "complained"),
-    "smtp_failed": ("failed",),
-    "canceled": ("canceled", "cancelled"),
+_STATES: dict[str, tuple[tuple[str, ...], bool | None]] = {
+    "received": (("queued", "scheduled"), False),
+    "smtp_submission_started": (("queued", "scheduled", "processing"), True),
+    "smtp_accepted": (("sent", "delivered", "bounced", "complained"), None),
+    "smtp_failed": (("failed",), None),
+    "rejected": (("suppressed",), None),
+    "canceled": (("canceled", "cancelled"), None),
 }
+"""Of which emails one shows a state: their statuses, and whether anything was tried."""
 _UNAVAILABLE = 503
 _RESENDS = {
     Rule.NOT_A_KEY: "invalid_api_key",
@@ -53,18 +57,9 @@ class RecordStore(Protocol):
 
     def submissions(self, key_id: KeyId, ids: Sequence[EmailId]) -> list[Submission]: ...
 
-    def page(
-        self,
-        key_id: KeyId,
-        *,
-        statuses: Sequence[str] | None,
-        since: datetime | None,
-        bulk_id: str | None,
-        before: EmailId | None,
-        limit: int,
-    ) -> list[Submission]: ...
+    def page(self, key_id: KeyId, wanted: Wanted) -> Page | None: ...
 
-    def rejection(self, key_id: KeyId, request_id: str) -> Rejection | None: ...
+    def rejection(self, key_id: KeyId, email_id: EmailId) -> Rejection | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,18 +80,9 @@ class Records:
             key_id = await authenticated(request)
             return JSONResponse(await self._some(key_id, request))
 
-        async def as_resend(request: Request) -> Response:
-            key_id = await authenticated(request)
-            email_id = email_of_request(request.path_params["id"])
-            found = await self._in_thread(lambda: self.store.submissions(key_id, [email_id])) if email_id else []
-            if not found:
-                raise _not_there()
-            return JSONResponse(_as_resend(found[0]))
-
         return [
             Route("/v1/submissions", some, methods=["GET"]),
             Route("/v1/submissions/{id}", one, methods=["GET"]),
-            Route("/emails/{id}", as_resend, methods=["GET"]),
         ]
 
     async def _one(self, key_id: KeyId, asked: str) -> dict[str, object]:
@@ -105,36 +91,37 @@ class Records:
             raise _not_there()
         if found := await self._in_thread(lambda: self.store.submissions(key_id, [email_id])):
             return record(found[0])
-        rejection = await self._in_thread(lambda: self.store.rejection(key_id, request_id(email_id)))
+        rejection = await self._in_thread(lambda: self.store.rejection(key_id, email_id))
         if rejection is None:
             raise _not_there()
         return _rejected(rejection)
 
     async def _some(self, key_id: KeyId, request: Request) -> dict[str, object]:
+        only(request, "status", "since", "bulk", "before", "limit")
         query = request.query_params
-        unknown = sorted(query.keys() - {"status", "since", "bulk", "before", "limit"})
-        if unknown:
-            raise bad(unknown[0], "expected status, since, bulk, before or limit")
-        limit = limit_of(query.get("limit"))
-        status, bulk, before = query.get("status"), query.get("bulk"), query.get("before")
-        if status is not None and status not in _STATUSES:
-            raise bad("status", f"expected one of {', '.join(_STATUSES)}")
+        status, before = query.get("status"), query.get("before")
+        if status is not None and status not in _STATES:
+            raise bad("status", f"expected one of {', '.join(_STATES)}")
         before_id = email_of_request(before) if before is not None else None
         if before is not None and before_id is None:
             raise bad("before", "expected a request_id")
-        since, bulk_id = moment_of(query.get("since")), _bulk(bulk)
-        found = await self._in_thread(
-            lambda: self.store.page(
-                key_id,
-                statuses=_STATUSES[status] if status else None,
-                since=since,
-                bulk_id=bulk_id,
-                before=before_id,
-                limit=limit,
-            )
+        statuses, tried = _STATES[status] if status else (None, None)
+        bulk_id = _bulk(query.get("bulk"))
+        wanted = Wanted(
+            statuses=statuses,
+            tried=tried,
+            # Of what was not taken nobody knows which bulk it came with.
+            rejected=status in {None, "rejected"} and bulk_id is None,
+            since=moment_of(query.get("since")),
+            bulk_id=bulk_id,
+            before=before_id,
+            limit=limit_of(query.get("limit")),
         )
-        more = {"next": request_id(found[-1].email_id)} if len(found) == limit else {}
-        return {"submissions": [record(one) for one in found], **more}
+        page = await self._in_thread(lambda: self.store.page(key_id, wanted))
+        if page is None:
+            raise _not_there()
+        found = [record(one) if isinstance(one, Submission) else _rejected(one) for one in page.items]
+        return {"submissions": found, **({"next": found[-1]["request_id"]} if page.has_more and found else {})}
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await to_thread.run_sync(call, limiter=self.threads)
@@ -204,39 +191,6 @@ def _seconds_to_midnight(now: datetime) -> int:
     return 86_400 - (now.hour * 60 + now.minute) * 60 - now.second
 
 
-def _as_resend(found: Submission) -> dict[str, object]:
-    return {
-        "object": "email",
-        "id": found.email_id,
-        "to": list(found.recipients),
-        "created_at": shown(found.created_at),
-        "scheduled_at": shown(found.scheduled_at),
-        "last_event": found.status,
-    }
-
-
-def shown(moment: datetime | None) -> str | None:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if moment else None
-
-
-def limit_of(text: str | None) -> int:
-    if text is None:
-        return AT_ONCE
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:4]) <= MOST_AT_ONCE or len(text) > 3:  # noqa: PLR2004
-        raise bad("limit", f"expected a number from 1 to {MOST_AT_ONCE}")
-    return int(text)
-
-
-def moment_of(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise bad("since", "expected a time such as 2026-11-21T12:00:00Z") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
 def _bulk(text: str | None) -> str | None:
     if text is None:
         return None
@@ -244,10 +198,6 @@ def _bulk(text: str | None) -> str | None:
         return str(UUID(text.removeprefix("bulk_")))
     except ValueError:
         raise bad("bulk", "expected a bulk_request_id") from None
-
-
-def bad(name: str, message: str) -> Refused:
-    return Refused(400, "validation_failed", f"{name}: {message}", errors=[{"field": name, "message": message}])
 
 
 def _not_there() -> Refused:

@@ -163,9 +163,10 @@ class Visit:
         self._who, self.has_key = who, True
 
     async def expect(self, octets: int) -> None:
-        """Wait for room for a large body."""
-        await self._room.octets.wait_for(self._who, octets)
-        self._octets = octets
+        """Wait for room for a large body, or for as much as one may have."""
+        some = min(octets, self._room.octets.part)
+        await self._room.octets.wait_for(self._who, some)
+        self._octets = some
 
     def reading(self) -> AbstractAsyncContextManager[None]:
         """Wait for the turn to read what has come."""

@@ -1,0 +1,39 @@
+"""What the query of a request asks of a list, and how times are shown."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+
+from opensend_milter.servers.web.refusals import Refused
+
+MOST_AT_ONCE, AT_ONCE = 100, 20
+_DIGITS = 3
+
+
+def only(request: Request, *names: str) -> None:
+    """Refuse what nobody reads: it would be left out unseen."""
+    query = request.query_params
+    unknown = sorted(query.keys() - set(names))
+    if unknown:
+        raise bad(unknown[0], f"expected {', '.join(names[:-1])} or {names[-1]}")
+
+
+def limit_of(query: QueryParams) -> int:
+    """Return how many are listed at once."""
+    text = query.get("limit", str(AT_ONCE))
+    if not text.isascii() or not text.isdecimal() or len(text) > _DIGITS or not 1 <= int(text) <= MOST_AT_ONCE:
+        raise bad("limit", f"expected a number from 1 to {MOST_AT_ONCE}")
+    return int(text)
+
+
+def bad(name: str, message: str) -> Refused:
+    """Refuse a parameter, or a field."""
+    return Refused(400, "validation_failed", f"{name}: {message}", errors=[{"field": name, "message": message}])
+
+
+def shown(moment: datetime | None) -> str | None:
+    """Write a time as JSON has it."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if moment else None
