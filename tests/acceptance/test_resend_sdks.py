@@ -115,7 +115,8 @@ def test_what_resends_python_package_asks_for_and_we_have(resend_at: Sandbox) ->
     )  # fmt: skip
     listed: Any = resend.Emails.list({"limit": 1})
     assert (listed["object"], [one["id"] for one in listed["data"]]) == ("list", [sent["id"]])
-    put_off = resend.Emails.send({**letter, "scheduled_at": "in 1 hour"})["id"]
+    scheduled: Any = letter | {"scheduled_at": "in 1 hour"}
+    put_off = resend.Emails.send(scheduled)["id"]
     newer: Any = resend.Emails.list({"before": sent["id"]})
     assert ([one["id"] for one in newer["data"]], newer["has_more"]) == ([put_off], False)
     assert resend.Emails.update({"id": put_off, "scheduled_at": "in 2 hours"})["id"] == put_off

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ def test_the_mail_log_is_worded_as_ever(caplog: pytest.LogCaptureFixture) -> Non
     maillog.deferred(JOB, SAID, 60.5)
     maillog.failed(JOB, "no")
     maillog.uncertain(JOB, "")
+    maillog.rescheduled("req_1", EmailId("e1"), KEY, datetime(2026, 1, 31, 8, tzinfo=timezone(timedelta(hours=1))))
+    maillog.rescheduled("req_2", EmailId("e1"), KEY, None)
     about = f"key={KEY} client=192.0.2.7 size={one.size} nrcpt=1"
     assert caplog.messages == [
         f"4XQUEUE: email=e1 {about} status=accepted delay_ms=12.3",
@@ -71,9 +73,11 @@ def test_the_mail_log_is_worded_as_ever(caplog: pytest.LogCaptureFixture) -> Non
         f"4XabcdZ1Kz2: {E} attempt=1 status=deferred wait_s=60 reason=\"no such 'user' <address> here\"",
         f'4XabcdZ1Kz2: {E} attempt=1 status=failed reason="no"',
         f'4XabcdZ1Kz2: {E} attempt=1 status=uncertain reason=""',
+        f"req_1: email=e1 key={KEY} status=scheduled at=2026-01-31T07:00:00+00:00",
+        f"req_2: email=e1 key={KEY} status=canceled",
     ]
     levels = [record.levelname for record in caplog.records]
-    assert levels == ["INFO"] * 5 + ["WARNING"] * 2 + ["ERROR"] * 2
+    assert levels == ["INFO"] * 5 + ["WARNING"] * 2 + ["ERROR"] * 2 + ["INFO"] * 2
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,53 @@ def test_an_attachment_is_compressed_the_fast_way(database: Database) -> None:
     assert planned == "force_generic_plan"
 
 
+def rows_read(connection: Connection) -> int:
+    """Return how many rows were read, of all tables, in whatever way."""
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    connection.execute("SELECT pg_stat_clear_snapshot()")
+    ((read,),) = connection.execute(
+        "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint FROM pg_stat_user_tables"
+        " WHERE schemaname IN ('public', 'opensend_milter')"
+    )
+    return int(read)
+
+
+def test_a_page_costs_what_is_on_it(filled: Connection) -> None:
+    """However many messages and refusals a key has, and however far the page is from the newest."""
+    filled.execute(
+        "UPDATE opensend_milter.submissions s SET received_at = now() - n.place * interval '1 second'"
+        " FROM (SELECT email_id, row_number() OVER (ORDER BY email_id) AS place FROM opensend_milter.submissions) n"
+        " WHERE n.email_id = s.email_id"
+    )
+    filled.execute(
+        "UPDATE emails e SET created_at = s.received_at FROM opensend_milter.submissions s WHERE s.email_id = e.id"
+    )
+    filled.execute(
+        "INSERT INTO opensend_milter.refusals (refused_at, rule, code, enhanced, text, front_door, queue_id,"
+        " client_address, key_id, sender, recipients, size_bytes) SELECT received_at, 'r', 550, '5.7.1', '', 'smtp',"
+        " email_id::text, '::1', key_id::text, '', '{}', 1 FROM opensend_milter.submissions"
+    )
+    filled.execute("VACUUM ANALYZE emails, opensend_milter.submissions, opensend_milter.refusals")
+    ((key_id, email_id, at),) = filled.execute(
+        "SELECT key_id, email_id, received_at FROM opensend_milter.submissions"
+        " ORDER BY received_at OFFSET 10000 LIMIT 1"
+    )
+    letters, submissions = statements("letters"), statements("submissions")
+    where = {"key_id": key_id, "id": email_id, "email_id": email_id, "at": at, "limit": 21}
+    listed = {"statuses": None, "tried": None, "rejected": True, "since": "-infinity", "bulk_id": None, "refusal_id": 0}
+    named = {"request_id": "req_x", "refusal_id": None}
+    asked = [
+        *((name, letters[name], where) for name in letters if name.startswith(("place", "older", "newer"))),
+        ("place", submissions["place"], where | named),
+        ("page", submissions["page"], where | listed),
+    ]
+    for name, statement, values in asked:
+        before = rows_read(filled)
+        found = filled.execute(statement, values, prepare=True).fetchall()
+        assert len(found) == (1 if name.startswith("place") else 21)
+        assert rows_read(filled) - before < 300, name
+
+
 def test_an_email_is_named_by_index(filled: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its last characters among the newest only: that costs the same however many there are."""
     monkeypatch.setattr(naming, "NEWEST", 100)

@@ -314,10 +314,14 @@ def test_key_id_does_not_look_where_its_caller_points(database: Database) -> Non
 
 
 def test_a_made_up_hash_opens_nothing(database: Database) -> None:
-    """Nor does what the HTTP process may look up: ids of keys, names, or the hash of a key whose time is over."""
+    """Nor does what the HTTP process may look up, ids and names; nor a key whose time is over, or that only sends."""
     with database.connect() as connection:
         connection.execute(
             "INSERT INTO public.api_keys (name, token_hash, user_id) VALUES ('a', 'known', 'u'), ('b', 'over', 'u')"
+        )
+        connection.execute(
+            "INSERT INTO public.api_keys (name, token_hash, user_id, permission)"
+            " VALUES ('c', 'may send', 'u', 'sending_access')"
         )
         connection.execute(
             "INSERT INTO opensend_milter.key_settings (key_id, expires_at)"
@@ -334,7 +338,7 @@ def test_a_made_up_hash_opens_nothing(database: Database) -> None:
     ]
     with database.connect("opensend_http") as connection:
         ids = [str(row[0]) for row in connection.execute("SELECT id FROM public.api_keys")]
-        for made_up in ("", "x", "%", "a", "u", "over", *ids):
+        for made_up in ("", "x", "%", "a", "u", "over", "may send", *ids):
             for statement in asked:
                 assert connection.execute(statement, {"hash": made_up, "id": email_id}).fetchall() == [], made_up
         found = [connection.execute(statement, {"hash": "known", "id": email_id}).fetchall() for statement in asked]

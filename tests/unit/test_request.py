@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from opensend_milter.core.model import Address, Mailbox
-from opensend_milter.core.request import Dialect, FieldError, File, RequestLimits, SendRequest, parse_json, read_send
+from opensend_milter.core.request import (
+    Dialect,
+    FieldError,
+    File,
+    RequestLimits,
+    SendRequest,
+    parse_json,
+    read_send,
+    read_time,
+)
 from tests.linear import assert_linear
 
 LIMITS = RequestLimits(max_recipients=5, max_attachment_bytes=1_000, max_attachments=3)
@@ -179,6 +188,32 @@ def test_a_moment() -> None:
     moment = datetime(2026, 1, 31, 7, tzinfo=UTC)
     assert accepted("rele", {"send_at": "2026-01-31T08:00:00+01:00"}).send_at == moment
     assert accepted("resend", {"scheduled_at": "2026-01-31T07:00:00.000Z"}).send_at == moment
+
+
+@pytest.mark.parametrize(
+    ("payload", "found"),
+    [
+        ({"scheduled_at": "2026-01-31T08:00:00+01:00"}, datetime(2026, 1, 31, 7, tzinfo=UTC)),
+        ({"scheduledAt": "in 1 min", "id": "x"}, timedelta(minutes=1)),
+        ({"scheduled_at": "in 0 days"}, timedelta(0)),
+        ({"scheduled_at": "in 1 hour", "id": None}, timedelta(hours=1)),
+        ({}, [("scheduled_at", "required")]),
+        ({"scheduled_at": None}, [("scheduled_at", "required")]),
+        ({"scheduled_at": 7}, [("scheduled_at", "wrong_type")]),
+        ({"scheduled_at": "soon"}, [("scheduled_at", "invalid")]),
+        ({"scheduled_at": "in 1 hour", "scheduledAt": "in 2 hours"}, [("scheduled_at", "invalid")]),
+        ({"scheduled_at": "in 1 hour", "id": "y", "html": ""}, [("id", "invalid"), ("html", "unknown")]),
+        (["in 1 hour"], [("", "wrong_type")]),
+        (None, [("", "wrong_type")]),
+    ],
+)
+def test_another_time(payload: object, found: object) -> None:
+    read = read_time(payload, "x")
+    assert ([(error.field, error.code) for error in read] if isinstance(read, list) else read) == found
+
+
+def test_a_flood_of_fields_beside_a_time_is_read_once_each() -> None:
+    assert_linear(lambda size: read_time({"scheduled_at": "x" * size, **{f"f{n}": n for n in range(size)}}, "x"), 200)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, strategies as st
 
 from opensend_milter.core.ids import new_email_id
 from opensend_milter.core.model import EmailId
-from opensend_milter.core.submission import domains_of, email_of_request, reply_codes, request_id
+from opensend_milter.core.submission import (
+    Rejection,
+    domains_of,
+    email_of_request,
+    refusal_of_request,
+    reply_codes,
+    request_id,
+)
 
 
 @given(st.uuids())
@@ -28,6 +37,20 @@ def test_opensend_takes_the_ids_that_come_back_by_ses() -> None:
     """Its reader of SES events knows UUIDs of versions 1 to 5 and of one variant, and drops all else unheard."""
     known = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
     assert all(known.fullmatch(new_email_id()) for _ in range(100))
+
+
+@given(st.integers(1, 2**62 - 1), st.integers(0, 10**12))
+def test_a_refusal_over_smtp_has_an_id_that_no_email_has(number: int, milliseconds: int) -> None:
+    refused_at = datetime(2026, 11, 30, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+    refusal = Rejection(
+        id=number, queue_id="4Xq", rule="r", code=550, enhanced="5.7.1", text="", refused_at=refused_at, recipients=()
+    )
+    found = email_of_request(refusal.request_id)
+    assert found
+    assert refusal_of_request(found) == number
+    assert refusal_of_request(new_email_id()) is None
+    named = dataclasses.replace(refusal, queue_id=request_id(new_email_id()))
+    assert named.request_id == named.queue_id
 
 
 @pytest.mark.parametrize("text", ["", "req_", "req_" + "8" + "0" * 25, "req_" + "u" * 26, "req_" + "0" * 27, "x", "é"])

@@ -30,11 +30,21 @@ WITH failed AS MATERIALIZED (
     RETURNING email_id
 ), unheard AS (
     DELETE FROM opensend_milter.recipient_results r USING begun WHERE r.email_id = begun.email_id
+), unknown AS MATERIALIZED (
+    SELECT email_id, user_id, attempts, rounds, last_error FROM opensend_milter.jobs
+    WHERE email_id = ANY (%(ids)s::uuid[]) AND state = 'uncertain' FOR UPDATE
 ), taken_up AS (
-    UPDATE opensend_milter.jobs SET state = 'waiting', attempts = 0, rounds = rounds + 1, lease_id = NULL,
+    UPDATE opensend_milter.jobs j SET state = 'waiting', attempts = 0, rounds = j.rounds + 1, lease_id = NULL,
         lease_until = NULL, worker = NULL, uncertain_at = NULL, not_before = now(), announce_at = now()
-    WHERE email_id = ANY (%(ids)s::uuid[]) AND state = 'uncertain'
-    RETURNING email_id
+    FROM unknown WHERE j.email_id = unknown.email_id
+    RETURNING j.email_id
+), said AS (
+    -- It counts as an attempt, and nothing else will say so. No webhook: nothing new is known.
+    INSERT INTO public.email_events (email_id, type, payload, source_id, user_id)
+    SELECT u.email_id, 'delayed', jsonb_build_object('reason', u.last_error, 'attempt', u.attempts),
+        'provider-delayed:' || u.email_id || ':' || u.attempts || coalesce('.' || nullif(u.rounds, 0)::text, ''), u.user_id
+    FROM unknown u JOIN public.emails e ON e.id = u.email_id
+    ON CONFLICT (source_id) DO NOTHING
 ), hurried AS (
     UPDATE opensend_milter.jobs j SET not_before = now(), announce_at = now()
     FROM public.emails e

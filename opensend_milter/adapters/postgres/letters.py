@@ -86,9 +86,10 @@ class PostgresLetters:
 
 def _letter(row: tuple[Any, ...]) -> Letter:
     standing, written = SubmissionRow._make(row[:_STANDING]), LetterRow._make(row[_STANDING:])
-    named = [*written.to, *(written.cc or ()), *(written.bcc or ())]
+    # Of what was not taken by us nobody has recorded an envelope.
+    recipients = standing.recipients or [*written.to, *(written.cc or ()), *(written.bcc or ())]
     return Letter(
-        standing=submission(standing, named),
+        standing=submission(standing._replace(recipients=recipients)),
         sender=written.sender,
         to=written.to,
         cc=written.cc or (),

@@ -1,13 +1,13 @@
 -- letters -- what was written, to whom, and what became of it: of what this secret may read
 SELECT
-    -- include: standing
+    -- include: progress
     , w.sender, w.to_list, w.cc_list, w.bcc_list, w.reply_tos, w.subject, w.tags, w.topic_id::text AS topic_id, w.html, w.text,
     w.octets, e.sent_at, (SELECT n.type FROM public.email_events n
         WHERE n.email_id = e.id AND n.type IN ('delayed', 'delivery_delayed', 'opened', 'clicked')
         ORDER BY n.received_at DESC, n.id LIMIT 1) AS noted
 FROM opensend_milter.letters(%(token_hash)s, %(ids)s::uuid[], %(whole)s) w JOIN public.emails e ON e.id = w.email_id
     LEFT JOIN opensend_milter.submissions s ON s.email_id = e.id
-    -- include: known
+    -- include: history
 ORDER BY e.created_at DESC, e.id DESC;
 
 -- place_of_user -- where an email stands in the list of what a key's user has sent

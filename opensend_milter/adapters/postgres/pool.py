@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, LiteralString
 
-from opensend_milter.adapters.postgres.link import Link, Tables
+from opensend_milter.adapters.postgres.link import Connection, Link, Tables
 from opensend_milter.core.errors import StoreUnavailable
 
 
@@ -28,16 +28,18 @@ class Pool:
 
     def all(self, statement: LiteralString, **values: object) -> list[tuple[Any, ...]]:
         """Ask, and return all rows."""
-        with self._lent() as link, link.lend() as connection:
+        with self.lend() as connection:
             return connection.execute(statement, values).fetchall()
 
     @contextmanager
-    def _lent(self) -> Iterator[Link]:
+    def lend(self) -> Iterator[Connection]:
+        """Lend one."""
         try:
             link = self._links.get(timeout=self._timeout_s)
         except queue.Empty:
             raise StoreUnavailable("all connections are in use") from None
         try:
-            yield link
+            with link.lend() as connection:
+                yield connection
         finally:
             self._links.put(link)

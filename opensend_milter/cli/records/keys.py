@@ -35,7 +35,9 @@ Domain = Annotated[
 ]
 Allowed = Annotated[
     Permission,
-    typer.Option("--permission", help="What it may do in OpenSend's REST API; for SMTP both are the same."),
+    typer.Option(
+        "--permission", help="What it may do over HTTP, and in OpenSend's REST API; for SMTP both are the same."
+    ),
 ]
 Authority = Annotated[
     Path | None,

@@ -80,7 +80,7 @@ class Letters:
         """List what the key may read: of `after` what is older, of `before` what is newer, latest first either way."""
         only(request, "limit", "after", "before")
         query = request.query_params
-        limit, after, before = limit_of(query), _cursor(request, "after"), _cursor(request, "before")
+        limit, after, before = limit_of(query.get("limit")), _cursor(request, "after"), _cursor(request, "before")
         if after and before:
             raise bad("before", "expected after or before, not both")
         ids = await self._in_thread(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from opensend_milter.servers.web.refusals import Refused
@@ -21,12 +20,24 @@ def only(request: Request, *names: str) -> None:
         raise bad(unknown[0], f"expected {', '.join(names[:-1])} or {names[-1]}")
 
 
-def limit_of(query: QueryParams) -> int:
+def limit_of(text: str | None) -> int:
     """Return how many are listed at once."""
-    text = query.get("limit", str(AT_ONCE))
+    if text is None:
+        return AT_ONCE
     if not text.isascii() or not text.isdecimal() or len(text) > _DIGITS or not 1 <= int(text) <= MOST_AT_ONCE:
         raise bad("limit", f"expected a number from 1 to {MOST_AT_ONCE}")
     return int(text)
+
+
+def moment_of(text: str | None) -> datetime | None:
+    """Return since when."""
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise bad("since", "expected a time such as 2026-11-21T12:00:00Z") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def bad(name: str, message: str) -> Refused:
