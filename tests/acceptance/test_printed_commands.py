@@ -40,7 +40,7 @@ ENDS: Mapping[str, frozenset[int]] = {
     "domain verify": frozenset({1, 75}),
     "webhook test": frozenset({1}),
     "email retry": frozenset({1}),
-    "why somebody@example.net": frozenset({1}),
+    "why somebody@example.net": frozenset({0, 1}),
     "email mark-sent": frozenset({1}),
 }
 """How a command may end, by how it begins, where not with 0: not all is as it should be, or it cannot be known."""

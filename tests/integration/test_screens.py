@@ -119,7 +119,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "webhook-deliveries": ("webhook", "deliveries", "8b3a0a3c8d55"),
 }
 TABLES = [name for name in COMMANDS if name.endswith(("-list", "-refusals", "-deliveries"))]
-SCREENS = [*((name, 80) for name in COMMANDS), *((name, 200) for name in [*TABLES, "why"])]
+SCREENS = [*((name, 80) for name in COMMANDS), *((name, 200) for name in [*TABLES, "why", "why-several"])]
 
 
 @pytest.fixture
