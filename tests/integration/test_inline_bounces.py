@@ -16,6 +16,7 @@ from opensend_milter.adapters.couriers.smtp import SmtpCourier
 from opensend_milter.adapters.postgres.feedback import PostgresFeedbackBook, PostgresFeedbackBox
 from opensend_milter.adapters.postgres.jobs import PostgresJobStore
 from opensend_milter.adapters.postgres.link import conninfo_for
+from opensend_milter.adapters.postgres.pool import Pool
 from opensend_milter.adapters.postgres.submissions import PostgresSubmissions
 from opensend_milter.config import Relay
 from opensend_milter.core.breaker import Breaker
@@ -94,11 +95,12 @@ def submission(database: Database, email_id: EmailId) -> Submission:
     """Return what a key is told over HTTP."""
     ((key_id,),) = rows(database, "SELECT key_id::text FROM opensend_milter.submissions WHERE email_id = %s", email_id)
     info = conninfo_for(database.url_for("opensend_http"), None, None)
-    over_http = PostgresSubmissions(info, connections=1, timeout_s=patience_s())
+    pool = Pool(info, connections=1, timeout_s=patience_s())
+    over_http = PostgresSubmissions(pool)
     try:
         (found,) = over_http.submissions(KeyId(key_id), [email_id])
     finally:
-        over_http.close()
+        pool.close()
     return found
 
 

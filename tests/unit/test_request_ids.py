@@ -43,7 +43,15 @@ def test_opensend_takes_the_ids_that_come_back_by_ses() -> None:
 def test_a_refusal_over_smtp_has_an_id_that_no_email_has(number: int, milliseconds: int) -> None:
     refused_at = datetime(2026, 11, 30, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
     refusal = Rejection(
-        id=number, queue_id="4Xq", rule="r", code=550, enhanced="5.7.1", text="", refused_at=refused_at, recipients=()
+        id=number,
+        queue_id="4Xq",
+        rule="r",
+        code=550,
+        enhanced="5.7.1",
+        text="",
+        refused_at=refused_at,
+        recipients=(),
+        ref=None,
     )
     found = email_of_request(refusal.request_id)
     assert found

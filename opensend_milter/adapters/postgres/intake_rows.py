@@ -46,7 +46,8 @@ def array(values: Sequence[object]) -> str:
     together = _escaped(_NUL.join(map(str, values)))
     if together.count(_NUL) >= len(values) > 0:
         raise ValueError("a value holds a NUL")
-    return '{"' + together.replace(_NUL, '","') + '"}' if values else "{}"
+    together = together.replace(_NUL, '","')
+    return f'{{"{together}"}}' if values else "{}"
 
 
 def _escaped(text: str) -> str:

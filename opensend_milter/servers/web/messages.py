@@ -18,7 +18,8 @@ from opensend_milter.core.ids import key_id as key_id_of
 from opensend_milter.core.model import KeyId
 from opensend_milter.core.rules import Rule
 from opensend_milter.core.story import REFUSED, Say, Story
-from opensend_milter.servers.web.records import Authenticated, bad, limit_of, moment_of, shown
+from opensend_milter.servers.web.queries import bad, limit_of, moment_of, shown
+from opensend_milter.servers.web.records import Authenticated
 from opensend_milter.servers.web.refusals import Refused
 
 T = TypeVar("T")
