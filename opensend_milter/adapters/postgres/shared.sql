@@ -64,7 +64,7 @@ WHERE (%(user_id)s::text IS NULL OR e.user_id = %(user_id)s)
 ORDER BY e.created_at DESC, e.id DESC LIMIT %(limit)s
 
 -- refused -- refusals that are `found (id)`, as far as scope and filters let them through, newest first
-SELECT r.id::text, r.refused_at, r.rule, r.sender, r.recipients, r.message_id, r.queue_id, k.name
+SELECT r.id::text, r.refused_at, r.rule, r.sender, r.recipients, r.message_id, r.queue_id, k.name, r.ref
 FROM (SELECT DISTINCT id FROM found) AS f (refusal_id) JOIN opensend_milter.refusals r ON r.id = f.refusal_id
     LEFT JOIN public.api_keys k ON k.id::text = r.key_id
 WHERE (%(user_id)s::text IS NULL OR r.user_id = %(user_id)s)

@@ -5,7 +5,9 @@ DO $$
 DECLARE
     member text;
 BEGIN
-    FOREACH member IN ARRAY ARRAY['opensend_dovecot_auth', 'opensend_milter', 'opensend_worker', 'opensend_http'] LOOP
+    FOREACH member IN ARRAY ARRAY[
+        'opensend_dovecot_auth', 'opensend_milter', 'opensend_worker', 'opensend_http', 'opensend_reader', 'opensend_body_reader'
+    ] LOOP
         IF NOT has_database_privilege(member, current_database(), 'CONNECT') THEN
             EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), member);
         END IF;
@@ -27,9 +29,11 @@ END $$;
 
 -- What an earlier version granted in our own schema and this one does not.
 REVOKE ALL ON ALL TABLES IN SCHEMA opensend_milter
-    FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http;
+    FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http, opensend_reader,
+        opensend_body_reader;
 REVOKE ALL ON SCHEMA opensend_milter
-    FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http;
+    FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http, opensend_reader,
+        opensend_body_reader;
 
 -- Some functions run as their owner, who cannot log in. They find keys, compare rows that OpenSend's REST API made, show of a
 -- refusal what a stranger may see, and let the holder of a key read, take back and put off emails: the HTTP process alone can do
@@ -80,7 +84,9 @@ DECLARE
     role text;
     setting text;
 BEGIN
-    FOREACH role IN ARRAY ARRAY['opensend_dovecot_auth', 'opensend_milter', 'opensend_worker', 'opensend_http'] LOOP
+    FOREACH role IN ARRAY ARRAY[
+        'opensend_dovecot_auth', 'opensend_milter', 'opensend_worker', 'opensend_http', 'opensend_reader', 'opensend_body_reader'
+    ] LOOP
         FOREACH setting IN ARRAY ARRAY[
             'tcp_keepalives_idle = 5', 'tcp_keepalives_interval = 5', 'tcp_keepalives_count = 3', 'tcp_user_timeout = 20000',
             'idle_in_transaction_session_timeout = 60000'
@@ -178,3 +184,32 @@ GRANT SELECT ON opensend_milter.webhook_settings TO opensend_worker;
 GRANT SELECT (id, refused_at), DELETE ON opensend_milter.refusals TO opensend_worker;
 GRANT SELECT, DELETE ON opensend_milter.fingerprints TO opensend_worker;
 GRANT SELECT (email_id, computed_at), DELETE ON opensend_milter.row_digests TO opensend_worker;
+
+-- Who looks for a message sees how it fared and not what it says: neither its text nor the fields of its header, for there
+-- is what an application puts there. Whoever may read all that is another role. Neither can write.
+GRANT USAGE ON SCHEMA public, opensend_milter TO opensend_reader, opensend_body_reader;
+GRANT SELECT (id, name, user_id, permission, domain, created_at) ON public.api_keys TO opensend_reader, opensend_body_reader;
+GRANT SELECT (id, name, status, user_id) ON public.domains TO opensend_reader, opensend_body_reader;
+GRANT SELECT (id, "from", "to", cc, bcc, reply_to, subject, status, tags, scheduled_at, sent_at, created_at, user_id,
+        provider_retry_count, provider_last_attempted_at, provider_next_retry_at, provider_dead_lettered_at,
+        provider_last_error_code, provider_last_error_message)
+    ON public.emails TO opensend_reader, opensend_body_reader;
+GRANT SELECT ON public.email_events, opensend_milter.submissions, opensend_milter.jobs, opensend_milter.recipient_results,
+    opensend_milter.domain_settings
+    TO opensend_reader, opensend_body_reader;
+GRANT SELECT (id, refused_at, rule, code, enhanced, text, front_door, queue_id, client_address, key_id, user_id, sender,
+        from_domain, recipients, message_id, size_bytes, ref)
+    ON opensend_milter.refusals TO opensend_reader, opensend_body_reader;
+GRANT SELECT (user_id, email, reason, source_email_id, suppressed_at, updated_at) ON public.email_suppressions
+    TO opensend_reader, opensend_body_reader;
+GRANT SELECT (id, url, user_id, status, event_types, created_at) ON public.webhooks TO opensend_reader, opensend_body_reader;
+-- What customers' servers answer may quote what they were told.
+GRANT SELECT (id, webhook_id, event_id, attempt, status, status_code, attempted_at, next_retry_at, created_at)
+    ON public.webhook_deliveries TO opensend_reader, opensend_body_reader;
+GRANT SELECT (html, text, headers, attachments, document) ON public.emails TO opensend_body_reader;
+GRANT SELECT ON opensend_milter.raw_chunks TO opensend_body_reader;
+ALTER ROLE opensend_reader SET default_transaction_read_only = on;
+ALTER ROLE opensend_body_reader SET default_transaction_read_only = on;
+-- A person waits, and so do others for what they lock.
+ALTER ROLE opensend_reader SET statement_timeout = '30s';
+ALTER ROLE opensend_body_reader SET statement_timeout = '60s';

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -52,8 +51,6 @@ Status = Literal[
 READER: Role = "opensend_reader"
 BODY_READER: Role = "opensend_body_reader"
 LOOK_EVERY_S = 1.0
-LATE = timedelta(seconds=30)
-MOST_FOLLOWED = 10
 """Messages whose story is followed at once, the newest; of others a change of their status is told."""
 MOST_REMEMBERED = 1_000
 _SHOWN = 60
@@ -188,7 +185,7 @@ def _as_object(found: Hits, one: Story | None) -> dict[str, object]:
         "messages": found.rows,
         "more": found.more,
         "searched_back_to": found.searched_back_to,
-        "behind_s": found.behind.total_seconds() if found.behind else None,
+        "behind_s": found.behind.total_seconds(),
         "story": one,
     }
 
@@ -211,14 +208,7 @@ def _left(found: Hits) -> str:
             f"{len(found.rows):,}, newest first, and there are more; see --limit, --since and the other filters"
         )
     if found.searched_back_to:
-        said.append(f"searched back to {plain(found.searched_back_to)} only; --since or another filter goes further")
-    if found.behind and found.behind > LATE:
-        late_s = found.behind.total_seconds()
-        said.append(f"for {late_s:,.0f} s nobody has noted what messages are known by: does the worker run?")
-    if found.missing:
-        begin, end = found.missing
-        since = f"from {plain(begin)} " if begin else ""
-        said.append(f"not yet noted, and found by their ids only: messages {since}to {plain(end)}")
+        said.append(f"searched back to {plain(found.searched_back_to)} only: ids are found however old")
     return "\n".join(said)
 
 

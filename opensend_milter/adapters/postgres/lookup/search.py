@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
@@ -12,14 +12,16 @@ from opensend_milter.core.address import normal_domain, unicode_domain
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.ids import range_of
 from opensend_milter.core.model import KeyId, UserId
+from opensend_milter.core.refs import read_ref
 from opensend_milter.core.submission import email_of_request
+from opensend_milter.core.terms import Known, names, readable, ways
 
 SQL = statements("search")
 REFUSED = "refused"
 """Status of what was not taken; besides, a status is an email's, or uncertain."""
 EXAMINED = 20_000
-"""Messages that are looked at for one answer; what is left then is said."""
-_MOST_CHARACTERS = 2_000
+"""Messages that are looked at for one answer, and refusals; what is left then is said."""
+PAGE = 1_000
 _LEAST_ID = "00000000-0000-0000-0000-000000000000"
 _GREATEST_NUMBER = 2**63 - 1
 
@@ -94,12 +96,9 @@ class Hits:
     more: bool = False
     """There are more than were asked for."""
     searched_back_to: datetime | None = None
-    """What is older was not looked at, because there was too much; None: all was. `since` before it goes on."""
-    behind: timedelta | None = None
-    """For how long nobody has noted by what messages are known; newer ones are found nevertheless, as far as they are
-    few. None: nobody ever has."""
-    missing: tuple[datetime | None, datetime] | None = None
-    """Messages of this time are not yet noted, and so found by their ids only; a beginning of None: all before."""
+    """What is older was not looked at, because there was too much; None: all was. Ids are found however old."""
+    behind: timedelta = timedelta(0)
+    """How far the search is behind what is stored: the rows themselves are looked at."""
 
 
 def find(
@@ -117,9 +116,67 @@ def find(
     a Message-ID, what a provider calls a message, an address, `@domain`, or words of a subject, all of them.
     """
     values = _values(filters or Filters(), scope, limit, before)
-    text = (asked or "")[:_MOST_CHARACTERS].strip()
-    found = sorted(_named(connection, text, values), key=lambda hit: (hit.at, hit.id), reverse=True)
-    return Hits(rows=found[:limit], more=len(found) > limit)
+    text = readable(asked or "")
+    meant = ways(text)
+    hits: dict[tuple[str, str], Hit] = {(hit.kind, hit.id): hit for hit in _named(connection, text, values)}
+    ends: list[datetime] = []
+    if meant or not text:
+        for search in _searches(connection, values):
+            known, end = search.newest(lambda one: not meant or any(way <= names(one) for way in meant), limit)
+            hits |= {(hit.kind, hit.id): hit for hit in known}
+            ends += [end] if end else []
+    found = sorted(hits.values(), key=lambda hit: (hit.at, hit.kind == "message", hit.id), reverse=True)
+    return Hits(rows=found[:limit], more=len(found) > limit, searched_back_to=max(ends, default=None))
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Goes through the newest, page by page, until there are as many as are asked for."""
+
+    connection: Connection
+    values: Mapping[str, object]
+    page: str
+    """Statement that returns the next of them, by what each is known."""
+    shown: str
+    """Statement that returns what filters and scope let through."""
+    known: Callable[[Sequence[Any]], Known]
+    hit: Callable[[Sequence[Any]], Hit]
+
+    def newest(self, is_meant: Callable[[Known], bool], limit: int) -> tuple[list[Hit], datetime | None]:
+        """Return more than `limit` where there are so many; and the time beyond which nobody looked, if there is."""
+        found: list[Hit] = []
+        place = {name: self.values[name] for name in ("before", "before_id", "before_no")}
+        for _ in range(0, EXAMINED, PAGE):
+            rows = self.connection.execute(SQL[self.page], {**self.values, **place, "limit": PAGE}).fetchall()
+            ids = [row[0] for row in rows if is_meant(self.known(row))]
+            if ids:
+                answer = self.connection.execute(SQL[self.shown], {**self.values, "ids": ids})
+                found += map(self.hit, answer.fetchall())
+            if len(rows) < PAGE or len(found) > limit:
+                return found, None
+            at = rows[-1][1]
+            place = {"before": at, "before_id": rows[-1][0], "before_no": rows[-1][0]}
+        return found, at
+
+
+def _searches(connection: Connection, values: Mapping[str, object]) -> Iterator[_Search]:
+    """Return where it is looked for: where the filters can let anything through."""
+    if values["reads_by"]:
+        ((of_user,),) = connection.execute(SQL["user_of"], values).fetchall()
+        values = {**values, "of_user": of_user or ""}
+    else:
+        values = {**values, "of_user": values["user_id"]}
+    if not values["rule"] and values["status"] != REFUSED:
+        yield _Search(connection, values, "newest", "these", _known, lambda row: _message(MessageRow._make(row)))
+    if not values["courier"] and values["status"] in (None, REFUSED):
+        yield _Search(
+            connection,
+            values,
+            "newest_refusals",
+            "these_refusals",
+            _known_refusal,
+            lambda row: _refusal(RefusalRow._make(row)),
+        )
 
 
 def _values(filters: Filters, scope: Scope, limit: int, before: Place | None) -> dict[str, object]:
@@ -153,12 +210,19 @@ def _named(connection: Connection, text: str, values: Mapping[str, object]) -> I
     whole = email_of_request(text)
     first, last = range_of(text) or (whole, whole)
     number = int(text) if text.isdecimal() and text.isascii() and len(text) < len(str(_GREATEST_NUMBER)) else None
-    names = {"first": first, "last": last, "queue_id": text, "provider_id": text, "number": number}
+    by = {
+        "first": first,
+        "last": last,
+        "queue_id": text,
+        "provider_id": text,
+        "number": number,
+        "ref": read_ref(text),
+    }
     if not values["rule"] and values["status"] != REFUSED:
-        for row in connection.execute(SQL["named"], {**values, **names}):
+        for row in connection.execute(SQL["named"], {**values, **by}):
             yield _message(MessageRow._make(row))
     if not values["courier"] and values["status"] in (None, REFUSED):
-        for row in connection.execute(SQL["named_refusals"], {**values, **names}):
+        for row in connection.execute(SQL["named_refusals"], {**values, **by}):
             yield _refusal(RefusalRow._make(row))
 
 
@@ -200,6 +264,7 @@ class RefusalRow(NamedTuple):
     message_id: str | None
     queue_id: str
     key_name: str | None
+    ref: str | None
 
 
 def _message(row: MessageRow) -> Hit:
@@ -227,4 +292,21 @@ def _refusal(row: RefusalRow) -> Hit:
         recipients=tuple(row.recipients),
         queue_id=row.queue_id,
         key_name=row.key_name,
+        ref=row.ref,
     )
+
+
+def _known(row: Sequence[Any]) -> Known:
+    """Read what `newest` says of a message."""
+    email_id, _, shown, from_address, sender, recipients, to, cc, bcc, dropped, subject, message_id = row
+    # Columns of jsonb are OpenSend's, who may put there what it likes.
+    listed = [str(one) for some in (to, cc, bcc) if isinstance(some, list) for one in some]
+    everybody = [*(recipients or listed), *(one["email"] for one in dropped or ())]
+    addresses = (shown, from_address or "", sender or "", *everybody)
+    return Known(id=email_id, addresses=addresses, message_id=message_id, subject=subject)
+
+
+def _known_refusal(row: Sequence[Any]) -> Known:
+    """Read what `newest_refusals` says of a refusal."""
+    _, _, sender, recipients, message_id = row
+    return Known(id=None, addresses=(sender, *recipients), message_id=message_id, subject="")
