@@ -314,10 +314,12 @@ def test_new_roles_may_nothing_and_have_no_password(bare: Cluster) -> None:
     )
     limits = roles.CONNECTION_LIMITS
     assert found == [
+        ("opensend_body_reader", True, False, None, limits["opensend_body_reader"]),
         ("opensend_dovecot_auth", True, False, None, limits["opensend_dovecot_auth"]),
         ("opensend_http", True, False, None, limits["opensend_http"]),
         ("opensend_key_reader", False, False, None, -1),
         ("opensend_milter", True, False, None, limits["opensend_milter"]),
+        ("opensend_reader", True, False, None, limits["opensend_reader"]),
         ("opensend_worker", True, False, None, limits["opensend_worker"]),
     ]
 
@@ -379,7 +381,8 @@ def test_a_second_host_does_not_lock_out_the_first(bare: Cluster, tmp_path: Path
         with pytest.raises(UsageError, match=r"opensend_http: the password is not in .*copy that directory"):
             command(url, first)
         with pytest.raises(
-            UsageError, match=r"opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http:"
+            UsageError,
+            match=", ".join(roles.LOGIN_ROLES),
         ):
             command(url, second)
     assert not second.exists()

@@ -52,7 +52,19 @@ INTAKE_TABLES = {
     "opensend_milter.rate_buckets": {"SELECT", "INSERT", "UPDATE"},
     "opensend_milter.key_usage": {"SELECT", "INSERT", "UPDATE"},
 }
+READERS: tuple[Role, ...] = ("opensend_reader", "opensend_body_reader")
+LOOKS = {
+    table: {"SELECT"}
+    for table in (
+        *("public.emails", "public.email_events", "public.email_suppressions", "public.api_keys", "public.domains"),
+        *("public.webhooks", "public.webhook_deliveries", "opensend_milter.submissions", "opensend_milter.jobs"),
+        *("opensend_milter.refusals", "opensend_milter.recipient_results", "opensend_milter.domain_settings"),
+        "opensend_milter.odd_spellings",
+    )
+}
 MAY: dict[Role, dict[str, set[str]]] = {
+    "opensend_reader": LOOKS,
+    "opensend_body_reader": LOOKS | {"opensend_milter.raw_chunks": {"SELECT"}},
     "opensend_dovecot_auth": {},
     "opensend_milter": INTAKE_TABLES,
     "opensend_http": INTAKE_TABLES
@@ -141,7 +153,6 @@ EVERYBODY = [
     "DELETE FROM public.email_suppressions",
     "UPDATE public.domains SET status = 'verified'",
     "DELETE FROM public.emails",
-    "SELECT html FROM public.emails",
     'SELECT * FROM public."user"',
     "SELECT signing_secret_enc FROM public.webhooks",
     "SELECT * FROM opensend_milter.migrations",
@@ -170,6 +181,12 @@ INTAKE_NEVER = [
 ]
 NEVER: list[tuple[Role, str]] = [
     *((role, statement) for role in LOGIN_ROLES for statement in EVERYBODY),
+    *((role, "SELECT html FROM public.emails") for role in LOGIN_ROLES if role != "opensend_body_reader"),
+    *((role, "SELECT token_hash FROM opensend_milter.refusals") for role in READERS),
+    *((role, "SELECT response_body FROM public.webhook_deliveries") for role in READERS),
+    *((role, "SELECT secret FROM opensend_milter.secrets") for role in READERS),
+    ("opensend_reader", "SELECT headers FROM public.emails"),
+    ("opensend_reader", "SELECT bytes FROM opensend_milter.raw_chunks"),
     *(("opensend_milter", statement) for statement in INTAKE_NEVER),
     *(("opensend_http", statement) for statement in INTAKE_NEVER),
     *((role, MAY_CHANGE) for role in LOGIN_ROLES),

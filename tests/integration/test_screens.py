@@ -111,7 +111,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "why": ("why", EMAILS[1], "--utc"),
     "why-several": ("why", "--limit", "3"),
     "why-refusal": ("why", "4jd5rb6fZCzRW0C", "--utc"),
-    "why-none": ("why", HOSTILE),
+    "why-none": ("why", "none has this word " + HOSTILE),
     "key-list": ("key", "list"),
     "domain-list": ("domain", "list"),
     "suppression-list": ("suppression", "list"),

@@ -51,6 +51,7 @@ Status = Literal[
 READER: Role = "opensend_reader"
 BODY_READER: Role = "opensend_body_reader"
 LOOK_EVERY_S = 1.0
+MOST_FOLLOWED = 10
 """Messages whose story is followed at once, the newest; of others a change of their status is told."""
 MOST_REMEMBERED = 1_000
 _SHOWN = 60

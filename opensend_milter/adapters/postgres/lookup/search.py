@@ -125,7 +125,7 @@ def find(
             known, end = search.newest(lambda one: not meant or any(way <= names(one) for way in meant), limit)
             hits |= {(hit.kind, hit.id): hit for hit in known}
             ends += [end] if end else []
-    found = sorted(hits.values(), key=lambda hit: (hit.at, hit.kind == "message", hit.id), reverse=True)
+    found = sorted(hits.values(), key=_order, reverse=True)
     return Hits(rows=found[:limit], more=len(found) > limit, searched_back_to=max(ends, default=None))
 
 
@@ -177,6 +177,11 @@ def _searches(connection: Connection, values: Mapping[str, object]) -> Iterator[
             _known_refusal,
             lambda row: _refusal(RefusalRow._make(row)),
         )
+
+
+def _order(hit: Hit) -> tuple[datetime, bool, str]:
+    """As the statements have it: at one instant messages come before refusals."""
+    return hit.at, hit.kind == "message", hit.id.zfill(len(_LEAST_ID))
 
 
 def _values(filters: Filters, scope: Scope, limit: int, before: Place | None) -> dict[str, object]:
