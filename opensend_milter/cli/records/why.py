@@ -186,7 +186,6 @@ def _as_object(found: Hits, one: Story | None) -> dict[str, object]:
         "messages": found.rows,
         "more": found.more,
         "searched_back_to": found.searched_back_to,
-        "behind_s": found.behind.total_seconds(),
         "story": one,
     }
 

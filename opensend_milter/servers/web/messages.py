@@ -69,8 +69,6 @@ class Answer(Protocol):
     def more(self) -> bool: ...
     @property
     def searched_back_to(self) -> datetime | None: ...
-    @property
-    def behind(self) -> timedelta | None: ...
 
 
 class MessageStore(Protocol):
@@ -156,7 +154,6 @@ class Messages:
         return {
             "messages": [_row(one) for one in found.rows],
             "searched_back_to": shown(found.searched_back_to),
-            "behind_s": found.behind.total_seconds() if found.behind is not None else None,
             **more,
         }
 

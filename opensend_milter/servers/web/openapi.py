@@ -284,10 +284,9 @@ def _answers() -> Schema:
     )
     return {
         "Messages": _object(
-            ["messages", "searched_back_to", "behind_s"],
+            ["messages", "searched_back_to"],
             messages=listed(found),
             searched_back_to=_MOMENT_OR_NULL,
-            behind_s={"type": ["number", "null"]},
             next=string,
         ),
         "Message": _object(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from opensend_milter.adapters.postgres.link import Connection, statements
@@ -97,8 +97,6 @@ class Hits:
     """There are more than were asked for."""
     searched_back_to: datetime | None = None
     """What is older was not looked at, because there was too much; None: all was. Ids are found however old."""
-    behind: timedelta = timedelta(0)
-    """How far the search is behind what is stored: the rows themselves are looked at."""
 
 
 def find(
