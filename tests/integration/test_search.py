@@ -1,12 +1,96 @@
-"""Messages and refusals are found by anything that one knows of them, and by nobody whose they are not."""
+"""What is looked at for one answer is bounded, and said; what lies beyond is found by its ids."""
 
 from __future__ import annotations
 
-from opensend_milter.adapters.postgres.lookup.search import find
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from opensend_milter.adapters.postgres.link import Connection
+from opensend_milter.adapters.postgres.lookup import search
+from opensend_milter.adapters.postgres.lookup.search import Filters, Scope, find
+from opensend_milter.core.model import UserId
 from tests.integration.private_postgres import Database
 
+BEGAN = datetime(2026, 11, 30, 12, tzinfo=UTC)
+COUNT = 30
 
-def test_nothing_is_found_where_there_is_nothing(database: Database) -> None:
-    with database.connect() as connection:
-        for x in ("01a224b3-b000", "4jd5rb6fZCzRW0C", "17", None):
-            assert find(connection, x).rows == []
+
+@pytest.fixture
+def connection(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
+    """A minute apart, every third another user's; and pages of four, five of which are looked at."""
+    monkeypatch.setattr(search, "PAGE", 4)
+    monkeypatch.setattr(search, "EXAMINED", 20)
+    with database.connect() as opened:
+        opened.execute(
+            """INSERT INTO emails (id, "from", "to", subject, status, user_id, created_at)
+            SELECT ('01a22a0c-0000-4d1e-9651-' || lpad(i::text, 12, '0'))::uuid, 'app@example.org',
+                jsonb_build_array('to' || i || '@example.net'), 'number ' || i, 'sent',
+                CASE i %% 3 WHEN 0 THEN 'bank' ELSE 'shop' END, %s::timestamptz + i * interval '1 minute'
+            FROM generate_series(1, %s) i""",
+            [BEGAN, COUNT],
+        )
+        opened.execute(
+            """INSERT INTO opensend_milter.refusals (rule, code, enhanced, text, front_door, queue_id, client_address,
+                key_id, user_id, sender, recipients, size_bytes, refused_at, ref)
+            SELECT 'too-large', 552, '5.3.4', '', 'smtp', 'q' || i, '', '', 'shop', 'app@example.org',
+                ARRAY['to' || i || '@example.net'], 1, %s::timestamptz + i * interval '1 minute', 'REF000000' || i
+            FROM generate_series(1, 3) i""",
+            [BEGAN],
+        )
+    with database.connect("opensend_reader") as reader:
+        yield reader
+
+
+def numbers(found: search.Hits) -> list[int]:
+    return [int(one.id[-12:]) for one in found.rows if one.kind == "message"]
+
+
+def test_the_newest_come_first_and_the_next_page_goes_on_behind_them(connection: Connection) -> None:
+    seen: list[str] = []
+    place = None
+    while True:
+        page = find(connection, None, limit=7, before=place)
+        seen += [f"{one.kind} {one.id}" for one in page.rows]
+        if not page.more:
+            break
+        place = page.rows[-1].place
+    assert len(seen) == len(set(seen)) == COUNT + 3
+    assert numbers(find(connection, None, limit=5)) == [30, 29, 28, 27, 26]
+
+
+def test_what_is_too_far_back_is_said_and_found_by_its_id(connection: Connection) -> None:
+    assert numbers(find(connection, "to11@example.net")) == [11]
+    beyond = find(connection, "to10@example.net")
+    assert beyond.rows == []
+    assert beyond.searched_back_to == BEGAN + timedelta(minutes=11)
+    assert numbers(find(connection, "01a22a0c-0000-4d1e-9651-000000000010")) == [10]
+    ahead = find(
+        connection,
+        "to10@example.net",
+        before=search.Place(BEGAN + timedelta(minutes=15), "0" * 8 + "-0000" * 3 + "-" + "0" * 12),
+    )
+    assert numbers(ahead) == [10]
+
+
+def test_others_do_not_count_for_a_user(connection: Connection) -> None:
+    shop = Scope(user_id=UserId("shop"))
+    assert numbers(find(connection, "to2@example.net", scope=shop)) == [2]
+    assert numbers(find(connection, "to3@example.net", scope=shop)) == []
+    assert numbers(find(connection, None, Filters(since=BEGAN + timedelta(minutes=28)), shop)) == [29, 28]
+
+
+@pytest.mark.parametrize(
+    "asked", ["REF0000002", "ref0000002", "q2", "to2@example.net", "https://mail.example/r/REF0000002"]
+)
+def test_a_refusal_is_found_by_what_its_sender_knows(connection: Connection, asked: str) -> None:
+    found = find(connection, asked, scope=Scope(user_id=UserId("shop")))
+    assert [one.ref for one in found.rows if one.kind == "refusal"] == ["REF0000002"]
+
+
+@pytest.mark.parametrize(
+    "asked", ["\x00", "\ud800", "%", "'; DROP TABLE emails; --", "x" * 100_000, "\u202e", "\\", "a@" * 9_000]
+)
+def test_hostile_words_find_nothing_and_break_nothing(connection: Connection, asked: str) -> None:
+    assert find(connection, asked).rows == []

@@ -208,7 +208,7 @@ def _left(found: Hits) -> str:
             f"{len(found.rows):,}, newest first, and there are more; see --limit, --since and the other filters"
         )
     if found.searched_back_to:
-        said.append(f"searched back to {plain(found.searched_back_to)} only: ids are found however old")
+        said.append(f"searched back to {plain(found.searched_back_to)} only: a whole id finds what is older")
     return "\n".join(said)
 
 

@@ -96,7 +96,7 @@ class Hits:
     more: bool = False
     """There are more than were asked for."""
     searched_back_to: datetime | None = None
-    """What is older was not looked at, because there was too much; None: all was. Ids are found however old."""
+    """What is older was not looked at, because there was too much; None: all was. A whole id finds what is older."""
 
 
 def find(
