@@ -39,6 +39,7 @@ ENDS: Mapping[str, frozenset[int]] = {
     "install --plan": frozenset({0, 1}),
     "domain verify": frozenset({1, 75}),
     "webhook test": frozenset({1}),
+    "email retry --bounced": frozenset({0}),
     "email retry": frozenset({1}),
     "why somebody@example.net": frozenset({0, 1}),
     "email mark-sent": frozenset({1}),
@@ -59,6 +60,9 @@ def made(*words: str) -> dict[str, Any]:
     return found
 
 
+REF = "7K2MQ0X9TD"
+
+
 @pytest.fixture
 def filled(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Mapping[str, str]]:
     """Have what the placeholders of the pages stand for; nothing of it is there afterwards."""
@@ -68,6 +72,9 @@ def filled(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         client.mail(f"demo@{sandbox['SANDBOX_FROM_DOMAIN']}")
         client.rcpt("you@example.net")
         _, reply = client.data(b"From: demo@sandbox.test\r\nSubject: one that is looked up\r\n\r\nHello.\r\n")
+        client.mail(f"demo@{sandbox['SANDBOX_FROM_DOMAIN']}")
+        client.rcpt("you@example.net")
+        _, refused = client.data(b"From: demo@elsewhere.example\r\n\r\nHello.\r\n")
     queue_id = reply.decode().rpartition(" ")[2]
     canary = tmp_path / "key"
     canary.touch(mode=0o600)
@@ -82,6 +89,7 @@ def filled(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         "key": key_id,
         "webhook": webhook_id,
         QUEUE_ID: queue_id,
+        REF: refused.decode().split()[-1].rstrip(")"),
         "ADDRESS": "somebody@example.net",
         "FILE": str(canary),
         "NAME": "mail",
@@ -97,7 +105,7 @@ def filled_in(call: str, filled: Mapping[str, str]) -> list[str]:
     """Return the words of a command line, each placeholder as what it stands for; ID is one of what is spoken of."""
     names = {**filled, "ID": filled.get(call.partition(" ")[0], "")}
     return [
-        re.sub(r"\$\{\w+\}|\b(?:[A-Z]+|\w{15})\b", lambda found: names.get(found[0], found[0]), word)
+        re.sub(r"\$\{\w+\}|\b(?:[A-Z]+|\w{10}|\w{15})\b", lambda found: names.get(found[0], found[0]), word)
         for word in shlex.split(call, comments=True)
     ]
 

@@ -223,7 +223,9 @@ def test_what_resends_node_package_asks_for_and_we_have(
     assert good["emails.get"]["from"] == LETTER["from"]
     first_page, second = good["emails.list"], good["emails.list page"]
     assert (first_page["object"], first_page["data"][0]["id"]) == ("list", good["emails.create"]["id"])
-    assert (second["data"], second["has_more"]) == (first_page["data"][1:3], True)
+    # Not what became of them, which goes on meanwhile.
+    assert [one["id"] for one in second["data"]] == [one["id"] for one in first_page["data"][1:3]]
+    assert second["has_more"]
     for name in ("emails.update", "emails.cancel", "emails.cancel again"):
         assert good[name] == {"object": "email", "id": good["emails.send later"]["id"]}
     assert [good["batch.send"].keys(), len(good["batch.send"]["data"])] == [{"data"}, 2]

@@ -548,7 +548,7 @@ def test_the_role_may_do_no_more(database: Database) -> None:
     add_email(database)
     with database.connect("opensend_worker") as connection:
         for forbidden in (
-            "SELECT subject FROM emails",
+            "SELECT text FROM emails",
             "DELETE FROM emails",
             "UPDATE opensend_milter.submissions SET sender = ''",
             "SELECT * FROM api_keys",

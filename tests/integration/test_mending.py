@@ -136,7 +136,8 @@ def test_a_person_resolves_what_is_uncertain(  # noqa: PLR0917  # fixtures
     email_id = uncertain(database, store)
     assert run("email", words[0], email_id, *words[1:]).exit_code == 0
     assert state(database, email_id) == expected
-    assert [kind for kind, _ in events(database, email_id)] == kinds
+    # An attempt that is taken up again has an event by which it is counted, and no webhook tells of it.
+    assert [kind for kind, _ in events(database, email_id) if kind != "delayed"] == kinds
     assert rows(database, "SELECT count(*) FROM webhook_deliveries") == [(len(kinds),)]
     if kinds:
         again = run("email", words[0], email_id)

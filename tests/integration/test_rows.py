@@ -24,7 +24,7 @@ SHAPES: list[tuple[StatementFile, str, tuple[str, ...]]] = [
     ("webhooks", "claim", webhooks.DeliveryRow._fields),
     ("submissions", "key", submissions.KeyRow._fields),
     ("submissions", "submission", submissions.SubmissionRow._fields),
-    ("submissions", "rejection", submissions.RejectionRow._fields),
+    ("submissions", "rejections", submissions.RejectionRow._fields),
 ]
 
 

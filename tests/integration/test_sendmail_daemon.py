@@ -215,8 +215,9 @@ def test_a_refusal_is_heard_whole(stand: Stand) -> None:
         code, text = handed_in(client, MAIL, *suppressed)
         assert (code, text[:6]) == (550, b"5.7.1 ")
         assert b"\n5.7.1 " in text, "in several lines"
-        refused = (550, b"5.7.1 the From domain 'a%2f.example' is not a domain name")
-        assert handed_in(client, b"From: app@a%2f.example\r\n\r\nhi\r\n") == refused
+        code, text = handed_in(client, b"From: app@a%2f.example\r\n\r\nhi\r\n")
+        assert code == 550
+        assert re.fullmatch(rb"5\.7\.1 the From domain 'a%2f\.example' is not a domain name \(ref \w{10}\)", text)
         assert stand.taken(handed_in(client, MAIL + b"goes on\r\n"))
 
 

@@ -367,7 +367,10 @@ def test_an_owner_who_may_make_roles_may_migrate(opensend: Opensend, monitor: st
 def test_roles_of_ours_that_are_there(opensend: Opensend) -> None:
     found = looked_at(opensend.config, "opensend.migrate")["opensend.migrate"]
     assert found.result is Result.GOOD
-    assert "there already:\n  opensend_dovecot_auth\n  opensend_http\n  opensend_key_reader\n" in found.seen
+    assert (
+        "there already:\n  opensend_body_reader\n  opensend_dovecot_auth\n  opensend_http\n  opensend_key_reader\n"
+        in found.seen
+    )
     opensend.db.execute("ALTER ROLE opensend_key_reader LOGIN")
     try:
         found = looked_at(opensend.config, "opensend.migrate")["opensend.migrate"]

@@ -54,6 +54,9 @@ def needed(config: Config, cores: int | None = None) -> Mapping[Role, int]:
         "opensend_milter": config.milter.children(cores) * 3 * 2,
         "opensend_worker": worker,
         "opensend_http": 8 + 1 + 1 + 2 * 2,
+        # Of commands, each for a moment.
+        "opensend_reader": 2,
+        "opensend_body_reader": 1,
     }
 
 
