@@ -44,6 +44,7 @@ from opensend_milter.servers.web import (
     events,
     health,
     links as http_links,
+    messages,
     openapi as http_openapi,
     server as http_server,
     told,
@@ -113,6 +114,7 @@ class Answering:
         self._throttle = open_throttle(config, "opensend_http")
         self._succession = Succession(self._deciding(config))
         self._threads = CapacityLimiter(MOST_REQUESTS)
+        self._searches = CapacityLimiter(messages.AT_ONCE)
         self._page = prometheus.alone(counting.OVER_HTTP)
         self._open = [
             *_report_routes(config, self._box, self._desk.check),
@@ -163,7 +165,7 @@ class Answering:
             desk=self._desk,
             records=Records(store=self._desk, threads=self._threads),
             messages=Messages(
-                store=PostgresMessages(self._pool.lend, beside=config.profile == "opensend"), threads=self._threads
+                store=PostgresMessages(self._pool.lend, beside=config.profile == "opensend"), turns=self._searches
             ),
             letters=Letters(store=PostgresLetters(self._pool), threads=self._threads),
             throttle=self._throttle,

@@ -8,14 +8,13 @@ from datetime import datetime
 
 from opensend_milter.core.fates import Fate
 from opensend_milter.core.feedback import items_of, mapping_of, text_of
+from opensend_milter.core.lookup import REFUSED
 from opensend_milter.core.next_steps import Case, Step, cause_of, of_refusal, steps
 from opensend_milter.core.recorded import Event, Facts, Refusal, Taking, Told
 
 Say = Callable[[datetime], str]
 """How the reader is told a time."""
 
-REFUSED = "refused"
-"""What a message that was not taken is called where emails have a status."""
 _ORDER = (
     "delivered", "sent", "complained", "bounced", "failed", "suppressed", "canceled", "uncertain", "deferred",
     "processing", "queued", "scheduled",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -40,7 +40,7 @@ class Known:
 
     id: str | None
     """Of an email."""
-    addresses: Iterable[str]
+    addresses: Sequence[str]
     """Of those who sent it and those who were to get it, as they are stored."""
     message_id: str | None
     subject: str
@@ -66,7 +66,7 @@ def ways(asked: str) -> tuple[frozenset[Name], ...]:
     if is_end(text):
         found.append({Name("end", text.lower())})
     if text.startswith("@"):
-        found.append({Name("domain", _domain(text[1:]))})
+        found.append({Name("domain", _domain(text[1:]))} if text[1:] else set())
     elif "@" in text:
         found.append({name for name in _of_address(text) if name.kind == "address"})
     if one and bare(text):

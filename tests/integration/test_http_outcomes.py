@@ -331,7 +331,7 @@ def faulty(accept: Callable[[Message], Outcome] = stumble) -> Iterator[ASGIApp]:
         desk=desk,
         records=Records(store=desk, threads=threads),
         letters=Letters(store=NoLetters(), threads=threads),
-        messages=Messages(store=PostgresMessages(nothing_to_lend, beside=False), threads=threads),
+        messages=Messages(store=PostgresMessages(nothing_to_lend, beside=False), turns=threads),
         throttle=throttle,
         bodies=Bodies(limits=RequestLimits(), default_from="", max_bulk_messages=10),
         threads=threads,

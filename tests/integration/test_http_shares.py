@@ -300,7 +300,7 @@ def taking(
         desk=desk,
         records=Records(store=desk, threads=threads),
         letters=Letters(store=NoLetters(), threads=threads),
-        messages=Messages(store=PostgresMessages(nothing_to_lend, beside=False), threads=threads),
+        messages=Messages(store=PostgresMessages(nothing_to_lend, beside=False), turns=threads),
         throttle=throttle,
         bodies=bodies(limits=RequestLimits(), default_from="", max_bulk_messages=500),
         threads=threads,

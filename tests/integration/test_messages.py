@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from opensend_milter.servers.web.messages import FILTERS
+from opensend_milter.app.web import CONNECTIONS
+from opensend_milter.servers.web.messages import AT_ONCE, FILTERS
+from tests.integration.outbox import rows
 from tests.integration.private_postgres import Database
 from tests.integration.test_http_outcomes import QUICK, Answering, answering
+from tests.waiting import await_true
 
 KEYS: Mapping[str, tuple[str, str, str]] = {
     "own": ("11111111-1111-4111-8111-111111111111", "shop", "sending_access"),
@@ -27,6 +31,7 @@ MAY_READ: Mapping[str, set[str]] = {
     "chief": {"own", "colleague", "chief"},
     "stranger": {"stranger"},
 }
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'opensend_http' AND wait_event_type = 'Lock'"
 NOWHERE = "01a22a0c-ffff-4d1e-9651-279c9f1ee06f"
 
 
@@ -216,3 +221,15 @@ def a_refusal_is_told_with_its_rule_and_what_mends_it(door: Answering) -> None:
     assert (body["status"], body["verdict"]) == ("refused", "refused by rule too-large: 552 5.3.4 too large")
     assert body["cause"].startswith("Larger than")
     assert [one["text"] for one in body["next_steps"]] == ["Send less, or raise the limit."]
+
+
+def test_who_looks_for_much_takes_no_connection_from_who_sends(door: Answering, database: Database) -> None:
+    """As many look as there are connections, and the table does not answer; another key is told of itself meanwhile."""
+    with database.connect() as holder, ThreadPoolExecutor(CONNECTIONS) as pool:
+        holder.execute("BEGIN")
+        holder.execute("LOCK TABLE public.emails")
+        looking = [pool.submit(got, door, "stranger", "/v1/messages?q=parcel") for _ in range(CONNECTIONS)]
+        await_true(lambda: rows(database, WAITING) == [(AT_ONCE,)], "as many look as may")
+        assert got(door, "own", "/v1/keys/self")[0] == 200
+        holder.execute("ROLLBACK")
+        assert {one.result()[0] for one in looking} == {200}

@@ -9,19 +9,21 @@ import pytest
 
 from opensend_milter.adapters.postgres.link import Connection
 from opensend_milter.adapters.postgres.lookup import search
-from opensend_milter.adapters.postgres.lookup.search import Filters, Scope, find
+from opensend_milter.adapters.postgres.lookup.search import find
+from opensend_milter.core.lookup import Filters, Hits, Place, Scope
 from opensend_milter.core.model import UserId
 from tests.integration.private_postgres import Database
 
 BEGAN = datetime(2026, 11, 30, 12, tzinfo=UTC)
 COUNT = 30
+REACH = 20 * 5
+"""A message, three spellings of its sender, and a recipient."""
 
 
 @pytest.fixture
 def connection(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
-    """A minute apart, every third another user's; and pages of four, five of which are looked at."""
+    """A minute apart, every third another user's; looked at in pages of four."""
     monkeypatch.setattr(search, "PAGE", 4)
-    monkeypatch.setattr(search, "EXAMINED", 20)
     with database.connect() as opened:
         opened.execute(
             """INSERT INTO emails (id, "from", "to", subject, status, user_id, created_at)
@@ -43,7 +45,7 @@ def connection(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield reader
 
 
-def numbers(found: search.Hits) -> list[int]:
+def numbers(found: Hits) -> list[int]:
     return [int(one.id[-12:]) for one in found.rows if one.kind == "message"]
 
 
@@ -61,15 +63,15 @@ def test_the_newest_come_first_and_the_next_page_goes_on_behind_them(connection:
 
 
 def test_what_is_too_far_back_is_said_and_found_by_its_id(connection: Connection) -> None:
-    assert numbers(find(connection, "to11@example.net")) == [11]
-    beyond = find(connection, "to10@example.net")
+    assert numbers(find(connection, "to11@example.net", reach=REACH)) == [11]
+    beyond = find(connection, "to10@example.net", reach=REACH)
     assert beyond.rows == []
     assert beyond.searched_back_to == BEGAN + timedelta(minutes=11)
     assert numbers(find(connection, "01a22a0c-0000-4d1e-9651-000000000010")) == [10]
     ahead = find(
         connection,
         "to10@example.net",
-        before=search.Place(BEGAN + timedelta(minutes=15), "0" * 8 + "-0000" * 3 + "-" + "0" * 12),
+        before=Place(BEGAN + timedelta(minutes=15), "0" * 8 + "-0000" * 3 + "-" + "0" * 12),
     )
     assert numbers(ahead) == [10]
 
@@ -94,3 +96,21 @@ def test_a_refusal_is_found_by_what_its_sender_knows(connection: Connection, ask
 )
 def test_hostile_words_find_nothing_and_break_nothing(connection: Connection, asked: str) -> None:
     assert find(connection, asked).rows == []
+
+
+def test_a_message_to_many_counts_as_many(connection: Connection, database: Database) -> None:
+    """Each address costs as much as a message: who sends to a thousand at once makes nobody wait the longer."""
+    with database.connect() as writer:
+        writer.execute(
+            """UPDATE emails SET "to" = (SELECT jsonb_agg('r' || i || '@example.net') FROM generate_series(1, 1000) i)
+            WHERE subject = 'number 30'"""
+        )
+    found = find(connection, "to11@example.net", reach=REACH)
+    assert found.rows == []
+    assert found.searched_back_to == BEGAN + timedelta(minutes=27), "one page"
+
+
+@pytest.mark.parametrize("asked", ["01a22a0c-0000-4d1e-9651-000000000099", "req_01M8NG79DS8JPBRNDE5T2AR77D"])
+def test_whole_ids_are_looked_up_and_nothing_else_is_looked_at(connection: Connection, asked: str) -> None:
+    assert find(connection, asked, reach=1).searched_back_to is None
+    assert find(connection, asked[:-1], reach=1).searched_back_to is not None

@@ -20,7 +20,7 @@ import typer
 from opensend_milter.adapters.admin.explaining import explained
 from opensend_milter.adapters.postgres.link import Connection, Role, connect, conninfo_for
 from opensend_milter.adapters.postgres.lookup.contents import Contents, contents_of
-from opensend_milter.adapters.postgres.lookup.search import Filters, Hit, Hits, find
+from opensend_milter.adapters.postgres.lookup.search import find
 from opensend_milter.adapters.postgres.lookup.story import keys_named, story_of
 from opensend_milter.cli import admin
 from opensend_milter.cli.exits import configured
@@ -40,6 +40,7 @@ from opensend_milter.cli.records.story_page import MOST_LINES, clock, line_of, p
 from opensend_milter.config import Config
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.errors import UsageError
+from opensend_milter.core.lookup import Filters, Hit, Hits
 from opensend_milter.core.model import KeyId
 from opensend_milter.core.rules import Rule
 from opensend_milter.core.story import Moment, Story
@@ -51,6 +52,8 @@ Status = Literal[
 READER: Role = "opensend_reader"
 BODY_READER: Role = "opensend_body_reader"
 LOOK_EVERY_S = 1.0
+SHARE = 10
+"""Never more than this part of the time: who follows for days is nobody's burden."""
 MOST_FOLLOWED = 10
 """Messages whose story is followed at once, the newest; of others a change of their status is told."""
 MOST_REMEMBERED = 1_000
@@ -254,13 +257,16 @@ def _forget(remembered: OrderedDict[str, Any]) -> None:
 def _follow(asked: _Asked, found: Hits, *, limit: int, as_json: bool) -> None:
     """Tell what comes in, until somebody has seen enough: Ctrl-C, or the other end of a pipe that closes."""
     memory = _Memory()
+    took_s = 0.0
     try:
         while True:
             for value, line in _news(asked, found, memory):
                 show(value, as_json=as_json, table=partial(str, line))
             sys.stdout.flush()
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(max(LOOK_EVERY_S, took_s * SHARE))
+            began = time.monotonic()
             found = asked.find(limit)
+            took_s = time.monotonic() - began
     except KeyboardInterrupt:
         return
     except BrokenPipeError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar, get_args
@@ -15,10 +15,11 @@ from starlette.routing import Route
 
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.ids import key_id as key_id_of
+from opensend_milter.core.lookup import REFUSED, Filters, Hit, Hits, Place
 from opensend_milter.core.model import KeyId
 from opensend_milter.core.rules import Rule
-from opensend_milter.core.story import REFUSED, Say, Story
-from opensend_milter.servers.web.queries import bad, limit_of, moment_of, shown
+from opensend_milter.core.story import Say, Story
+from opensend_milter.servers.web.queries import bad, limit_of, moment_of, only, shown
 from opensend_milter.servers.web.records import Authenticated
 from opensend_milter.servers.web.refusals import Refused
 
@@ -29,65 +30,16 @@ STATUSES = (
 )  # fmt: skip
 FILTERS = ("q", "since", "key", "domain", "status", "rule", "courier", "before", "limit")
 LONGEST_Q, LONGEST_DOMAIN = 1_000, 253
+AT_ONCE = 2
+"""Of the connections to the database that all requests share."""
 _PLACE = re.compile(r"(\d{1,16})-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{1,18})", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class Found(Protocol):
-    """A message or a refusal, in a list."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def at(self) -> datetime: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def rule(self) -> str | None: ...
-    @property
-    def sender(self) -> str: ...
-    @property
-    def recipients(self) -> Sequence[str]: ...
-    @property
-    def subject(self) -> str | None: ...
-    @property
-    def queue_id(self) -> str | None: ...
-    @property
-    def key_name(self) -> str | None: ...
-    @property
-    def ref(self) -> str | None: ...
-
-
-class Answer(Protocol):
-    """What was found, newest first."""
-
-    @property
-    def rows(self) -> Sequence[Found]: ...
-    @property
-    def more(self) -> bool: ...
-    @property
-    def searched_back_to(self) -> datetime | None: ...
 
 
 class MessageStore(Protocol):
     """What a key may know of messages. Raises StoreUnavailable."""
 
-    def find(
-        self,
-        reader: KeyId,
-        asked: str | None,
-        *,
-        since: datetime | None,
-        key_id: KeyId | None,
-        domain: str | None,
-        status: str | None,
-        rule: str | None,
-        courier: CourierName | None,
-        before: tuple[datetime, str] | None,
-        limit: int,
-    ) -> Answer: ...
+    def find(self, reader: KeyId, asked: str | None, filters: Filters, *, before: Place | None, limit: int) -> Hits: ...
 
     def story(self, reader: KeyId, asked: str, say: Say) -> Story | None:
         """Tell of the one that this names: an id, a request's id, or what a refusal is known by."""
@@ -99,14 +51,15 @@ class Messages:
     """Answers for one process."""
 
     store: MessageStore
-    threads: CapacityLimiter
+    turns: CapacityLimiter
+    """Its own: who looks for much takes neither threads nor connections from who sends."""
 
     def routes(self, authenticated: Authenticated) -> list[Route]:
         """Return the routes; what a key may not read is not there."""
 
         async def some(request: Request) -> Response:
             reader = await authenticated(request)
-            return JSONResponse(await self._some(reader, request.query_params))
+            return JSONResponse(await self._some(reader, request))
 
         async def one(request: Request) -> Response:
             reader = await authenticated(request)
@@ -121,9 +74,9 @@ class Messages:
             Route("/v1/messages/{id}", one, methods=["GET"]),
         ]
 
-    async def _some(self, reader: KeyId, query: Mapping[str, str]) -> dict[str, object]:
-        if unknown := sorted(query.keys() - set(FILTERS)):
-            raise bad(unknown[0], f"expected {', '.join(FILTERS[:-1])} or {FILTERS[-1]}")
+    async def _some(self, reader: KeyId, request: Request) -> dict[str, object]:
+        only(request, *FILTERS)
+        query = request.query_params
         asked, key, domain = query.get("q"), query.get("key"), query.get("domain")
         if asked is not None and len(asked) > LONGEST_Q:
             raise bad("q", f"expected at most {LONGEST_Q} characters")
@@ -132,24 +85,16 @@ class Messages:
         key_id = key_id_of(key) if key is not None else None
         if key is not None and key_id is None:
             raise bad("key", "expected the id of a key")
-        status = _one_of("status", query.get("status"), STATUSES)
-        rule = _one_of("rule", query.get("rule"), [one.value for one in Rule])
-        courier = _one_of("courier", query.get("courier"), get_args(CourierName))
-        since, limit, before = moment_of(query.get("since")), limit_of(query.get("limit")), _place(query.get("before"))
-        found = await self._in_thread(
-            lambda: self.store.find(
-                reader,
-                asked,
-                since=since,
-                key_id=key_id,
-                domain=domain,
-                status=status,
-                rule=rule,
-                courier=courier,
-                before=before,
-                limit=limit,
-            )
+        filters = Filters(
+            since=moment_of(query.get("since")),
+            key_id=key_id,
+            domain=domain,
+            status=_one_of("status", query.get("status"), STATUSES),
+            rule=_one_of("rule", query.get("rule"), [one.value for one in Rule]),
+            courier=_one_of("courier", query.get("courier"), get_args(CourierName)),
         )
+        limit, before = limit_of(query.get("limit")), _place(query.get("before"))
+        found = await self._in_thread(lambda: self.store.find(reader, asked, filters, before=before, limit=limit))
         more = {"next": _spelled(found.rows[-1])} if found.more and found.rows else {}
         return {
             "messages": [_row(one) for one in found.rows],
@@ -158,7 +103,7 @@ class Messages:
         }
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await to_thread.run_sync(call, limiter=self.threads)
+        return await to_thread.run_sync(call, limiter=self.turns)
 
 
 def _one_of(name: str, asked: str | None, known: Sequence[T]) -> T | None:
@@ -170,21 +115,21 @@ def _one_of(name: str, asked: str | None, known: Sequence[T]) -> T | None:
     raise bad(name, f"expected one of {', '.join(map(str, known))}")
 
 
-def _place(text: str | None) -> tuple[datetime, str] | None:
+def _place(text: str | None) -> Place | None:
     """Read where the page before ended."""
     if text is None:
         return None
     match = _PLACE.fullmatch(text)
     if not match:
         raise bad("before", "expected the `next` of the page before")
-    return _EPOCH + timedelta(microseconds=int(match[1])), match[2]
+    return Place(_EPOCH + timedelta(microseconds=int(match[1])), match[2])
 
 
-def _spelled(last: Found) -> str:
+def _spelled(last: Hit) -> str:
     return f"{(last.at - _EPOCH) // timedelta(microseconds=1)}-{last.id}"
 
 
-def _row(found: Found) -> dict[str, object]:
+def _row(found: Hit) -> dict[str, object]:
     return {
         "kind": found.kind,
         "id": found.id,

@@ -3,100 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from opensend_milter.adapters.postgres.link import Connection, statements
 from opensend_milter.core.address import normal_domain, unicode_domain
-from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.ids import range_of
-from opensend_milter.core.model import KeyId, UserId
+from opensend_milter.core.lookup import EVERYTHING, REFUSED, Filters, Hit, Hits, Place, Scope
 from opensend_milter.core.refs import read_ref
 from opensend_milter.core.submission import email_of_request
 from opensend_milter.core.terms import Known, names, readable, ways
 
 SQL = statements("search")
-REFUSED = "refused"
-"""Status of what was not taken; besides, a status is an email's, or uncertain."""
-EXAMINED = 20_000
-"""Messages that are looked at for one answer, and refusals; what is left then is said."""
-PAGE = 1_000
+REACH = 100_000
+"""Messages and their addresses that are looked at for one answer, and as many of refusals; how far that was is said."""
+PAGE = 100
+_MOST_NAMED = 1_000
 _LEAST_ID = "00000000-0000-0000-0000-000000000000"
 _GREATEST_NUMBER = 2**63 - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """What is to be left out of an answer; None lets all through."""
-
-    since: datetime | None = None
-    key_id: KeyId | None = None
-    domain: str | None = None
-    """Of From; of a refusal, which has none, of the envelope's sender."""
-    status: str | None = None
-    rule: str | None = None
-    """By what a message was refused: nothing but refusals then."""
-    courier: CourierName | None = None
-    """That has tried, or is set for the domain: nothing but messages then."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scope:
-    """What whoever asks may see: everything, what one user has, or what one key may read."""
-
-    user_id: UserId | None = None
-    reads_by: KeyId | None = None
-    """Its own messages and refusals; with full access all of its user's."""
-
-
-EVERYTHING = Scope()
-
-
-class Place(NamedTuple):
-    """Where in an answer one stands: the next page is what comes `before`."""
-
-    at: datetime
-    id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hit:
-    """A message, or a refusal."""
-
-    kind: Literal["message", "refusal"]
-    id: str
-    """Of the email, or the refusal's number."""
-    at: datetime
-    status: str
-    """The email's, in OpenSend's words, `uncertain`, or `refused`."""
-    rule: str | None = None
-    sender: str
-    """From, as it is shown; of a refusal the envelope's."""
-    recipients: tuple[str, ...]
-    """Of the envelope, hidden ones too, then those who were left out."""
-    subject: str | None = None
-    queue_id: str | None = None
-    key_name: str | None = None
-    """None: the key is gone, or it came by OpenSend's own REST API."""
-    ref: str | None = None
-    """By what a refusal is known to who got it."""
-
-    @property
-    def place(self) -> Place:
-        """Return where the next page goes on."""
-        return Place(self.at, self.id)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hits:
-    """An answer, newest first."""
-
-    rows: list[Hit] = field(default_factory=list)
-    more: bool = False
-    """There are more than were asked for."""
-    searched_back_to: datetime | None = None
-    """What is older was not looked at, because there was too much; None: all was. A whole id finds what is older."""
 
 
 def find(
@@ -107,6 +32,7 @@ def find(
     *,
     limit: int = 50,
     before: Place | None = None,
+    reach: int = REACH,
 ) -> Hits:
     """Find the newest that are known by what is asked, or the newest of all, which `filters` and `scope` let through.
 
@@ -116,15 +42,20 @@ def find(
     values = _values(filters or Filters(), scope, limit, before)
     text = readable(asked or "")
     meant = ways(text)
-    hits: dict[tuple[str, str], Hit] = {(hit.kind, hit.id): hit for hit in _named(connection, text, values)}
+    hits = {(hit.kind, hit.id): hit for hit in _named(connection, text, values)}
     ends: list[datetime] = []
-    if meant or not text:
+    if (meant or not text) and not email_of_request(text):
         for search in _searches(connection, values):
-            known, end = search.newest(lambda one: not meant or any(way <= names(one) for way in meant), limit)
+            known, end = search.newest(lambda one: not meant or any(way <= names(one) for way in meant), limit, reach)
             hits |= {(hit.kind, hit.id): hit for hit in known}
             ends += [end] if end else []
     found = sorted(hits.values(), key=_order, reverse=True)
     return Hits(rows=found[:limit], more=len(found) > limit, searched_back_to=max(ends, default=None))
+
+
+def named(connection: Connection, asked: str, scope: Scope) -> list[Hit]:
+    """Find what is known by an id, or as nearly as one: by index, however many there are."""
+    return [*_named(connection, readable(asked), _values(Filters(), scope, 1, None))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +71,27 @@ class _Search:
     known: Callable[[Sequence[Any]], Known]
     hit: Callable[[Sequence[Any]], Hit]
 
-    def newest(self, is_meant: Callable[[Known], bool], limit: int) -> tuple[list[Hit], datetime | None]:
+    def newest(self, is_meant: Callable[[Known], bool], limit: int, reach: int) -> tuple[list[Hit], datetime | None]:
         """Return more than `limit` where there are so many; and the time beyond which nobody looked, if there is."""
         found: list[Hit] = []
         place = {name: self.values[name] for name in ("before", "before_id", "before_no")}
-        for _ in range(0, EXAMINED, PAGE):
+        while True:
             rows = self.connection.execute(SQL[self.page], {**self.values, **place, "limit": PAGE}).fetchall()
-            ids = [row[0] for row in rows if is_meant(self.known(row))]
+            ids: list[object] = []
+            for row in rows:
+                known = self.known(row)
+                # Each address costs as much as all the rest.
+                reach -= 1 + len(known.addresses)
+                ids += [row[0]] if is_meant(known) else []
             if ids:
                 answer = self.connection.execute(SQL[self.shown], {**self.values, "ids": ids})
                 found += map(self.hit, answer.fetchall())
             if len(rows) < PAGE or len(found) > limit:
                 return found, None
-            at = rows[-1][1]
-            place = {"before": at, "before_id": rows[-1][0], "before_no": rows[-1][0]}
-        return found, at
+            last, at = rows[-1][:2]
+            if reach <= 0:
+                return found, at
+            place = {"before": at, "before_id": last, "before_no": last}
 
 
 def _searches(connection: Connection, values: Mapping[str, object]) -> Iterator[_Search]:
@@ -197,7 +134,7 @@ def _values(filters: Filters, scope: Scope, limit: int, before: Place | None) ->
         "before_id": before and (_LEAST_ID if before.id.isdigit() else before.id),
         "before_no": before and (int(before.id) if before.id.isdigit() else _GREATEST_NUMBER),
         "limit": limit + 1,
-        "examined": EXAMINED,
+        "most_named": _MOST_NAMED,
     }
 
 

@@ -1,11 +1,11 @@
 -- named -- by an id, the range that ids lie in, a queue id, or what the provider calls a message
 WITH found (id) AS (
-    (SELECT id FROM public.emails WHERE id BETWEEN %(first)s::uuid AND %(last)s::uuid ORDER BY id DESC LIMIT %(examined)s)
+    (SELECT id FROM public.emails WHERE id BETWEEN %(first)s::uuid AND %(last)s::uuid ORDER BY id DESC LIMIT %(most_named)s)
     UNION ALL
     (SELECT email_id FROM opensend_milter.submissions WHERE queue_id = %(queue_id)s
-        ORDER BY received_at DESC LIMIT %(examined)s)
+        ORDER BY received_at DESC LIMIT %(most_named)s)
     UNION ALL
-    (SELECT email_id FROM opensend_milter.submissions WHERE provider_id = %(provider_id)s LIMIT %(examined)s)
+    (SELECT email_id FROM opensend_milter.submissions WHERE provider_id = %(provider_id)s LIMIT %(most_named)s)
 )
 -- include: hits
 
@@ -13,7 +13,7 @@ WITH found (id) AS (
 WITH found (id) AS (
     SELECT id FROM opensend_milter.refusals WHERE id = %(number)s::bigint
     UNION ALL
-    (SELECT id FROM opensend_milter.refusals WHERE queue_id = %(queue_id)s ORDER BY id DESC LIMIT %(examined)s)
+    (SELECT id FROM opensend_milter.refusals WHERE queue_id = %(queue_id)s ORDER BY id DESC LIMIT %(most_named)s)
     UNION ALL
     SELECT id FROM opensend_milter.refusals WHERE ref = %(ref)s
 )

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from opensend_milter.adapters.postgres.link import Connection, statements
-from opensend_milter.adapters.postgres.lookup.search import Hit
 from opensend_milter.adapters.postgres.standing import fates_of
 from opensend_milter.core.address import listings
 from opensend_milter.core.feedback import addresses
 from opensend_milter.core.ids import key_id
+from opensend_milter.core.lookup import Hit
 from opensend_milter.core.model import Address, KeyId
 from opensend_milter.core.recorded import Event, Facts, Listing, Refusal, Taking, Told, Visits, Waiting
 from opensend_milter.core.story import Say, Story, tell, tell_refusal
