@@ -8,7 +8,9 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from threading import Barrier, Event, Thread
@@ -287,6 +289,39 @@ def test_a_migration_while_mail_flows_puts_off_at_worst(older: Database) -> None
         taken = answers.count(Answer("d"))
         assert {answer.code for answer in answers if answer != Answer("d")} <= {TRY_AGAIN}
         assert served.counts() == (taken, taken, taken)
+
+
+@contextmanager
+def in_use(url: str) -> Iterator[psycopg.Connection]:
+    """Have a transaction that has read a table, and does not end."""
+    with psycopg.connect(url) as connection:
+        connection.execute("SELECT FROM opensend_milter.submissions")
+        yield connection
+
+
+def test_a_migration_that_waits_for_a_table_lets_mail_flow(older: Database) -> None:
+    """A dump or a forgotten session holds a table: who comes after the migration waits behind it, and not for long."""
+    said: list[str] = []
+    with in_use(older.url) as reader, ThreadPoolExecutor(1) as pool:
+        migrating = pool.submit(partial(migrations.init, older.url, None, say=said.append))
+        await_true(lambda: any("waits for a transaction" in line for line in said), "it has waited, and made room")
+        with psycopg.connect(older.url) as writer:
+            writer.execute("LOCK TABLE opensend_milter.submissions IN ROW EXCLUSIVE MODE")
+        assert not migrating.done()
+        reader.rollback()
+        assert migrating.result() == SINCE
+
+
+def test_a_table_that_stays_in_use_is_said_and_nothing_is_half_done(
+    older: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "TRIES", 2)
+    monkeypatch.setattr(migrations, "PAUSE_S", 0.0)
+    with in_use(older.url), pytest.raises(UsageError, match="0010_letters: a transaction goes on using a table"):
+        migrations.init(older.url, None)
+    pending = [one.name for one in migrations.status(older.url) if one.state == "pending"]
+    assert pending == ["ours/0010_letters", migrations.RIGHTS]
+    assert migrations.init(older.url, None) == ["ours/0010_letters"]
 
 
 def test_runners_on_one_database_wait_for_each_other(cluster: Cluster, empty: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ class _Record:
     applied_at: datetime
 
 
+TRIES = 100
+PAUSE_S = 1.0
+"""In which mail flows."""
+_PATIENCE: LiteralString = "SET LOCAL lock_timeout = '1500ms'"
+"""Clients hear nothing of less than two seconds; and one second is how long Postgres lets its own vacuum go on."""
 RIGHTS = "rights"
 """What roles may do: given anew at each run, and listed like a migration."""
 NO_WAY_BACK = "nothing takes a migration back, but for a dump from before: pg_dump first"
@@ -262,7 +268,7 @@ def _bring_up(
     pending = [file for file in files if file.name not in records]
     for number, file in enumerate(pending, start=1):
         say(f"{number} of {len(pending)}: applying {file.name}")
-        _apply(connection, file)
+        _persist(connection, file, say)
     say("giving roles their rights")
     roles.grant(connection)
     if password_dir:
@@ -292,8 +298,28 @@ def _create_record_table(connection: Connection) -> None:
         )
 
 
+def _persist(connection: Connection, file: _File, say: Callable[[str], None]) -> None:
+    """Apply one as soon as nobody uses what it changes: whoever comes while it waits for a table waits behind it."""
+    for number in range(1, TRIES):
+        try:
+            _apply(connection, file)
+        except errors.LockNotAvailable:
+            say(f"{file.name} waits for a transaction that uses its tables, {number} of {TRIES}")
+            time.sleep(PAUSE_S)
+        else:
+            return
+    try:
+        _apply(connection, file)
+    except errors.LockNotAvailable as error:
+        raise UsageError(
+            f"{file.name}: a transaction goes on using a table that it changes; nothing of it is applied. "
+            "Find it in pg_stat_activity (a dump, a report, a session left open), end it, and run this again"
+        ) from error
+
+
 def _apply(connection: Connection, file: _File) -> None:
     with connection.transaction():
+        connection.execute(_PATIENCE)
         connection.execute(file.statements)
         connection.execute(
             "INSERT INTO opensend_milter.migrations (name, sha256) VALUES (%s, %s)", [file.name, file.sha256]
