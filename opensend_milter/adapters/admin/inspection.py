@@ -24,7 +24,7 @@ from opensend_milter.adapters.postgres.link import (
 from opensend_milter.adapters.schema import migrations
 from opensend_milter.adapters.schema.fitting import differences
 from opensend_milter.adapters.schema.needs import needs
-from opensend_milter.adapters.schema.roles import KEY_READER, LOGIN_ROLES
+from opensend_milter.adapters.schema.roles import FOR_PEOPLE, KEY_READER, LOGIN_ROLES, OF_PROCESSES
 from opensend_milter.config import Config
 from opensend_milter.core.errors import ConfigError, StoreUnavailable, UsageError
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped, warning
@@ -231,7 +231,8 @@ class Inspection:
                 "database.password_dir is not set: every process connects as the owner",
                 "set database.password_dir, then: opensend-milter db init",
             )
-        for role in LOGIN_ROLES:
+        present = [role for role in FOR_PEOPLE if (folder / role).exists()]
+        for role in (*OF_PROCESSES, *present):
             try:
                 self._as(role).close()
             except (StoreUnavailable, ConfigError) as error:
@@ -240,7 +241,7 @@ class Inspection:
                 return problem(
                     f"{role}: {str(error).splitlines()[0]}", "opensend-milter db init   # beside OpenSend: db migrate"
                 )
-        return good(f"{len(LOGIN_ROLES)} roles can log in")
+        return good(f"{len(OF_PROCESSES) + len(present)} roles can log in")
 
     def _rights(self) -> Seen:
         wrong = []

@@ -15,7 +15,7 @@ from typing import Literal, LiteralString
 
 from psycopg import errors
 
-from opensend_milter.adapters.postgres.link import Connection, connect, conninfo_for, is_pooled, store_errors
+from opensend_milter.adapters.postgres.link import Connection, Role, connect, conninfo_for, is_pooled, store_errors
 from opensend_milter.adapters.schema import facts, roles
 from opensend_milter.adapters.schema.fitting import differences
 from opensend_milter.adapters.schema.needs import needs_of_all
@@ -261,8 +261,10 @@ def _bring_up(
     files = [file for owner in owners for file in _files(owner)]
     _check_records({file.name: file for file in files}, records)
     roles.check(connection)
+    without: list[Role] = []
     if password_dir and not new_passwords:
         roles.keep_passwords(connection, password_dir)
+        without = roles.without(connection, password_dir)
     roles.create(connection)
     _create_record_table(connection)
     pending = [file for file in files if file.name not in records]
@@ -272,7 +274,7 @@ def _bring_up(
     say("giving roles their rights")
     roles.grant(connection)
     if password_dir:
-        roles.set_passwords(connection, password_dir)
+        roles.set_passwords(connection, password_dir, but=without)
     return [file.name for file in pending]
 
 

@@ -7,7 +7,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import resources
@@ -21,6 +21,9 @@ from opensend_milter.core.errors import ConfigError, UsageError
 
 KEY_READER = "opensend_key_reader"
 LOGIN_ROLES: tuple[Role, ...] = get_args(Role)
+FOR_PEOPLE: tuple[Role, ...] = ("opensend_reader", "opensend_body_reader")
+"""Commands go without where their password is not: on one host of several is enough."""
+OF_PROCESSES = tuple(role for role in LOGIN_ROLES if role not in FOR_PEOPLE)
 CONNECTION_LIMITS: Mapping[Role, int] = {
     "opensend_dovecot_auth": 20,
     "opensend_milter": 32,
@@ -130,15 +133,24 @@ def _no_grant_left_out(connection: Connection) -> Iterator[None]:
 
 
 def locked_out(connection: Connection, directory: Path) -> str:
-    """Say which roles have a password that is not in the directory, but on other hosts; nothing: none."""
+    """Say which processes' roles have a password that is not in the directory, but on other hosts; nothing: none."""
+    lost = _elsewhere(connection, directory, OF_PROCESSES)
+    if not lost:
+        return ""
+    return f"{', '.join(lost)}: the password is not in {directory}, and with a new one other hosts cannot log in"
+
+
+def without(connection: Connection, directory: Path) -> list[Role]:
+    """Return the roles for people that another host has the password of: they keep it, and this one does without."""
+    return _elsewhere(connection, directory, FOR_PEOPLE)
+
+
+def _elsewhere(connection: Connection, directory: Path, roles: Iterable[Role]) -> list[Role]:
     readable = connection.execute("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT')").fetchone()
     # Who may not see passwords takes a role that is there for one that has one.
     rows = connection.execute(_SECURED if readable == (True,) else "SELECT rolname FROM pg_roles").fetchall()
     # After the question: another runner writes the file before it sets the password.
-    lost = [role for role in LOGIN_ROLES if (role,) in rows and not (directory / role).exists()]
-    if not lost:
-        return ""
-    return f"{', '.join(lost)}: the password is not in {directory}, and with a new one other hosts cannot log in"
+    return [role for role in roles if (role,) in rows and not (directory / role).exists()]
 
 
 def keep_passwords(connection: Connection, directory: Path) -> None:
@@ -147,9 +159,11 @@ def keep_passwords(connection: Connection, directory: Path) -> None:
         raise UsageError(f"{text}: {KEEP}")
 
 
-def set_passwords(connection: Connection, directory: Path) -> None:
-    """Give each login role the password in its file, which is made where it is missing."""
+def set_passwords(connection: Connection, directory: Path, but: Collection[Role] = ()) -> None:
+    """Give each other login role the password in its file, which is made where it is missing."""
     for role in LOGIN_ROLES:
+        if role in but:
+            continue
         _set_password(connection, role, _password(directory, role))
 
 

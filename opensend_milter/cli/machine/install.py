@@ -17,7 +17,7 @@ from psycopg import conninfo
 from opensend_milter import config as configuration
 from opensend_milter.adapters.postgres.link import Role, connect, conninfo_for, store_errors
 from opensend_milter.adapters.schema import migrations
-from opensend_milter.adapters.schema.roles import KEEP, LOGIN_ROLES, locked_out
+from opensend_milter.adapters.schema.roles import KEEP, LOGIN_ROLES, OF_PROCESSES, locked_out
 from opensend_milter.cli import exits
 from opensend_milter.cli.output import AsJson, ConfigPath, plain, show, table_of
 from opensend_milter.core.errors import OpensendError, StoreUnavailable, UsageError
@@ -117,7 +117,7 @@ def _database(place: Path, units_url: str) -> Action:
 
     def prepare() -> None:
         command(settings.database.url, PASSWORDS)
-        for role in LOGIN_ROLES:
+        for role in OF_PROCESSES:
             _log_in(units_url, role)
 
     warning = ""
