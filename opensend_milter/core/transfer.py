@@ -16,8 +16,10 @@ PIECE_BYTES = 1_048_576
 LINE_LETTERS = 76
 _LETTERS = rb"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _NOT_LETTERS = bytes(octet for octet in range(256) if octet not in _LETTERS)
-# Possessive: an ordinary repeat would remember every line, more than the message itself.
-_WRAPPED = re.compile(rb"(?:[A-Za-z0-9+/]{76}\r\n)*+[A-Za-z0-9+/]{2,76}={0,2}")
+_LAST_LINE = re.compile(rb"[A-Za-z0-9+/]{2,76}={0,2}")
+# Lines are compared many at a time, each letter made an A: half of what a pattern takes.
+_ANY_LETTER = bytes.maketrans(_LETTERS, b"A" * len(_LETTERS))
+_LINES = (b"A" * LINE_LETTERS + b"\r\n") * 840
 _LONGEST_LINE = 65_536
 """Of quoted-printable, that is waited for as a whole."""
 _LAST_OCTETS = 64
@@ -91,7 +93,7 @@ class Base64:
         if encoding == "base64":
             last = raw[max(end - _LAST_OCTETS, start) : end]
             stop = end - len(last) + len(last.rstrip(b"\r\n"))
-            if _WRAPPED.fullmatch(raw, start, stop) and _last_line(stop - start) % 4 == 0:
+            if _is_wrapped(raw, start, stop):
                 return cls(raw, start, stop, encoding, as_sent=True)
         return cls(raw, start, end, encoding, as_sent=False)
 
@@ -123,6 +125,20 @@ class Base64:
 
 def _written(octets: bytes) -> bytes:
     return encodebytes(octets).replace(b"\n", b"\r\n")
+
+
+def _is_wrapped(raw: Buffer, start: int, stop: int) -> bool:
+    """Tell whether it is lines of 76 letters and a last one, and nothing else."""
+    last = stop - _last_line(stop - start)
+    return (
+        stop > start
+        and (stop - last) % 4 == 0
+        and _LAST_LINE.fullmatch(raw, last, stop) is not None
+        and all(
+            raw[at : min(at + len(_LINES), last)].translate(_ANY_LETTER) == _LINES[: last - at]
+            for at in range(start, last, len(_LINES))
+        )
+    )
 
 
 def _full_lines(octets: int) -> int:

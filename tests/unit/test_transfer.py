@@ -22,6 +22,8 @@ NOISE = st.lists(
                      b"\t", b"\x00", b"\xff", b"A", b"ab", b"Zz9+/", b"a" * 76, b"_", b"-"]), max_size=60
 ).map(b"".join)  # fmt: skip
 
+WRAPPED = re.compile(rb"(?:[A-Za-z0-9+/]{76}\r\n)*[A-Za-z0-9+/]{2,76}={0,2}")
+
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -162,11 +164,27 @@ def test_only_base64_is_taken_over() -> None:
 
 
 @unhurried
-@given(st.from_regex(transfer._WRAPPED, fullmatch=True) | NOISE)
+@given(st.from_regex(WRAPPED, fullmatch=True) | NOISE)
 def test_what_is_taken_over_is_good_base64(raw: bytes) -> None:
     content = Base64.of(raw, 0, len(raw), "base64")
     written = assert_rows(content)
     assert base64.b64decode(written.replace(b"\r\n", b""), validate=True) == whole(raw, "base64")
+
+
+SOUND = b"A1b/" * 19 + b"\r\n"
+FLAWED = [
+    SOUND.replace(b"/", b"_"), SOUND.replace(b"\r\n", b"\n"), SOUND.replace(b"\r\n", b"\r\r"), SOUND[4:], b"A" + SOUND,
+    SOUND[:75] + b"=\r\n", SOUND[:75] + b"\x00\r\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lines", [0, 1, 839, 840, 841, 1_680, 1_681])
+@pytest.mark.parametrize("flaw", [b"", *FLAWED])
+def test_one_line_among_many_is_not_overlooked(lines: int, flaw: bytes) -> None:
+    """However many are looked at together, and wherever it stands."""
+    for at in {0, lines // 2, lines}:
+        raw = b"xyz" + SOUND * at + flaw + SOUND * (lines - at) + b"AAAA"
+        assert transfer._is_wrapped(raw, 3, len(raw)) == (WRAPPED.fullmatch(raw, 3) is not None) == (not flaw)
 
 
 @pytest.fixture
