@@ -82,7 +82,7 @@ def open_lanes(config: Config, role: link.Role = "opensend_milter", tables: link
     policy = policy_of(config)
     habits = Habits(
         duplicate_window=timedelta(seconds=config.policy.duplicate_window_s),
-        logs=config.profile == "opensend",
+        beside_opensend=config.profile == "opensend",
         billing=config.billing == "stripe",
     )
     tables = tables or watched(config)

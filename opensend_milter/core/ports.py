@@ -101,6 +101,10 @@ class JobStore(Protocol):
         """End jobs whose email was taken up without us, where others deliver; return how many."""
         ...
 
+    def make_whole(self) -> int:
+        """Let all that waits be fit for OpenSend's worker, where that delivers; return how many were not."""
+        ...
+
     def set_right(self) -> int:
         """Let be due what waits by a database's clock that was ahead and is not any more. Return how many."""
         ...

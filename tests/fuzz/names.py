@@ -77,7 +77,7 @@ def opened() -> Iterator[Check]:
     with running_cluster() as cluster, tempfile.TemporaryDirectory(prefix="os-fuzz-") as place:
         url = cluster.new_database("names")
         migrations.init(url, Path(place) / "passwords")
-        habits = Habits(duplicate_window=timedelta(hours=1), logs=False, billing=False)
+        habits = Habits(duplicate_window=timedelta(hours=1), beside_opensend=False, billing=False)
         info = conninfo_for(url, Path(place) / "passwords", "opensend_milter")
         with (
             psycopg.connect(cluster.here("names"), autocommit=True) as connection,

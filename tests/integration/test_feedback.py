@@ -140,7 +140,7 @@ def test_the_next_message_to_it_finds_it_suppressed(
     assert book.apply(100) == 1
     rows(database, "INSERT INTO api_keys (id, name, token_hash, user_id) VALUES (%s, 'k', 'h', 'u1')", STRANGER)
     info = conninfo_for(database.url, database.password_dir, "opensend_milter")
-    habits = Habits(duplicate_window=timedelta(0), logs=False, billing=False)
+    habits = Habits(duplicate_window=timedelta(0), beside_opensend=False, billing=False)
     store = PostgresIntakeStore(info, habits, name="t", timeout_s=patience_s())
     to = (Address("JO@xn--bcher-kva.example"), Address("jo@bücher.example"), Address("other@x.net"))
     question = Question(

@@ -294,7 +294,10 @@ def test_the_database_names_a_content_as_we_do(served: Serving, path: Path) -> N
     shown = [mailbox.address for mailbox in (*reading.to, *reading.cc)]
     info = served.url
     store = PostgresIntakeStore(
-        info, Habits(duplicate_window=timedelta(), logs=False, billing=False), name="t", timeout_s=patience_s()
+        info,
+        Habits(duplicate_window=timedelta(), beside_opensend=False, billing=False),
+        name="t",
+        timeout_s=patience_s(),
     )
     try:
         policy = Policy(limits=Limits(), carries=Carries(max_line_octets=None), sender_domains="restricted-only")

@@ -232,21 +232,36 @@ def test_what_was_given_up_is_stored_anew(account: Account, status: str, again: 
     assert repeats(account) == ([0, 1] if again else [2]), "its name works again"
 
 
-def test_a_large_message_is_stored_in_pieces_and_known_again(account: Account) -> None:
-    content = base64.encodebytes(bytes(range(256)) * 12_000).replace(b"\n", b"\r\n")
-    part = b"--b\r\nContent-Type: image/png\r\nContent-Transfer-Encoding: %s\r\n\r\n%s\r\n"
-    head = b"Message-ID: <1@app>\r\nContent-Type: multipart/mixed; boundary=b\r\nFrom: a@example.org\r\n\r\n"
-    body = part % (b"base64", content.removesuffix(b"\r\n")) + part % (b"7bit", b"") + part % (b"7bit", b"x" * 300)
-    for boundary in (b"b", b"other"):
-        raw = (head + body + b"--b--\r\n").replace(b"boundary=b", b"boundary=" + boundary)
-        assert account.send(raw.replace(b"--b", b"--" + boundary)) == TAKEN
+LARGE = base64.encodebytes(bytes(range(256)) * 12_000).replace(b"\n", b"\r\n")
+NAMES = [f"attachment-{n}.png" for n in (1, 2, 3)]
+
+
+def with_attachments(boundary: bytes) -> bytes:
+    """Make a message with a large one, an empty one and one that is not base64 yet."""
+    part = b"--%s\r\nContent-Type: image/png\r\nContent-Transfer-Encoding: %s\r\n\r\n%s\r\n"
+    head = b"Message-ID: <1@app>\r\nContent-Type: multipart/mixed; boundary=%s\r\nFrom: a@example.org\r\n\r\n"
+    parts = ((b"base64", LARGE.removesuffix(b"\r\n")), (b"7bit", b""), (b"7bit", b"x" * 300))
+    return head % boundary + b"".join(part % (boundary, *one) for one in parts) + b"--%s--\r\n" % boundary
+
+
+def test_a_large_message_is_known_again(account: Account) -> None:
+    """By itself: its row names the attachments, and what is in them stands in the raw bytes alone."""
+    assert account.send(with_attachments(b"b")) == account.send(with_attachments(b"other")) == TAKEN
     assert repeats(account) == [1]
-    (attachments,) = of(account, "attachments")
+    assert of(account, "attachments") == [[{"filename": name, "content_type": "image/png"} for name in NAMES]]
+    raw = """SELECT string_agg(c.bytes, NULL ORDER BY c.chunk_no) FROM opensend_milter.raw_chunks c
+        JOIN emails e ON e.id = c.email_id WHERE e.user_id = %s"""
+    assert account.rows(raw) == [(with_attachments(b"b"),)]
+
+
+def test_a_large_message_beside_opensend_is_stored_in_pieces(neighbour: Account) -> None:
+    assert neighbour.send(with_attachments(b"b")) == TAKEN
+    (attachments,) = of(neighbour, "attachments")
     assert isinstance(attachments, list)
-    expected = [content, b"", base64.encodebytes(b"x" * 300).replace(b"\n", b"\r\n")]
+    expected = [LARGE, b"", base64.encodebytes(b"x" * 300).replace(b"\n", b"\r\n")]
     assert [attachment["content"].encode() for attachment in attachments] == expected
-    assert [attachment["filename"] for attachment in attachments] == [f"attachment-{n}.png" for n in (1, 2, 3)]
-    assert account.served.rows("SELECT * FROM opensend_milter.pieces") == []
+    assert [attachment["filename"] for attachment in attachments] == NAMES
+    assert neighbour.served.rows("SELECT * FROM opensend_milter.pieces") == []
 
 
 # ---------------------------------------------------------------------- sent again: Idempotency-Key
@@ -434,7 +449,7 @@ class Rival:
     """Another process of ours on the same database."""
 
     def __init__(self, database: Database, name: str = "rival") -> None:
-        habits = Habits(duplicate_window=timedelta(seconds=WINDOW_S), logs=False, billing=False)
+        habits = Habits(duplicate_window=timedelta(seconds=WINDOW_S), beside_opensend=False, billing=False)
         self.policy = Policy(limits=Limits(), carries=Carries(), sender_domains="restricted-only")
         self.store = PostgresIntakeStore(database.url_for("opensend_milter"), habits, name=name, timeout_s=patience_s())
         self.intake = Intake(self.store, self.policy)
@@ -958,7 +973,7 @@ def test_a_log_says_which_way_a_message_came(
     with beside.connect() as connection:
         connection.execute("INSERT INTO api_keys (id, name, token_hash, user_id) VALUES (%s, 't', 't', 'u')", [KEYS[0]])
         connection.execute("INSERT INTO domains (name, status, user_id) VALUES ('example.org', 'verified', 'u')")
-    habits = Habits(duplicate_window=timedelta(), logs=True, billing=False)
+    habits = Habits(duplicate_window=timedelta(), beside_opensend=True, billing=False)
     policy = Policy(limits=Limits(), carries=Carries(), sender_domains="verified")
     asked = received(mail(sender="a@other.example"))
     envelope = replace(asked.envelope, sender=Address(f"{odd}@example.org"))

@@ -57,7 +57,7 @@ def suppressed(database: Database, *recipients: str) -> set[str]:
         "INSERT INTO api_keys (id, name, token_hash, user_id) VALUES (%s, 'k', 'h', 'u1') ON CONFLICT DO NOTHING",
         KEY,
     )
-    habits = Habits(duplicate_window=timedelta(0), logs=False, billing=False)
+    habits = Habits(duplicate_window=timedelta(0), beside_opensend=False, billing=False)
     store = PostgresIntakeStore(database.url_for("opensend_milter"), habits, name="t", timeout_s=patience_s())
     question = Question(
         key_id=KEY,

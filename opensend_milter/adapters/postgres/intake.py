@@ -38,7 +38,7 @@ from opensend_milter.core.model import (
     UserId,
 )
 
-SQL = {**statements("intake"), **statements("billing")}
+SQL = {**statements("intake"), **statements("billing"), **statements("whole_rows")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +47,8 @@ class Habits:
 
     duplicate_window: timedelta
     """Zero: a message that is sent again is a new one, unless it has an Idempotency-Key."""
-    logs: bool
-    """Write the rows that OpenSend's dashboard shows."""
+    beside_opensend: bool
+    """Write what its dashboard shows, and large attachments into the row, where its worker reads them."""
     billing: bool
     """Ask OpenSend's billing, and count for it."""
 
@@ -169,14 +169,17 @@ class PostgresIntakeStore:
                     "fingerprints": [self._fingerprint(accept.identity) for _, accept in freed],
                 },
             )
-        staged = [(message, accept) for message, accept in accepted if intake_rows.is_staged(accept)]
+        whole_rows = self._habits.beside_opensend
+        staged = [(message, accept) for message, accept in accepted if whole_rows and intake_rows.is_large(accept)]
         for message, accept in staged:
-            yield from intake_rows.pieces(message, accept)
+            yield from intake_rows.pieces(message.id, accept.reading)
         yield (
             "settle",
             columns(
                 [
-                    intake_rows.accept_values(message, accept, self._fingerprint(accept.identity))
+                    intake_rows.accept_values(
+                        message, accept, self._fingerprint(accept.identity), whole_rows=whole_rows
+                    )
                     for message, accept in accepted
                 ]
             ),
@@ -200,7 +203,9 @@ class PostgresIntakeStore:
         """Yield what OpenSend's own code would have written besides the row."""
         if events := [intake_rows.event_values(s) for s in settlements if intake_rows.has_event(s)]:
             yield "suppressed", columns(events)
-        if self._habits.logs and (logs := [intake_rows.log_values(s) for s in settlements if intake_rows.is_logged(s)]):
+        if self._habits.beside_opensend and (
+            logs := [intake_rows.log_values(s) for s in settlements if intake_rows.is_logged(s)]
+        ):
             yield "log", columns(logs)
         if self._habits.billing and (
             counts := Counter(s.verdict.user_id for s in settlements if isinstance(s.verdict, Accept))

@@ -101,10 +101,6 @@ USING unnest(%(key_ids)s::uuid[], %(fingerprints)b::bytea[], %(ids)s::uuid[]) AS
 -- Not one that somebody else has taken since.
 WHERE f.key_id = n.key_id AND f.fingerprint = n.fingerprint AND f.email_id = n.email_id;
 
--- stage -- the next piece of an attachment that is too large to be a parameter
-INSERT INTO opensend_milter.pieces (email_id, attachment_no, piece_no, content)
-VALUES (%(id)s, %(attachment_no)s, %(piece_no)s, %(content)s);
-
 -- settle -- store a batch: rows, records, raw bytes, jobs and refusals, all or nothing
 WITH mail AS (
     INSERT INTO public.emails (id, "from", "to", cc, bcc, reply_to, subject, html, text, status, tags, headers,
@@ -112,11 +108,8 @@ WITH mail AS (
     SELECT m.id, m.sender, m.to_list, m.cc_list, m.bcc_list, m.reply_to, m.subject, m.html, m.text,
         CASE WHEN m.scheduled_at IS NULL THEN 'queued' ELSE 'scheduled' END, m.tags, m.headers,
         CASE WHEN m.staged THEN (
-            SELECT jsonb_agg(a.fields || jsonb_build_object('content', (
-                SELECT string_agg(p.content, '' ORDER BY p.piece_no) FROM opensend_milter.pieces p
-                WHERE p.email_id = m.id AND p.attachment_no = a.no)) ORDER BY a.no)
-            FROM jsonb_array_elements(m.attachments) WITH ORDINALITY AS a (fields, no))
-        ELSE m.attachments END,
+            -- include: staged, list = m.attachments, email = m.id
+        ) ELSE m.attachments END,
         m.user_id, now(), m.scheduled_at, m.idempotency_key, m.document
     FROM unnest(%(ids)s::uuid[], %(senders)s::text[], %(to_lists)s::jsonb[], %(cc_lists)s::jsonb[],
         %(bcc_lists)s::jsonb[], %(reply_tos)s::jsonb[], %(subjects)s::text[], %(htmls)s::text[], %(texts)s::text[],
@@ -154,9 +147,6 @@ INSERT INTO opensend_milter.jobs (email_id, user_id, not_before, announce_at, co
 SELECT j.email_id, j.user_id, coalesce(j.scheduled_at, now()), coalesce(j.scheduled_at, now()), j.courier
 FROM unnest(%(ids)s::uuid[], %(user_ids)s::text[], %(scheduled_ats)s::timestamptz[], %(couriers)s::text[])
     AS j (email_id, user_id, scheduled_at, courier);
-
--- unstage -- the pieces are in the row now
-DELETE FROM opensend_milter.pieces WHERE email_id = ANY (%(ids)s::uuid[]);
 
 -- add_chunk -- store the next piece of a large message
 INSERT INTO opensend_milter.raw_chunks (email_id, chunk_no, bytes) VALUES (%(id)s, %(chunk_no)s, %(bytes)b);

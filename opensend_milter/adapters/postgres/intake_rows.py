@@ -12,7 +12,7 @@ from uuid import uuid4
 from opensend_milter.core import row
 from opensend_milter.core.address import domain_of, normal_domain
 from opensend_milter.core.ids import key_id
-from opensend_milter.core.model import Accept, Attachment, Message, Refuse, Repeat, Settlement
+from opensend_milter.core.model import Accept, Attachment, EmailId, Message, Reading, Refuse, Repeat, Settlement
 from opensend_milter.core.refs import token_hash
 from opensend_milter.core.rules import Rule
 from opensend_milter.core.transfer import PIECE_BYTES, slices
@@ -61,17 +61,17 @@ def later_chunks(message: Message) -> Iterator[Step]:
         yield "add_chunk", {"id": message.id, "chunk_no": number, "bytes": piece}
 
 
-def pieces(message: Message, accept: Accept) -> Iterator[Step]:
+def pieces(email_id: EmailId, reading: Reading) -> Iterator[Step]:
     """Yield attachments that are too large to be one parameter, piece by piece."""
-    for attachment_no, attachment in enumerate(accept.reading.attachments, 1):
+    for attachment_no, attachment in enumerate(reading.attachments, 1):
         for piece_no, piece in enumerate(attachment.content.pieces()):
             content = piece.decode("ascii")
-            place = {"id": message.id, "attachment_no": attachment_no, "piece_no": piece_no}
+            place = {"id": email_id, "attachment_no": attachment_no, "piece_no": piece_no}
             yield "stage", {**place, "content": content}
 
 
-def is_staged(accept: Accept) -> bool:
-    """Tell whether the attachments go into the row by way of `pieces`."""
+def is_large(accept: Accept) -> bool:
+    """Tell whether the attachments go into the row by way of `pieces`, or not at all."""
     return sum(each.content.end - each.content.start for each in accept.reading.attachments) > CHUNK_BYTES
 
 
@@ -153,16 +153,16 @@ def log_values(settlement: Settlement) -> Values:
     }
 
 
-def accept_values(message: Message, accept: Accept, fingerprint: bytes | None) -> Values:
+def accept_values(message: Message, accept: Accept, fingerprint: bytes | None, *, whole_rows: bool) -> Values:
     """Make OpenSend's row, and our record beside it."""
     headers = row.headers(accept.reading)
-    return _row(message, accept, headers) | _record(message, accept, headers, fingerprint)
+    return _row(message, accept, headers, whole_rows=whole_rows) | _record(message, accept, headers, fingerprint)
 
 
-def _row(message: Message, accept: Accept, headers: row.Headers) -> Values:
+def _row(message: Message, accept: Accept, headers: row.Headers, *, whole_rows: bool) -> Values:
     reading, wishes = accept.reading, accept.reading.wishes
     shown = row.recipients(accept.recipients, reading)
-    staged = is_staged(accept)
+    large = is_large(accept)
     return {
         "ids": message.id,
         "senders": clean(row.sender(reading.sender)),
@@ -177,8 +177,8 @@ def _row(message: Message, accept: Accept, headers: row.Headers) -> Values:
         if wishes.tags
         else "[]",
         "header_objects": _json(headers.kept),
-        "attachment_lists": _json([_attachment(attachment, staged=staged) for attachment in reading.attachments]),
-        "staged": staged,
+        "attachment_lists": attachments(reading, with_content=not large),
+        "staged": large and whole_rows,
         "user_ids": accept.user_id,
         "scheduled_ats": accept.scheduled_at,
         "couriers": accept.courier or "",
@@ -235,11 +235,16 @@ def refuse_values(settlement: Settlement, refusal: Refuse) -> Values:
     }
 
 
-def _attachment(attachment: Attachment, *, staged: bool) -> dict[str, str]:
+def attachments(reading: Reading, *, with_content: bool) -> str:
+    """Make the row's list of them."""
+    return _json([_attachment(attachment, with_content=with_content) for attachment in reading.attachments])
+
+
+def _attachment(attachment: Attachment, *, with_content: bool) -> dict[str, str]:
     fields = {"filename": attachment.filename, "content_type": attachment.content_type}
     if attachment.content_id:
         fields["content_id"] = attachment.content_id
-    if not staged:
+    if with_content:
         fields["content"] = b"".join(attachment.content.pieces()).decode("ascii")
     return fields
 

@@ -14,6 +14,7 @@ from typing import Any, LiteralString
 from opensend_milter.adapters.postgres.answers import NOBODY, answered, clean, listed, results, text, told
 from opensend_milter.adapters.postgres.job_rows import Parameters, RouteRow, SubmissionRow, TakenRow, UncertainRow
 from opensend_milter.adapters.postgres.link import Connection, Link, Tables, statements
+from opensend_milter.adapters.postgres.whole_rows import make_all_whole, make_whole
 from opensend_milter.core.address import domain_of, normal_domain, unicode_domain
 from opensend_milter.core.ids import SENT_ONCE
 from opensend_milter.core.model import (
@@ -81,6 +82,9 @@ class PostgresJobStore:
     def due_announcements(self, limit: int) -> list[Announcement]:
         """Take emails whose job is to be announced; they come again after a minute if nobody says more."""
         rows = self._all("due_announcements", {"limit": limit, "hand_over": self._hand_over})
+        if self._hand_over:
+            lacking = make_whole(self._link, [EmailId(row[0]) for row in rows])
+            rows = [row for row in rows if row[0] not in lacking]
         due = [
             Announcement(email_id=EmailId(email_id), requested_at=requested_at, attempts=attempts)
             for email_id, requested_at, attempts in rows
@@ -238,6 +242,10 @@ class PostgresJobStore:
         for email_id, queue_id in uncertain:
             log.error('%s: email=%s status=uncertain reason="%s"', queue_id, email_id, LOST_WORKER)
         return len(given_back) + len(uncertain) + self._fail_long_uncertain()
+
+    def make_whole(self) -> int:
+        """Let all that waits be fit for OpenSend's worker, which may take it up unasked; return how many were not."""
+        return make_all_whole(self._link) if self._hand_over else 0
 
     def set_right(self) -> int:
         """Let be due what waits by a database's clock that was ahead and is not any more. Return how many."""

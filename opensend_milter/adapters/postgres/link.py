@@ -34,7 +34,7 @@ Role = Literal[
     "opensend_reader", "opensend_body_reader",
 ]  # fmt: skip
 StatementFile = Literal[
-    "intake", "billing", "jobs", "feedback", "spellings", "webhooks", "submissions", "letters", "rates",
+    "intake", "billing", "whole_rows", "jobs", "feedback", "spellings", "webhooks", "submissions", "letters", "rates",
     "admin", "deliveries", "inspection", "suppression_files", "switching", "verification",
     "search", "filling", "story", "contents",
 ]  # fmt: skip

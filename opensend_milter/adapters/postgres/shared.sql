@@ -107,3 +107,13 @@ LEFT JOIN LATERAL (
     SELECT h.payload FROM public.email_events h
     WHERE h.email_id = e.id AND (h.type IN ('sent', 'failed', 'delayed') OR h.payload ? 'attempt')
     ORDER BY h.received_at DESC, h.id LIMIT 1) v ON true
+
+-- staged -- the {list} of the attachments of an {email}, each with the content that waits in `pieces`
+SELECT jsonb_agg(a.fields || jsonb_build_object('content', (
+    SELECT string_agg(p.content, '' ORDER BY p.piece_no) FROM opensend_milter.pieces p
+    WHERE p.email_id = {email} AND p.attachment_no = a.no)) ORDER BY a.no)
+FROM jsonb_array_elements({list}) WITH ORDINALITY AS a (fields, no)
+
+-- lacking -- whether the row `e` only names its attachments; one that is larger than any list of names has them
+CASE WHEN pg_column_size(e.attachments) > 1000000 THEN false
+    ELSE jsonb_path_exists(e.attachments, '$[*] ? (!exists(@.content))') END

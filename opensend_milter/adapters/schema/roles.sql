@@ -175,6 +175,9 @@ GRANT SELECT (id, name, status, user_id, region, ses_configuration_set_name, tra
     ON public.domains TO opensend_worker;
 GRANT SELECT, UPDATE (provider_id, raw_dropped_at) ON opensend_milter.submissions TO opensend_worker;
 GRANT SELECT, DELETE ON opensend_milter.raw_chunks TO opensend_worker;
+-- It makes rows whole before OpenSend's own worker has them.
+GRANT SELECT (attachments), UPDATE (attachments) ON public.emails TO opensend_worker;
+GRANT SELECT, INSERT, DELETE ON opensend_milter.pieces TO opensend_worker;
 GRANT SELECT, UPDATE, DELETE ON opensend_milter.jobs TO opensend_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON opensend_milter.recipient_results, opensend_milter.soft_bounces
     TO opensend_worker;

@@ -235,6 +235,8 @@ class Housekeeping:
         if time.monotonic() - self._pruned_at > _PRUNE_EVERY_S:
             if put_off := self.store.set_right():
                 log.warning("%d jobs are due: the database's clock was ahead when they were put off", put_off)
+            if made_whole := self.store.make_whole():
+                log.info("%d emails have their attachments in their rows now, for OpenSend's worker", made_whole)
             self.store.prune()
             self._pruned_at = time.monotonic()
         return self.settings.housekeeping_s
