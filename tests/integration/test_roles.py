@@ -52,7 +52,7 @@ INTAKE_TABLES = {
     "opensend_milter.rate_buckets": {"SELECT", "INSERT", "UPDATE"},
     "opensend_milter.key_usage": {"SELECT", "INSERT", "UPDATE"},
 }
-READERS: tuple[Role, ...] = ("opensend_reader", "opensend_body_reader")
+READERS: tuple[Role, ...] = ("opensend_reader", "opensend_body_reader", "opensend_console")
 LOOKS = {
     table: {"SELECT"}
     for table in (
@@ -65,6 +65,15 @@ LOOKS = {
 MAY: dict[Role, dict[str, set[str]]] = {
     "opensend_reader": LOOKS,
     "opensend_body_reader": LOOKS | {"opensend_milter.raw_chunks": {"SELECT"}},
+    "opensend_console": LOOKS
+    | {
+        "opensend_milter.key_settings": {"SELECT"},
+        "opensend_milter.key_usage": {"SELECT"},
+        "opensend_milter.webhook_settings": {"SELECT"},
+        "opensend_milter.console_users": {"SELECT"},
+        "opensend_milter.console_sessions": {"SELECT", "INSERT", "DELETE"},
+        "opensend_milter.console_views": {"INSERT"},
+    },
     "opensend_dovecot_auth": {},
     "opensend_milter": INTAKE_TABLES,
     "opensend_http": INTAKE_TABLES
@@ -116,6 +125,7 @@ INTAKE_WORKS = [
 WORKS: list[tuple[Role, str]] = [
     ("opensend_dovecot_auth", KEY_ID),
     ("opensend_http", KEY_ID),
+    ("opensend_console", KEY_ID),
     ("opensend_http", REFUSED),
     *(("opensend_milter", statement) for statement in INTAKE_WORKS),
     *(("opensend_http", statement) for statement in INTAKE_WORKS),
@@ -148,7 +158,6 @@ FILLING = [
 ]
 EVERYBODY = [
     "SELECT token_hash FROM public.api_keys",
-    "SELECT token_preview FROM public.api_keys",
     "UPDATE public.api_keys SET permission = 'full_access'",
     "DELETE FROM public.email_suppressions",
     "UPDATE public.domains SET status = 'verified'",
@@ -181,12 +190,36 @@ INTAKE_NEVER = [
 ]
 NEVER: list[tuple[Role, str]] = [
     *((role, statement) for role in LOGIN_ROLES for statement in EVERYBODY),
+    *((role, "SELECT token_preview FROM public.api_keys") for role in LOGIN_ROLES if role != "opensend_console"),
     *((role, "SELECT html FROM public.emails") for role in LOGIN_ROLES if role != "opensend_body_reader"),
     *((role, "SELECT token_hash FROM opensend_milter.refusals") for role in READERS),
     *((role, "SELECT response_body FROM public.webhook_deliveries") for role in READERS),
     *((role, "SELECT secret FROM opensend_milter.secrets") for role in READERS),
-    ("opensend_reader", "SELECT headers FROM public.emails"),
-    ("opensend_reader", "SELECT bytes FROM opensend_milter.raw_chunks"),
+    *(
+        (role, statement)
+        for role in ("opensend_reader", "opensend_console")
+        for statement in (
+            "SELECT headers FROM public.emails",
+            "SELECT text FROM public.emails",
+            "SELECT attachments FROM public.emails",
+            "SELECT document FROM public.emails",
+            "SELECT bytes FROM opensend_milter.raw_chunks",
+        )
+    ),
+    *(
+        ("opensend_console", statement)
+        for statement in (
+            "SELECT token_hash FROM opensend_milter.key_secrets",
+            "SELECT viewer FROM opensend_milter.console_views",
+            "DELETE FROM opensend_milter.console_views",
+            "UPDATE opensend_milter.console_views SET viewer = 'nobody'",
+            "INSERT INTO opensend_milter.console_users VALUES ('me', 'x', 'x')",
+            "UPDATE opensend_milter.console_users SET digest = 'x'",
+            "UPDATE opensend_milter.console_sessions SET expires_at = 'infinity'",
+            "UPDATE public.emails SET status = 'sent'",
+            "DELETE FROM opensend_milter.jobs",
+        )
+    ),
     *(("opensend_milter", statement) for statement in INTAKE_NEVER),
     *(("opensend_http", statement) for statement in INTAKE_NEVER),
     *((role, MAY_CHANGE) for role in LOGIN_ROLES),
@@ -270,6 +303,9 @@ def test_each_role_can_do_its_work(database: Database) -> None:
         ("opensend_http", "submissions"),
         ("opensend_http", "letters"),
         ("opensend_worker", "jobs"),
+        ("opensend_console", "console"),
+        ("opensend_console", "search"),
+        ("opensend_console", "story"),
     ],
 )
 def test_each_role_may_run_the_statements_of_its_file(database: Database, role: Role, file: StatementFile) -> None:

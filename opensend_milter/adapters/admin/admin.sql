@@ -32,7 +32,8 @@ ORDER BY k.created_at, k.id;
 -- delete_key -- revoke: as in OpenSend, a key is good as long as its row is there
 WITH settings AS (DELETE FROM opensend_milter.key_settings WHERE key_id = %(id)s::uuid),
     secrets AS (DELETE FROM opensend_milter.key_secrets WHERE key_id = %(id)s::uuid),
-    usage AS (DELETE FROM opensend_milter.key_usage WHERE key_id = %(id)s::uuid)
+    usage AS (DELETE FROM opensend_milter.key_usage WHERE key_id = %(id)s::uuid),
+    sessions AS (DELETE FROM opensend_milter.console_sessions WHERE key_id = %(id)s::uuid)
 DELETE FROM public.api_keys WHERE id = %(id)s::uuid;
 
 -- set_key -- what holds for one key only; NULL leaves a thing as it is, what is empty takes it away
@@ -67,6 +68,8 @@ WITH old AS (
 ), older AS (
     UPDATE opensend_milter.key_secrets SET expires_at = least(expires_at, now() + %(keep)s::interval)
     WHERE key_id = %(id)s::uuid
+), ended AS (
+    DELETE FROM opensend_milter.console_sessions WHERE key_id = %(id)s::uuid
 ), kept AS (
     INSERT INTO opensend_milter.key_secrets (token_hash, key_id, expires_at)
     SELECT token_hash, id, now() + %(keep)s::interval FROM old WHERE %(keep)s::interval > interval '0'
@@ -79,7 +82,8 @@ FROM opensend_milter.key_secrets
 WHERE key_id = %(id)s::uuid AND (expires_at IS NULL OR expires_at > now())
 ORDER BY created_at DESC, token_hash;
 
--- delete_secret -- end a secret before its time
+-- delete_secret -- end a secret before its time, and what somebody may have begun with it
+WITH ended AS (DELETE FROM opensend_milter.console_sessions WHERE key_id = %(id)s::uuid)
 DELETE FROM opensend_milter.key_secrets WHERE key_id = %(id)s::uuid AND starts_with(token_hash, %(hash)s);
 
 -- add_domain -- a domain of a user

@@ -57,6 +57,7 @@ def needed(config: Config, cores: int | None = None) -> Mapping[Role, int]:
         # Of commands, each for a moment.
         "opensend_reader": 2,
         "opensend_body_reader": 1,
+        "opensend_console": 0,
     }
 
 

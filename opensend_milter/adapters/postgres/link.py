@@ -31,15 +31,19 @@ log = logging.getLogger(__name__)
 Connection = psycopg.Connection[TupleRow]
 Role = Literal[
     "opensend_dovecot_auth", "opensend_milter", "opensend_worker", "opensend_http",
-    "opensend_reader", "opensend_body_reader",
+    "opensend_reader", "opensend_body_reader", "opensend_console",
 ]  # fmt: skip
 StatementFile = Literal[
-    "intake", "billing", "whole_rows", "jobs", "feedback", "spellings", "webhooks", "submissions", "letters", "rates",
-    "admin", "deliveries", "inspection", "suppression_files", "switching", "verification",
+    "intake", "billing", "jobs", "feedback", "spellings", "webhooks", "submissions", "letters", "rates", "whole_rows",
+    "console",
+    "admin", "console_users", "deliveries", "inspection", "suppression_files", "switching", "verification",
     "search", "filling", "story", "contents",
 ]  # fmt: skip
 _FOLDERS = {
-    **dict.fromkeys(("admin", "deliveries", "inspection", "suppression_files", "switching", "verification"), "admin"),
+    **dict.fromkeys(
+        ("admin", "console_users", "deliveries", "inspection", "suppression_files", "switching", "verification"),
+        "admin",
+    ),
     **dict.fromkeys(("search", "filling", "story", "contents"), "postgres/lookup"),
 }
 """Of statement files that are not beside us."""

@@ -14,12 +14,20 @@ from opensend_milter.core.errors import StoreUnavailable
 class Pool:
     """Lends them in turn; raises StoreUnavailable where none comes back in time."""
 
-    def __init__(self, info: str, *, connections: int, timeout_s: float, tables: Tables | None = None) -> None:
-        """`timeout_s`: for a connection, and for what is asked over it."""
+    def __init__(
+        self,
+        info: str,
+        *,
+        connections: int,
+        timeout_s: float,
+        tables: Tables | None = None,
+        name: str = "opensend-http",
+    ) -> None:
+        """`timeout_s`: for a connection, and for what is asked over it; `name`: what the server calls them."""
         self._timeout_s = timeout_s
         self._links: queue.LifoQueue[Link] = queue.LifoQueue()
         for number in range(connections):
-            self._links.put(Link(info, name=f"opensend-http-{number}", timeout_s=timeout_s, tables=tables))
+            self._links.put(Link(info, name=f"{name}-{number}", timeout_s=timeout_s, tables=tables))
 
     def close(self) -> None:
         """Let go of all connections."""

@@ -21,16 +21,17 @@ from opensend_milter.core.errors import ConfigError, UsageError
 
 KEY_READER = "opensend_key_reader"
 LOGIN_ROLES: tuple[Role, ...] = get_args(Role)
-FOR_PEOPLE: tuple[Role, ...] = ("opensend_reader", "opensend_body_reader")
-"""Commands go without where their password is not: on one host of several is enough."""
+FOR_PEOPLE: tuple[Role, ...] = ("opensend_reader", "opensend_body_reader", "opensend_console")
+"""Commands, and a host without a console, go without where their password is not: on one of several is enough."""
 OF_PROCESSES = tuple(role for role in LOGIN_ROLES if role not in FOR_PEOPLE)
 CONNECTION_LIMITS: Mapping[Role, int] = {
-    "opensend_dovecot_auth": 20,
+    "opensend_dovecot_auth": 14,
     "opensend_milter": 32,
     "opensend_worker": 20,
     "opensend_http": 20,
     "opensend_reader": 4,
     "opensend_body_reader": 2,
+    "opensend_console": 6,
 }
 """Together below Postgres's default of 100: our processes cannot lock the administrator out."""
 

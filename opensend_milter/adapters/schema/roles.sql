@@ -6,7 +6,8 @@ DECLARE
     member text;
 BEGIN
     FOREACH member IN ARRAY ARRAY[
-        'opensend_dovecot_auth', 'opensend_milter', 'opensend_worker', 'opensend_http', 'opensend_reader', 'opensend_body_reader'
+        'opensend_dovecot_auth', 'opensend_milter', 'opensend_worker', 'opensend_http', 'opensend_reader', 'opensend_body_reader',
+        'opensend_console'
     ] LOOP
         IF NOT has_database_privilege(member, current_database(), 'CONNECT') THEN
             EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), member);
@@ -30,10 +31,10 @@ END $$;
 -- What an earlier version granted in our own schema and this one does not.
 REVOKE ALL ON ALL TABLES IN SCHEMA opensend_milter
     FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http, opensend_reader,
-        opensend_body_reader;
+        opensend_body_reader, opensend_console;
 REVOKE ALL ON SCHEMA opensend_milter
     FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http, opensend_reader,
-        opensend_body_reader;
+        opensend_body_reader, opensend_console;
 
 -- Some functions run as their owner, who cannot log in. They find keys, compare rows that OpenSend's REST API made, show of a
 -- refusal what a stranger may see, and let the holder of a key read, take back and put off emails: the HTTP process alone can do
@@ -69,7 +70,7 @@ BEGIN
 END $$;
 
 GRANT USAGE ON SCHEMA opensend_milter TO opensend_dovecot_auth;
-GRANT EXECUTE ON FUNCTION opensend_milter.key_id(text) TO opensend_dovecot_auth, opensend_http;
+GRANT EXECUTE ON FUNCTION opensend_milter.key_id(text) TO opensend_dovecot_auth, opensend_http, opensend_console;
 GRANT EXECUTE ON FUNCTION opensend_milter.row_digest(uuid) TO opensend_milter, opensend_http;
 GRANT EXECUTE ON FUNCTION opensend_milter.letters(text, uuid[], boolean), opensend_milter.cancel(text, uuid),
     opensend_milter.reschedule(text, uuid, timestamptz) TO opensend_http;
@@ -85,7 +86,8 @@ DECLARE
     setting text;
 BEGIN
     FOREACH role IN ARRAY ARRAY[
-        'opensend_dovecot_auth', 'opensend_milter', 'opensend_worker', 'opensend_http', 'opensend_reader', 'opensend_body_reader'
+        'opensend_dovecot_auth', 'opensend_milter', 'opensend_worker', 'opensend_http', 'opensend_reader', 'opensend_body_reader',
+        'opensend_console'
     ] LOOP
         FOREACH setting IN ARRAY ARRAY[
             'tcp_keepalives_idle = 5', 'tcp_keepalives_interval = 5', 'tcp_keepalives_count = 3', 'tcp_user_timeout = 20000',
@@ -149,7 +151,7 @@ GRANT SELECT (id, status, attempt, status_code, attempted_at, next_retry_at) ON 
 GRANT SELECT (client_address, tls, sender, from_address, size_bytes, repeated_at, raw_dropped_at)
     ON opensend_milter.submissions TO opensend_http;
 GRANT SELECT (courier, announce_at) ON opensend_milter.jobs TO opensend_http;
-GRANT SELECT ON opensend_milter.odd_spellings TO opensend_reader, opensend_body_reader;
+GRANT SELECT ON opensend_milter.odd_spellings TO opensend_reader, opensend_body_reader, opensend_console;
 GRANT SELECT (user_id, sender, message_id, front_door, client_address, size_bytes)
     ON opensend_milter.refusals TO opensend_http;
 
@@ -190,25 +192,27 @@ GRANT SELECT (email_id, computed_at), DELETE ON opensend_milter.row_digests TO o
 
 -- Who looks for a message sees how it fared and not what it says: neither its text nor the fields of its header, for there
 -- is what an application puts there. Whoever may read all that is another role. Neither can write.
-GRANT USAGE ON SCHEMA public, opensend_milter TO opensend_reader, opensend_body_reader;
-GRANT SELECT (id, name, user_id, permission, domain, created_at) ON public.api_keys TO opensend_reader, opensend_body_reader;
-GRANT SELECT (id, name, status, user_id) ON public.domains TO opensend_reader, opensend_body_reader;
+GRANT USAGE ON SCHEMA public, opensend_milter TO opensend_reader, opensend_body_reader, opensend_console;
+GRANT SELECT (id, name, user_id, permission, domain, created_at) ON public.api_keys
+    TO opensend_reader, opensend_body_reader, opensend_console;
+GRANT SELECT (id, name, status, user_id) ON public.domains TO opensend_reader, opensend_body_reader, opensend_console;
 GRANT SELECT (id, "from", "to", cc, bcc, reply_to, subject, status, tags, scheduled_at, sent_at, created_at, user_id,
         provider_retry_count, provider_last_attempted_at, provider_next_retry_at, provider_dead_lettered_at,
         provider_last_error_code, provider_last_error_message)
-    ON public.emails TO opensend_reader, opensend_body_reader;
+    ON public.emails TO opensend_reader, opensend_body_reader, opensend_console;
 GRANT SELECT ON public.email_events, opensend_milter.submissions, opensend_milter.jobs, opensend_milter.recipient_results,
     opensend_milter.domain_settings
-    TO opensend_reader, opensend_body_reader;
+    TO opensend_reader, opensend_body_reader, opensend_console;
 GRANT SELECT (id, refused_at, rule, code, enhanced, text, front_door, queue_id, client_address, key_id, user_id, sender,
         from_domain, recipients, message_id, size_bytes, ref)
-    ON opensend_milter.refusals TO opensend_reader, opensend_body_reader;
+    ON opensend_milter.refusals TO opensend_reader, opensend_body_reader, opensend_console;
 GRANT SELECT (user_id, email, reason, source_email_id, suppressed_at, updated_at) ON public.email_suppressions
-    TO opensend_reader, opensend_body_reader;
-GRANT SELECT (id, url, user_id, status, event_types, created_at) ON public.webhooks TO opensend_reader, opensend_body_reader;
+    TO opensend_reader, opensend_body_reader, opensend_console;
+GRANT SELECT (id, url, user_id, status, event_types, created_at) ON public.webhooks
+    TO opensend_reader, opensend_body_reader, opensend_console;
 -- What customers' servers answer may quote what they were told.
 GRANT SELECT (id, webhook_id, event_id, attempt, status, status_code, attempted_at, next_retry_at, created_at)
-    ON public.webhook_deliveries TO opensend_reader, opensend_body_reader;
+    ON public.webhook_deliveries TO opensend_reader, opensend_body_reader, opensend_console;
 GRANT SELECT (html, text, headers, attachments, document) ON public.emails TO opensend_body_reader;
 GRANT SELECT ON opensend_milter.raw_chunks TO opensend_body_reader;
 ALTER ROLE opensend_reader SET default_transaction_read_only = on;
@@ -216,3 +220,13 @@ ALTER ROLE opensend_body_reader SET default_transaction_read_only = on;
 -- A person waits, and so do others for what they lock.
 ALTER ROLE opensend_reader SET statement_timeout = '30s';
 ALTER ROLE opensend_body_reader SET statement_timeout = '60s';
+ALTER ROLE opensend_console SET statement_timeout = '30s';
+
+-- The console shows that, and lists of keys, domains and webhooks. It puts down who looks and who read what a message says, and
+-- cannot take the latter back.
+GRANT SELECT (token_preview, last_used_at) ON public.api_keys TO opensend_console;
+GRANT SELECT (created_at) ON public.domains TO opensend_console;
+GRANT SELECT ON opensend_milter.key_settings, opensend_milter.key_usage, opensend_milter.webhook_settings,
+    opensend_milter.console_users TO opensend_console;
+GRANT SELECT, INSERT, DELETE ON opensend_milter.console_sessions TO opensend_console;
+GRANT INSERT ON opensend_milter.console_views TO opensend_console;
