@@ -41,6 +41,8 @@ CLIMBED = {
         "servers/worker/feedback.py",
         "opensend_milter.servers.web.caller",
     ),
+    "Pages know nobody who shows them": ("servers/pages/marks.py", "opensend_milter.servers.web.caller"),
+    "Mail moves without pages": ("servers/auth_gate.py", "opensend_milter.servers.pages.marks"),
 }
 """By contract: a module, and what it must not import."""
 

@@ -1,0 +1,37 @@
+"""Values as a page shows them: times in UTC, and what strangers wrote without what would turn or hide it."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+MOST_CHARACTERS = 1_000
+"""Of one text that somebody else wrote, where its place is a line."""
+_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
+_PICTURES = 0x2400
+_DELETE = "\x7f"
+
+
+def shown(text: str | None, most: int = MOST_CHARACTERS) -> str:
+    """Return a text on one line, with a sign for whatever would not be seen; more than `most` is cut."""
+    if not text:
+        return ""
+    cut = text if len(text) <= most else text[:most] + "…"
+    return _HIDDEN.sub(_seen, cut)
+
+
+def moment(at: datetime) -> str:
+    """Say a time to the second."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def instant(at: datetime) -> str:
+    """Say a time for programs."""
+    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _seen(hidden: re.Match[str]) -> str:
+    sign = hidden[0]
+    if sign <= "\x1f":
+        return chr(_PICTURES + ord(sign))
+    return "\u2421" if sign == _DELETE else f"[U+{ord(sign):04X}]"
