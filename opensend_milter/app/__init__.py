@@ -10,12 +10,25 @@ if TYPE_CHECKING:
     from opensend_milter.app.gating import guard
     from opensend_milter.app.seeding import find_email, find_log, prepare_sandbox
     from opensend_milter.app.serving import serve
+    from opensend_milter.app.showing import console
     from opensend_milter.app.web import http
     from opensend_milter.app.working import job_store, work
 
-__all__ = ["find_email", "find_log", "guard", "http", "job_store", "misfits", "prepare_sandbox", "serve", "work"]
+__all__ = [
+    "console",
+    "find_email",
+    "find_log",
+    "guard",
+    "http",
+    "job_store",
+    "misfits",
+    "prepare_sandbox",
+    "serve",
+    "work",
+]
 
 _HOMES = {
+    "console": "showing",
     "find_email": "seeding",
     "find_log": "seeding",
     "guard": "gating",

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from ssl import SSLContext
+from typing import Literal
 
 from anyio import CapacityLimiter
 from starlette.routing import Route
@@ -85,7 +86,7 @@ CERTIFICATE = frozenset({"tls", "smtp.hostname"})
 def http(path: Path | None, ready: Callable[[], None]) -> None:
     """Answer HTTP until SIGTERM."""
     config = load(path)
-    tls = tls_context(*_pair(config)) if config.http.tls else None
+    tls = tls_context(*pair_of(config, "http")) if config.http.tls else None
     answering = Answering(config, tls)
     reloading = Reloading(path, config, READS if tls is None else Reads(READS.live | CERTIFICATE, READS.at_start))
 
@@ -125,7 +126,7 @@ class Answering:
     def follow(self, config: Config) -> None:
         """Go on with another configuration, and with another certificate in the same place; raise ConfigError."""
         if self._tls:
-            show_certificate(self._tls, *_pair(config))
+            show_certificate(self._tls, *pair_of(config, "http"))
         if config == self._config:
             return
         self._tables.expect(needs_of(config))
@@ -178,11 +179,12 @@ class Answering:
         )
 
 
-def _pair(config: Config) -> tuple[Path, Path]:
+def pair_of(config: Config, door: Literal["http", "console"]) -> tuple[Path, Path]:
+    """Return the certificate that a door shows, and its key; raise ConfigError."""
     # What comes out of acme.json is root's, and Postfix's.
     pair = find_certificate(dataclasses.replace(config.tls, acme_json=None))
     if pair is None:
-        raise ConfigError("http.tls: expected false, or a certificate in tls.certificate or tls.folder, got true")
+        raise ConfigError(f"{door}.tls: expected false, or a certificate in tls.certificate or tls.folder, got true")
     log.info("the certificate is good until %s", f"{pair.expires_at:%Y-%m-%d %H:%M} UTC")
     return pair.certificate, pair.key
 

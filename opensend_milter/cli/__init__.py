@@ -19,12 +19,14 @@ GROUPS = {
     "email": "records.emails",
     "webhook": "records.webhooks",
     "feedback": "records.feedback",
+    "console": "records.console",
     "sandbox": "machine.sandbox",
 }
 COMMANDS = {
     "serve": "processes.daemons",
     "worker": "processes.daemons",
     "http": "processes.daemons",
+    "console": "processes.daemons",
     "auth-gate": "processes.daemons",
     "why": "records.why",
     "check-config": "processes.settings",
@@ -33,7 +35,7 @@ COMMANDS = {
     "selftest": "machine.selftest",
     "certificate": "machine.certificate",
 }
-"""Each name with its module; a command is its function of the same name."""
+"""Each name with its module; a command is its function of the same name. Said alone, a group of that name is it too."""
 STAYING = "processes.daemons"
 
 
@@ -72,9 +74,9 @@ def app_of(names: Iterable[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         callback=root,
     )
-    for name in names:
-        module = import_module(f"{__name__}.{COMMANDS.get(name) or GROUPS[name]}")
-        if name in COMMANDS:
+    for name in dict.fromkeys(names):
+        module = import_module(f"{__name__}.{GROUPS.get(name) or COMMANDS[name]}")
+        if name not in GROUPS:
             command = getattr(module, name.replace("-", "_"))
             if COMMANDS[name] == STAYING:
                 command.__annotations__["config"] = ConfigPath

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from opensend_milter.config.sections import Api, Config, Queue, Relay, Smtp, Tls
+from opensend_milter.config.sections import Api, Config, Console, Http, Queue, Relay, Smtp, Tls
 from opensend_milter.config.values import shown
 from opensend_milter.core.errors import ConfigError
 
@@ -39,9 +39,13 @@ def clashes(config: Config) -> Iterator[Clash]:
             "auth.socket": config.auth.socket,
             "auth.dovecot_socket": config.auth.dovecot_socket,
             **({"http.socket": config.http.socket} if config.http.socket else {}),
+            **({"console.socket": config.console.socket} if config.console.socket else {}),
         },
     )
-    yield from _https(config)
+    yield from _https("http", config.http, config.tls)
+    if config.console.is_on:
+        yield from _https("console", config.console, config.tls)
+        yield from _console(config.console)
     if config.billing == "stripe" and config.profile != "opensend":
         yield Clash(("billing", "profile"), "none, because only OpenSend has billing", shown(config.billing))
     if config.milter.soft_timeout_s >= config.milter.hard_timeout_s:
@@ -109,17 +113,39 @@ def _certificate(tls: Tls) -> Iterator[Clash]:
         yield Clash(("tls.certificate", "tls.key"), "a file, because tls.key is set", NOTHING)
 
 
-def _https(config: Config) -> Iterator[Clash]:
-    if not config.http.tls:
+def _https(name: str, door: Http | Console, tls: Tls) -> Iterator[Clash]:
+    if not door.tls:
         return
-    if config.http.socket:
-        yield Clash(("http.tls", "http.socket"), "false, because a unix socket needs no TLS", shown("true"))
-    elif not (config.tls.certificate or config.tls.folder):
-        without = "only Postfix is given that of tls.acme_json" if config.tls.acme_json else "none is named"
+    if door.socket:
+        yield Clash((f"{name}.tls", f"{name}.socket"), "false, because a unix socket needs no TLS", shown("true"))
+    elif not (tls.certificate or tls.folder):
+        without = "only Postfix is given that of tls.acme_json" if tls.acme_json else "none is named"
         yield Clash(
-            ("http.tls", "tls.certificate", "tls.folder", "tls.acme_json"),
+            (f"{name}.tls", "tls.certificate", "tls.folder", "tls.acme_json"),
             f"false, or a certificate in tls.certificate or tls.folder, because {without}",
             shown("true"),
+        )
+
+
+def _console(console: Console) -> Iterator[Clash]:
+    if not console.socket and not console.tls and not ipaddress.ip_address(console.host).is_loopback:
+        yield Clash(
+            ("console.tls", "console.host"),
+            f"true, because passwords would cross the network in clear to {console.host}",
+            shown("false"),
+        )
+    url = urlsplit(console.public_url)
+    if url.scheme == "http" and not _is_this_host(url.hostname or ""):
+        yield Clash(
+            ("console.public_url",),
+            "a URL that begins with https://, because people send passwords there",
+            shown(console.public_url),
+        )
+    if console.user_header and not console.socket and not console.trusted_proxies:
+        yield Clash(
+            ("console.user_header", "console.socket", "console.trusted_proxies"),
+            "empty, or a proxy that is believed: console.socket or console.trusted_proxies",
+            shown(console.user_header),
         )
 
 

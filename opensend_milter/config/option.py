@@ -101,6 +101,7 @@ def _are_networks(value: str) -> bool:
 
 
 NETWORKS: Check[str] = Check("networks such as 10.0.0.0/8 2001:db8::/32, separated by spaces", _are_networks)
+FIELD = _matches("the name of a header field, such as x-forwarded-user", r"[A-Za-z0-9-]*")
 WORD = _matches("one word, such as events", r"[A-Za-z0-9_-]*")
 HOSTS_AND_PORTS = _matches("host:port, separated by spaces", r"([\w.-]+:[0-9]{1,5}( +[\w.-]+:[0-9]{1,5})*)?")
 ARNS = _matches("ARNs such as arn:aws:sns:us-east-1:123456789012:events", r"(arn:[\w:.-]+( +arn:[\w:.-]+)*)?")

@@ -15,6 +15,7 @@ from opensend_milter.config.option import (
     ADDRESS,
     ARNS,
     DATABASE_URL,
+    FIELD,
     GROUP,
     HOST,
     HOSTNAME,
@@ -352,6 +353,48 @@ class Http:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Console:
+    """The console: pages that show people what became of messages. It is off until it has a port or a socket."""
+
+    host: str = option("127.0.0.1", "address to listen on; any but this host's own needs tls", check=LISTEN_HOST)
+    port: int = option(0, "port; 0: off", check=PORT)
+    socket: Path | None = option(None, "unix socket to listen on instead of host and port", check=SOCKET)
+    socket_group: str = option("www-data", "group that may connect to the socket", check=GROUP)
+    tls: bool = option(default=False, text="speak TLS, with tls.certificate or tls.folder")
+    public_url: str = option(
+        "", "how browsers reach it behind a proxy; people log in over https:// or at this host only", check=HTTP_URL
+    )
+    trusted_proxies: str = option(
+        "", "networks of proxies whose word is believed, in client_header and user_header, separated by spaces",
+        check=NETWORKS,
+    )  # fmt: skip
+    client_header: Literal["x-forwarded-for", "forwarded", "x-real-ip"] = option(
+        "x-forwarded-for", "the one field in which trusted proxies write the client's address"
+    )
+    user_header: str = option(
+        "",
+        "field in which a proxy says who has logged in there, who may see everything then; believed over the unix "
+        "socket or from trusted_proxies; empty: people log in here",
+        check=FIELD,
+    )
+
+    @property
+    def client_share_percent(self) -> int:
+        """Return what one client address may hold of connections and requests: half of it, as of `http`."""
+        return 50
+
+    @property
+    def is_on(self) -> bool:
+        """Tell whether there is a console at all."""
+        return bool(self.port or self.socket)
+
+    @property
+    def is_secure(self) -> bool:
+        """Tell whether what browsers say to it crosses networks under TLS."""
+        return self.tls or self.public_url.startswith("https://")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """How much in a minute, over SMTP and HTTP together and on all hosts; 0: no limit. A burst is ten seconds of it."""
 
@@ -436,6 +479,7 @@ class Config:
     api: Api = field(default_factory=Api)
     maildir: Maildir = field(default_factory=Maildir)
     http: Http = field(default_factory=Http)
+    console: Console = field(default_factory=Console)
     limits: Rates = field(default_factory=Rates)
     feedback: Feedback = field(default_factory=Feedback)
     webhooks: Webhooks = field(default_factory=Webhooks)

@@ -307,17 +307,19 @@ class Allowance:
     per_minute: int
     clock: Callable[[], float]
     at_most: int = MOST_BLOCKS
+    who: Callable[[str], str] = client_of
+    """Names whom we count as one."""
     _levels: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
     """Tokens and when they were counted; those used last are at the end."""
 
     def wait_s(self, address: str) -> float:
         """Return how long a client must wait before it may try again; 0: it may."""
-        level = self._level(client_of(address)) if self.per_minute else 1.0
+        level = self._level(self.who(address)) if self.per_minute else 1.0
         return max(1 - level, 0) * MINUTE_S / max(self.per_minute, 1)
 
     def note(self, address: str) -> None:
         """Count one. Several that were under way at once are all counted: the level may fall below zero."""
-        client = client_of(address)
+        client = self.who(address)
         level = max(self._level(client) - 1, -burst_of(self.per_minute))
         self._levels[client] = level, self.clock()
         self._levels.move_to_end(client)

@@ -19,6 +19,7 @@ from opensend_milter.adapters.postgres.lookup.story import facts_of
 from opensend_milter.adapters.postgres.pool import Pool
 from opensend_milter.adapters.postgres.submissions import PostgresSubmissions
 from opensend_milter.cli import app_of
+from opensend_milter.core.lookup import Scope
 from opensend_milter.core.model import Address, EmailId, Job, KeyId, Sent
 from opensend_milter.core.submission import Caller, Submission
 from tests.integration.outbox import add_email, events, job_store, rows
@@ -67,7 +68,7 @@ def told(database: Database, email_id: EmailId, tmp_path: Path, monkeypatch: pyt
         with database.connect() as connection:
             shown = AdminStore(connection, makes_users=True).show_email(email_id)
         (found,) = over_http.submissions(KeyId(key_id), [email_id])
-        over_v1 = by_key.story(KeyId(key_id), email_id, datetime.isoformat)
+        over_v1 = by_key.story(Scope(reads_by=KeyId(key_id)), email_id, datetime.isoformat)
         ended = CliRunner().invoke(app_of(["why"]), ["why", email_id, "--json", "--config", str(path)])
         by_why = json.loads(ended.stdout)["story"]
         assert over_v1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from opensend_milter.app import gating, serving, web, working
+from opensend_milter.app import gating, serving, showing, web, working
 from opensend_milter.config import KEYS, Auth, Config, Database, Http, Relay, Smtp, Tls
 from opensend_milter.config.changes import Reads, changes, with_changes
 
@@ -92,7 +92,7 @@ def test_all_changes_together_make_the_new_one() -> None:
 def test_every_key_that_a_process_names_is_one() -> None:
     """A key that is renamed must not leave its old name behind in a list."""
     known = {key.path for key in KEYS} | {key.section for key in KEYS}
-    for reads in (web.READS, serving.READS, working.READS, gating.READS):
+    for reads in (web.READS, serving.READS, working.READS, gating.READS, showing.READS):
         assert reads.live | reads.at_start <= known
 
 
@@ -105,7 +105,7 @@ READ_OTHERWISE = {
 
 def test_every_key_is_in_a_list_of_what_a_process_reads() -> None:
     """A new option that is in none would never be reloaded, and SIGHUP would call it nobody's."""
-    every = (web.READS, serving.READS, working.READS, gating.READS)
+    every = (web.READS, serving.READS, working.READS, gating.READS, showing.READS)
     listed = {key.path for key in KEYS for reads in every if {key.path, key.section} & (reads.live | reads.at_start)}
     by_nobody = {key.path for key in KEYS if key.path not in listed and not key.option.renders}
     assert by_nobody == READ_OTHERWISE.keys()

@@ -56,8 +56,8 @@ def needed(config: Config, cores: int | None = None) -> Mapping[Role, int]:
         "opensend_http": 8 + 1 + 1 + 2 * 2,
         # Of commands, each for a moment.
         "opensend_reader": 2,
-        "opensend_body_reader": 1,
-        "opensend_console": 0,
+        "opensend_body_reader": 1 + config.console.is_on,
+        "opensend_console": 4 * config.console.is_on,
     }
 
 

@@ -121,12 +121,16 @@ class AdminStore:
     def show_key(self, named: str) -> KeyDetail:
         """Return all that is known of the one key whose id begins or ends like this."""
         key = self.find_key(named)
-        sent = self._values("sent_today", id=key.id)
         return KeyDetail(
             key=key,
-            sent_today=None if key.per_day is None else int(str(sent[0][0])) if sent else 0,
+            sent_today=None if key.per_day is None else self.sent_today(key.id),
             secrets=self.list_secrets(key.id),
         )
+
+    def sent_today(self, key_id: KeyId) -> int:
+        """Return how many messages of its daily limit a key has used."""
+        sent = self._values("sent_today", id=key_id)
+        return int(str(sent[0][0])) if sent else 0
 
     def set_key(self, key: KeyRow, changes: KeyChanges) -> KeyRow:
         """Change what a key may do; it holds from the next message on."""

@@ -34,14 +34,16 @@ Role = Literal[
     "opensend_reader", "opensend_body_reader", "opensend_console",
 ]  # fmt: skip
 StatementFile = Literal[
-    "intake", "billing", "jobs", "feedback", "spellings", "webhooks", "submissions", "letters", "rates", "whole_rows",
-    "console",
-    "admin", "console_users", "deliveries", "inspection", "suppression_files", "switching", "verification",
-    "search", "filling", "story", "contents",
+    "intake", "billing", "whole_rows", "jobs", "feedback", "spellings", "webhooks", "submissions", "letters", "rates",
+    "admin", "deliveries", "inspection", "suppression_files", "switching", "verification",
+    "search", "filling", "story", "contents", "console", "console_users", "overview",
 ]  # fmt: skip
 _FOLDERS = {
     **dict.fromkeys(
-        ("admin", "console_users", "deliveries", "inspection", "suppression_files", "switching", "verification"),
+        (
+            *("admin", "console_users", "deliveries", "inspection", "overview"),
+            *("suppression_files", "switching", "verification"),
+        ),
         "admin",
     ),
     **dict.fromkeys(("search", "filling", "story", "contents"), "postgres/lookup"),

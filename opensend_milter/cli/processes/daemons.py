@@ -1,4 +1,4 @@
-"""The commands that stay: serve, worker, http, auth-gate."""
+"""The commands that stay: serve, worker, http, console, auth-gate."""
 
 from __future__ import annotations
 
@@ -38,6 +38,13 @@ def http(config: Path | None = None) -> None:
     with exits():
         _begin(config)
         app.http(config, ready=_ready)
+
+
+def console(config: Path | None = None) -> None:
+    """Show people in a browser what became of messages."""
+    with exits():
+        _begin(config)
+        app.console(config, ready=_ready)
 
 
 def auth_gate(config: Path | None = None) -> None:

@@ -25,6 +25,7 @@ IDLE_S = 15
 """A connection that says nothing for so long is closed, also before its first request."""
 _UNIX_PEER = ("127.0.0.1", 0)
 """Whoever may connect to a unix socket is of this host."""
+UNIX_PEERS = ("127.0.0.1/32",)
 _SHARED = ""
 """Stands for a client whose address is that of many."""
 _CRUMB_OCTETS, _MOST_CRUMBS = 64, 4_096

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar, get_args
@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.ids import key_id as key_id_of
-from opensend_milter.core.lookup import REFUSED, Filters, Hit, Hits, Place
+from opensend_milter.core.lookup import REFUSED, Filters, Hit, Hits, Place, Scope
 from opensend_milter.core.model import KeyId
 from opensend_milter.core.rules import Rule
 from opensend_milter.core.story import Say, Story
@@ -37,11 +37,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class MessageStore(Protocol):
-    """What a key may know of messages. Raises StoreUnavailable."""
+    """What may be known of messages. Raises StoreUnavailable."""
 
-    def find(self, reader: KeyId, asked: str | None, filters: Filters, *, before: Place | None, limit: int) -> Hits: ...
+    def find(self, scope: Scope, asked: str | None, filters: Filters, *, before: Place | None, limit: int) -> Hits: ...
 
-    def story(self, reader: KeyId, asked: str, say: Say) -> Story | None:
+    def story(self, scope: Scope, asked: str, say: Say) -> Story | None:
         """Tell of the one that this names: an id, a request's id, or what a refusal is known by."""
         ...
 
@@ -64,7 +64,7 @@ class Messages:
         async def one(request: Request) -> Response:
             reader = await authenticated(request)
             asked: str = request.path_params["id"]
-            story = await self._in_thread(lambda: self.store.story(reader, asked, _said))
+            story = await self._in_thread(lambda: self.store.story(Scope(reads_by=reader), asked, _said))
             if story is None:
                 raise Refused(404, "message_not_found", "no message that this key may read has that id")
             return JSONResponse(_plain(asdict(story)))
@@ -77,25 +77,10 @@ class Messages:
     async def _some(self, reader: KeyId, request: Request) -> dict[str, object]:
         only(request, *FILTERS)
         query = request.query_params
-        asked, key, domain = query.get("q"), query.get("key"), query.get("domain")
-        if asked is not None and len(asked) > LONGEST_Q:
-            raise bad("q", f"expected at most {LONGEST_Q} characters")
-        if domain is not None and not 0 < len(domain) <= LONGEST_DOMAIN:
-            raise bad("domain", "expected a domain such as example.org")
-        key_id = key_id_of(key) if key is not None else None
-        if key is not None and key_id is None:
-            raise bad("key", "expected the id of a key")
-        filters = Filters(
-            since=moment_of(query.get("since")),
-            key_id=key_id,
-            domain=domain,
-            status=_one_of("status", query.get("status"), STATUSES),
-            rule=_one_of("rule", query.get("rule"), [one.value for one in Rule]),
-            courier=_one_of("courier", query.get("courier"), get_args(CourierName)),
-        )
-        limit, before = limit_of(query.get("limit")), _place(query.get("before"))
-        found = await self._in_thread(lambda: self.store.find(reader, asked, filters, before=before, limit=limit))
-        more = {"next": _spelled(found.rows[-1])} if found.more and found.rows else {}
+        asked, filters, before = wanted(query)
+        limit, scope = limit_of(query.get("limit")), Scope(reads_by=reader)
+        found = await self._in_thread(lambda: self.store.find(scope, asked, filters, before=before, limit=limit))
+        more = {"next": spelled(found.rows[-1].place)} if found.more and found.rows else {}
         return {
             "messages": [_row(one) for one in found.rows],
             "searched_back_to": shown(found.searched_back_to),
@@ -104,6 +89,27 @@ class Messages:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await to_thread.run_sync(call, limiter=self.turns)
+
+
+def wanted(query: Mapping[str, str]) -> tuple[str | None, Filters, Place | None]:
+    """Read what is looked for, what is left out of it, and where the page before ended."""
+    asked, key, domain = query.get("q"), query.get("key"), query.get("domain")
+    if asked is not None and len(asked) > LONGEST_Q:
+        raise bad("q", f"expected at most {LONGEST_Q} characters")
+    if domain is not None and not 0 < len(domain) <= LONGEST_DOMAIN:
+        raise bad("domain", "expected a domain such as example.org")
+    key_id = key_id_of(key) if key is not None else None
+    if key is not None and key_id is None:
+        raise bad("key", "expected the id of a key")
+    filters = Filters(
+        since=moment_of(query.get("since")),
+        key_id=key_id,
+        domain=domain,
+        status=_one_of("status", query.get("status"), STATUSES),
+        rule=_one_of("rule", query.get("rule"), [one.value for one in Rule]),
+        courier=_one_of("courier", query.get("courier"), get_args(CourierName)),
+    )
+    return asked, filters, _place(query.get("before"))
 
 
 def _one_of(name: str, asked: str | None, known: Sequence[T]) -> T | None:
@@ -116,7 +122,6 @@ def _one_of(name: str, asked: str | None, known: Sequence[T]) -> T | None:
 
 
 def _place(text: str | None) -> Place | None:
-    """Read where the page before ended."""
     if text is None:
         return None
     match = _PLACE.fullmatch(text)
@@ -125,8 +130,9 @@ def _place(text: str | None) -> Place | None:
     return Place(_EPOCH + timedelta(microseconds=int(match[1])), match[2])
 
 
-def _spelled(last: Hit) -> str:
-    return f"{(last.at - _EPOCH) // timedelta(microseconds=1)}-{last.id}"
+def spelled(place: Place) -> str:
+    """Write where a page ends, for the one that follows."""
+    return f"{(place.at - _EPOCH) // timedelta(microseconds=1)}-{place.id}"
 
 
 def _row(found: Hit) -> dict[str, object]:

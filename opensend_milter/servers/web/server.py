@@ -8,12 +8,13 @@ import signal
 import socket
 import ssl
 from asyncio.sslproto import SSLProtocol
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -24,19 +25,21 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
-from opensend_milter.config import Http
+from opensend_milter.config import Console, Http
 from opensend_milter.core.errors import ConfigError, OpensendError, PermanentError
 from opensend_milter.core.policy import is_within
 from opensend_milter.servers.activation import passed_or
 from opensend_milter.servers.metrics_page import CountedRequests
 from opensend_milter.servers.unix_socket import BACKLOG, group_of, listening_on
 from opensend_milter.servers.web.caller import client_address
-from opensend_milter.servers.web.connections import IDLE_S, Connection, Connections, Door
+from opensend_milter.servers.web.connections import IDLE_S, UNIX_PEERS, Connection, Connections, Door
 from opensend_milter.servers.web.refusals import error
 from opensend_milter.servers.web.room import Room
 from opensend_milter.servers.web.visits import MOST_KEYLESS_BYTES, Visits
 
 log = logging.getLogger(__name__)
+Refusing = Callable[[Request, HTTPException], Response]
+"""How an error is answered."""
 DRAIN_S = 35
 """Above the longest time that a request may ask to wait."""
 _TLS_BUFFER_OCTETS = 65_536
@@ -53,16 +56,18 @@ class Site:
     proxies: tuple[str, ...] = ()
     """Networks whose word is believed, in `client_header`, on whose request it is."""
     client_header: str = "x-forwarded-for"
+    refuse: Refusing = error
 
 
 def run(
-    settings: Http,
+    settings: Http | Console,
     routes: Sequence[BaseRoute],
     ready: Callable[[], None],
     *,
     max_body_bytes: int = MOST_KEYLESS_BYTES,
     tls: ssl.SSLContext | None = None,
     reload: Callable[[], Site | None] | None = None,
+    refuse: Refusing = error,
 ) -> None:
     """Serve until SIGTERM or SIGINT; return when what is in hand is answered, or `DRAIN_S` is over.
 
@@ -71,8 +76,9 @@ def run(
     site = Site(
         routes=routes,
         max_body_bytes=max_body_bytes,
-        proxies=tuple(settings.trusted_proxies.split()),
+        proxies=believed(settings),
         client_header=settings.client_header,
+        refuse=refuse,
     )
     SSLProtocol.max_size = _TLS_BUFFER_OCTETS
     with _listening(settings) as listener:
@@ -104,6 +110,12 @@ def run(
             server.run(sockets=[Door(listener, connections)])
 
 
+def believed(settings: Http | Console) -> tuple[str, ...]:
+    """Return the networks whose word on who asks is believed; at the console's socket everybody is a proxy."""
+    own = UNIX_PEERS if isinstance(settings, Console) and settings.socket else ()
+    return (*settings.trusted_proxies.split(), *own)
+
+
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     """Return what connections are made with: TLS 1.2 at least."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -129,6 +141,7 @@ def application(
     room: Room | None = None,
     proxies: Sequence[str] = (),
     client_header: str = "x-forwarded-for",
+    refuse: Refusing = error,
 ) -> Starlette:
     """Make the application: an error of ours is 503, so that whoever asked comes again."""
     visits = Middleware(
@@ -136,16 +149,12 @@ def application(
         room=room or Room(max_body_bytes),
         max_body_bytes=max_body_bytes,
         client_of=lambda request: client_address(request, proxies, client_header),
+        refuse=refuse,
     )
     made = Starlette(
         routes=list(routes),
         middleware=[Middleware(CountedRequests), visits],
-        exception_handlers={
-            HTTPException: _as_raised,
-            OpensendError: _of_ours,
-            ClientDisconnect: _gone,
-            Exception: _unexpected,
-        },
+        exception_handlers=_handlers(refuse),
     )
     # It would send a client, its key and its message to whatever host the request names.
     made.router.redirect_slashes = False
@@ -170,6 +179,7 @@ class _Front:
                 room=self._room,
                 proxies=site.proxies,
                 client_header=site.client_header,
+                refuse=site.refuse,
             )
 
     def is_proxy(self, address: str) -> bool:
@@ -180,29 +190,29 @@ class _Front:
         await self._app(scope, receive, send)
 
 
-async def _as_raised(request: Request, exception: Exception) -> Response:
-    assert isinstance(exception, HTTPException)  # noqa: S101  # Starlette says it less exactly
-    return error(request, exception)
+def _handlers(refuse: Refusing) -> Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]]:
+    async def as_raised(request: Request, exception: Exception) -> Response:
+        assert isinstance(exception, HTTPException)  # noqa: S101  # Starlette says it less exactly
+        return refuse(request, exception)
 
+    async def of_ours(request: Request, exception: Exception) -> Response:
+        if isinstance(exception, PermanentError):
+            return refuse(request, HTTPException(422, str(exception)))
+        log.warning("%s: %s: %s", request.state.request_id, request.url.path, exception)
+        return refuse(request, _not_now())
 
-async def _of_ours(request: Request, exception: Exception) -> Response:
-    if isinstance(exception, PermanentError):
-        return error(request, HTTPException(422, str(exception)))
-    log.warning("%s: %s: %s", request.state.request_id, request.url.path, exception)
-    return error(request, _not_now())
+    async def gone(request: Request, _: Exception) -> Response:
+        """Answer nobody; and nobody is told of a fault of ours."""
+        return refuse(request, HTTPException(400, "the request did not come to its end"))
+
+    async def unexpected(request: Request, _: Exception) -> Response:
+        return refuse(request, _not_now())
+
+    return {HTTPException: as_raised, OpensendError: of_ours, ClientDisconnect: gone, Exception: unexpected}
 
 
 def _not_now() -> HTTPException:
     return HTTPException(503, "not now, try again later", {"Retry-After": "5"})
-
-
-async def _gone(request: Request, _: Exception) -> Response:
-    """Answer nobody; and nobody is told of a fault of ours."""
-    return error(request, HTTPException(400, "the request did not come to its end"))
-
-
-async def _unexpected(request: Request, _: Exception) -> Response:
-    return error(request, _not_now())
 
 
 class _Server(uvicorn.Server):
@@ -223,16 +233,17 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def _listening(settings: Http) -> Iterator[socket.socket]:
-    with passed_or("http", lambda: _opened(settings)) as listener:
+def _listening(settings: Http | Console) -> Iterator[socket.socket]:
+    with passed_or(_name_of(settings), lambda: _opened(settings)) as listener:
         yield listener
 
 
 @contextmanager
-def _opened(settings: Http) -> Iterator[socket.socket]:
+def _opened(settings: Http | Console) -> Iterator[socket.socket]:
+    name = _name_of(settings)
     if settings.socket:
-        group = group_of(settings.socket_group, key="http.socket_group")
-        with listening_on(settings.socket, group, key="http.socket") as listener:
+        group = group_of(settings.socket_group, key=f"{name}.socket_group")
+        with listening_on(settings.socket, group, key=f"{name}.socket") as listener:
             log.info("listening on %s", settings.socket)
             yield listener
         return
@@ -241,11 +252,15 @@ def _opened(settings: Http) -> Iterator[socket.socket]:
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(
-            f"http.port: cannot listen on {settings.host} port {settings.port}: {error.strerror}"
+            f"{name}.port: cannot listen on {settings.host} port {settings.port}: {error.strerror}"
         ) from error
     with listener:
         log.info("listening on %s port %d%s", settings.host, listener.getsockname()[1], ", TLS" if settings.tls else "")
         yield listener
+
+
+def _name_of(settings: Http | Console) -> str:
+    return "http" if isinstance(settings, Http) else "console"
 
 
 @contextmanager

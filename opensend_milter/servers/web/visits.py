@@ -8,6 +8,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from opensend_milter.core.fields import shown
@@ -27,11 +28,19 @@ SLOWEST_BYTES_PER_S = 65_536
 class Visits:
     """Middleware that gives each request an id and a place; `scope["state"]["visit"]` is what it holds."""
 
-    def __init__(self, app: ASGIApp, room: Room, max_body_bytes: int, client_of: Callable[[Request], str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        room: Room,
+        max_body_bytes: int,
+        client_of: Callable[[Request], str],
+        refuse: Callable[[Request, HTTPException], Response] = error,
+    ) -> None:
         self._app = app
         self._room = room
         self._max_body_bytes = max_body_bytes
         self._client_of = client_of
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let it in, or turn it away; a monitor is told in any case that we live."""
@@ -54,7 +63,7 @@ class Visits:
         try:
             visit = state["visit"] = Visit(self._room, self._client_of(request))
         except HTTPException as refused:
-            await error(request, refused)(scope, receive, named)
+            await self._refuse(request, refused)(scope, receive, named)
             return
         try:
             await self._app(scope, _Reader(receive, request.headers, visit, self._max_body_bytes).receive, named)

@@ -1,4 +1,4 @@
-"""MessageStore over psycopg: what one key may know of messages."""
+"""MessageStore over psycopg: what may be known of messages by one key, or by whoever may see all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from opensend_milter.adapters.postgres.link import Connection
 from opensend_milter.adapters.postgres.lookup.search import find, named
 from opensend_milter.adapters.postgres.lookup.story import story_of
 from opensend_milter.core.lookup import Filters, Hit, Hits, Place, Scope
-from opensend_milter.core.model import KeyId
 from opensend_milter.core.story import Say, Story
 from opensend_milter.core.submission import email_of_request
 
@@ -26,16 +25,15 @@ class PostgresMessages:
     beside: bool
     """OpenSend's own worker delivers."""
 
-    def find(self, reader: KeyId, asked: str | None, filters: Filters, *, before: Place | None, limit: int) -> Hits:
-        """Find the newest that the key may read."""
+    def find(self, scope: Scope, asked: str | None, filters: Filters, *, before: Place | None, limit: int) -> Hits:
+        """Find the newest that may be read."""
         with self.lend() as connection:
-            scope = Scope(reads_by=reader)
             return find(connection, asked, filters, scope, limit=limit, before=before, reach=REACH)
 
-    def story(self, reader: KeyId, asked: str, say: Say) -> Story | None:
-        """Tell of the one that this names, where the key may read it."""
+    def story(self, scope: Scope, asked: str, say: Say) -> Story | None:
+        """Tell of the one that this names, where it may be read."""
         with self.lend() as connection:
-            for hit in named(connection, asked, Scope(reads_by=reader)):
+            for hit in named(connection, asked, scope):
                 if _is_named(hit, asked):
                     return story_of(connection, hit, say, beside=self.beside)
         return None

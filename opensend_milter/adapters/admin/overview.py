@@ -1,0 +1,110 @@
+"""What the console shows at a glance: what goes on, and the lists that commands show, each bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from psycopg.rows import class_row
+
+from opensend_milter.adapters.admin.listing import Listed
+from opensend_milter.adapters.admin.rows import DomainRow, KeyRow, SuppressionRow
+from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.admin.webhooks import WebhookAdmin, WebhookRow
+from opensend_milter.adapters.postgres.link import Connection, statements
+
+Row = TypeVar("Row")
+MOST_COUNTED = 100_000
+"""Of the last hour, the newest."""
+MOST_LANES = 50
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+SQL = statements("overview")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """What is to be delivered of one user by one courier; empty: the configured one."""
+
+    user_id: str
+    courier: str
+    waiting: int
+    uncertain: int
+    due_since: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """What goes on."""
+
+    at: datetime
+    taken_last_minute: int
+    taken_last_hour: int
+    states: Sequence[tuple[str, int]]
+    refusals: Sequence[tuple[str, int]]
+    lanes: Sequence[Lane]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyUse:
+    """A key, and how many messages of its day are left; None: it has no daily limit."""
+
+    key: KeyRow
+    left_today: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """For any number of threads; it only reads."""
+
+    lend: Callable[[], AbstractContextManager[Connection]]
+
+    def flow(self) -> Flow:
+        """Look at what goes on."""
+        with self.lend() as connection:
+            taken = connection.execute(SQL["taken"], {"most": MOST_COUNTED}).fetchall()
+            refused = connection.execute(SQL["refused"], {"most": MOST_COUNTED}).fetchall()
+            with connection.cursor(row_factory=class_row(Lane)) as cursor:
+                lanes = cursor.execute(SQL["lanes"], {"lanes": MOST_LANES}).fetchall()
+        return Flow(
+            at=datetime.now(UTC),
+            taken_last_minute=sum(count for *_, count in taken),
+            taken_last_hour=sum(count for _, count, _ in taken),
+            states=[(status, count) for status, count, _ in taken],
+            refusals=[(rule, count) for rule, count in refused],
+            lanes=lanes,
+        )
+
+    def keys(self, most: int) -> Listed[KeyUse]:
+        """List keys, those used last first."""
+        with self.lend() as connection:
+            store = AdminStore(connection, makes_users=False)
+            keys = sorted(store.list_keys(), key=lambda key: key.last_used_at or _NEVER, reverse=True)
+            return _first(most, [KeyUse(key=key, left_today=_left(store, key)) for key in keys[:most]], len(keys))
+
+    def domains(self, most: int) -> Listed[DomainRow]:
+        """List domains, verified ones first."""
+        with self.lend() as connection:
+            rows = AdminStore(connection, makes_users=False).list_domains()
+        return _first(most, rows, len(rows))
+
+    def suppressions(self, most: int) -> Listed[SuppressionRow]:
+        """List suppressed addresses, newest first."""
+        with self.lend() as connection:
+            return AdminStore(connection, makes_users=False).list_suppressions(limit=most)
+
+    def webhooks(self, most: int) -> Listed[WebhookRow]:
+        """List webhooks, those that fail first."""
+        with self.lend() as connection:
+            rows = WebhookAdmin(connection).list_webhooks()
+        return _first(most, sorted(rows, key=lambda row: row.last_status in {None, "success"}), len(rows))
+
+
+def _left(store: AdminStore, key: KeyRow) -> int | None:
+    return None if key.per_day is None else max(key.per_day - store.sent_today(key.id), 0)
+
+
+def _first(most: int, rows: Sequence[Row], total: int) -> Listed[Row]:
+    return Listed([*rows[:most]], total)

@@ -1,0 +1,23 @@
+-- taken -- how many messages came in lately, by the index of that time, and how the newest of them fare
+WITH lately AS MATERIALIZED (
+    SELECT email_id, received_at FROM opensend_milter.submissions
+    WHERE received_at > now() - interval '1 hour' ORDER BY received_at DESC LIMIT %(most)s
+)
+SELECT CASE j.state WHEN 'uncertain' THEN j.state ELSE e.status END AS status, count(*) AS messages,
+    count(*) FILTER (WHERE l.received_at > now() - interval '1 minute') AS of_last_minute
+FROM lately l JOIN public.emails e ON e.id = l.email_id
+    LEFT JOIN opensend_milter.jobs j ON j.email_id = l.email_id
+GROUP BY 1 ORDER BY 2 DESC, 1;
+
+-- refused -- how many each rule has refused lately
+SELECT rule, count(*) AS messages FROM (
+    SELECT rule FROM opensend_milter.refusals
+    WHERE refused_at > now() - interval '1 hour' ORDER BY refused_at DESC LIMIT %(most)s) lately
+GROUP BY rule ORDER BY 2 DESC, 1;
+
+-- lanes -- what is to be delivered, by user and courier, the longest due first
+SELECT user_id, courier, count(*) FILTER (WHERE state <> 'uncertain') AS waiting,
+    count(*) FILTER (WHERE state = 'uncertain') AS uncertain,
+    min(not_before) FILTER (WHERE state = 'waiting' AND not_before <= now()) AS due_since
+FROM opensend_milter.jobs GROUP BY user_id, courier
+ORDER BY due_since NULLS LAST, user_id, courier LIMIT %(lanes)s;

@@ -1,0 +1,83 @@
+"""The console's process: a Config in, pages over adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from ssl import SSLContext
+
+from starlette.routing import BaseRoute
+
+from opensend_milter.adapters.admin.overview import Overview
+from opensend_milter.adapters.postgres.console import PostgresVisitors
+from opensend_milter.adapters.postgres.link import Role, conninfo_for
+from opensend_milter.adapters.postgres.lookup.contents import PostgresContents
+from opensend_milter.adapters.postgres.lookup.messages import PostgresMessages
+from opensend_milter.adapters.postgres.pool import Pool
+from opensend_milter.app.web import pair_of
+from opensend_milter.config import Config, load
+from opensend_milter.config.changes import Reads
+from opensend_milter.core.errors import ConfigError
+from opensend_milter.servers.console import site
+from opensend_milter.servers.console.entrance import Entrance
+from opensend_milter.servers.console.forms import MOST_BYTES
+from opensend_milter.servers.console.now import Kept
+from opensend_milter.servers.reloading import Reloading
+from opensend_milter.servers.web import server as http_server
+from opensend_milter.servers.web.server import show_certificate, tls_context
+
+CONNECTIONS = 4
+TIMEOUT_S = 30.0
+"""A call to the database; as `why`, somebody waits for it."""
+READS = Reads(live=frozenset(), at_start=frozenset({"console", "database", "profile", "limits.failed_per_minute"}))
+CERTIFICATE = frozenset({"tls", "smtp.hostname"})
+
+
+def console(path: Path | None, ready: Callable[[], None]) -> None:
+    """Show the console until SIGTERM."""
+    config = load(path)
+    settings = config.console
+    if not settings.is_on:
+        raise ConfigError("console.port: expected a port, or console.socket, got neither: the console is off")
+    tls = tls_context(*pair_of(config, "console")) if settings.tls else None
+    reloading = Reloading(path, config, READS if tls is None else Reads(CERTIFICATE, READS.at_start))
+
+    def reload() -> None:
+        reloading.on_hangup(lambda new: _show(tls, new))
+
+    with shown(config) as routes:
+        http_server.run(settings, routes, ready, max_body_bytes=MOST_BYTES, tls=tls, reload=reload, refuse=site.refuse)
+
+
+@contextmanager
+def shown(config: Config) -> Iterator[Sequence[BaseRoute]]:
+    """Lend the routes of all pages, and let go of the database at the end."""
+    # What messages say is read by another role: that of the console cannot.
+    pool, bodies = _pool(config, "opensend_console", CONNECTIONS), _pool(config, "opensend_body_reader", 1)
+    visitors, overview = PostgresVisitors(pool), Overview(pool.lend)
+    entrance = Entrance(
+        settings=config.console, store=visitors, pages=site.PAGES, failed_per_minute=config.limits.failed_per_minute
+    )
+    try:
+        yield site.routes(
+            entrance,
+            messages=PostgresMessages(pool.lend, beside=config.profile == "opensend"),
+            views=visitors,
+            contents=PostgresContents(bodies.lend),
+            lists=overview,
+            flow=Kept(overview.flow),
+        )
+    finally:
+        pool.close()
+        bodies.close()
+
+
+def _show(tls: SSLContext | None, config: Config) -> None:
+    if tls:
+        show_certificate(tls, *pair_of(config, "console"))
+
+
+def _pool(config: Config, role: Role, connections: int) -> Pool:
+    info = conninfo_for(config.database.url, config.database.password_dir, role)
+    return Pool(info, connections=connections, timeout_s=TIMEOUT_S, name=role.replace("_", "-"))

@@ -1,0 +1,32 @@
+"""Forms: read within bounds, and taken only from a page of ours that this very browser was shown."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from urllib.parse import parse_qsl
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+MOST_BYTES = 16_384
+_MOST_FIELDS = 10
+_FIELD = "token"
+
+
+def token_of(cookie: str) -> str:
+    """Return what a form of ours says, beside a cookie that no other page can read and that nobody finds from this."""
+    return hashlib.sha256(b"form:" + cookie.encode()).hexdigest()
+
+
+async def sent(request: Request, cookie: str) -> Mapping[str, str]:
+    """Return the fields of a form that was made for this cookie; raise HTTPException."""
+    body = await request.body()
+    try:
+        found = dict(parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=_MOST_FIELDS))
+    except ValueError:
+        raise HTTPException(400, "This is no form of ours.") from None
+    if not cookie or not hmac.compare_digest(found.get(_FIELD, "").encode(), token_of(cookie).encode()):
+        raise HTTPException(403, "This form is no longer good: open the page again, and send it from there.")
+    return found
