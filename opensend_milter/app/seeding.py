@@ -5,21 +5,26 @@ Its two statements that stand for OpenSend are in no file: what is in one counts
 
 from __future__ import annotations
 
+import os
+import secrets
 from pathlib import Path
 
 from psycopg.rows import class_row
 
+from opensend_milter.adapters.admin.console_users import ConsoleUsers
 from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.postgres import link
 from opensend_milter.adapters.schema import facts, migrations
+from opensend_milter.core.passwords import SALT_BYTES, verifier_of
 from opensend_milter.host.sandbox.first_mail import LogLine
-from opensend_milter.host.sandbox.state import Profile, SandboxSeed
+from opensend_milter.host.sandbox.state import CONSOLE_USER, Profile, SandboxSeed
 
 USER = "sandbox"
+_PASSWORD_BYTES = 15
 
 
 def prepare_sandbox(url: str, password_dir: Path, profile: Profile) -> SandboxSeed:
-    """Fill an empty database with what a first try needs: two keys, three domains, a suppressed address."""
+    """Fill an empty database with what a first try needs: keys, domains, a suppressed address, who may look at it."""
     match profile:
         case "standalone":
             migrations.init(url, password_dir)
@@ -38,7 +43,15 @@ def prepare_sandbox(url: str, password_dir: Path, profile: Profile) -> SandboxSe
             name="sandbox, restricted", user_id=user, permission="sending_access", domain=seed["from_domain"]
         )
         store.add_suppression(user, suppressed, "manual")
-    return SandboxSeed(api_key=free.token, restricted_api_key=held.token, suppressed=suppressed, **seed)
+        password = secrets.token_urlsafe(_PASSWORD_BYTES)
+        ConsoleUsers(connection).put(CONSOLE_USER, verifier_of(password, os.urandom(SALT_BYTES)))
+    return SandboxSeed(
+        api_key=free.token,
+        restricted_api_key=held.token,
+        suppressed=suppressed,
+        console_password=password,
+        **seed,
+    )
 
 
 def _make_opensend(url: str) -> None:

@@ -30,6 +30,9 @@ NAMES = {
     "SANDBOX_SUBMISSION_PORT",
     "SANDBOX_SMTPS_PORT",
     "SANDBOX_HTTP_URL",
+    "SANDBOX_CONSOLE_URL",
+    "SANDBOX_CONSOLE_USER",
+    "SANDBOX_CONSOLE_PASSWORD",
     "SANDBOX_TLS_CA",
     "SANDBOX_API_KEY",
     "SANDBOX_RESTRICTED_API_KEY",
@@ -42,7 +45,7 @@ NAMES = {
     "SANDBOX_DIR",
     "OPENSEND_MILTER_CONFIG",
 }
-PROGRAMS = ("postgres", "dovecot", "auth-gate", "serve", "inbox", "worker", "http", "postfix")
+PROGRAMS = ("postgres", "dovecot", "auth-gate", "serve", "inbox", "worker", "http", "console", "postfix")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a sandbox needs root")
 
 

@@ -221,7 +221,9 @@ ports: {variables["SANDBOX_SMTP_PORT"]} and {variables["SANDBOX_SUBMISSION_PORT"
 user: apikey
 password: {variables["SANDBOX_API_KEY"]}
 CA: {variables["SANDBOX_TLS_CA"]}
-{where}
+{where}console: {variables["SANDBOX_CONSOLE_URL"]} (name {variables["SANDBOX_CONSOLE_USER"]}, \
+password {variables["SANDBOX_CONSOLE_PASSWORD"]}; or that key)
+
 With swaks:
 
 {_example(Client.SWAKS, variables)}

@@ -191,6 +191,7 @@ def _settings(layout: Layout, state: SandboxState) -> Mapping[str, object]:
         },
         "delivery": {"poll_interval_s": 0.25},
         "http": {"host": "127.0.0.1", "port": ports["http"], "public_url": state_file.http_url(state)},
+        "console": {"port": ports["console"]},
         "webhooks": {"allow_private": True},
         "limits": {"client_per_minute": 0, "key_per_minute": 0, "failed_per_minute": 0},
     }

@@ -66,6 +66,7 @@ class Programs:
             yield self._inbox()
         yield self._ours("worker")
         yield self._ours("http")
+        yield self._ours("console")
         yield self._postfix()
 
     def _program(

@@ -26,11 +26,12 @@ LOCK_FILE = "keeper.lock"
 LOCK_TRIES, LOCK_PAUSE_S = 50, 0.02
 LONGEST_SOCKET = "/run/dovecot/replication-notify-fifo.with-some-room"
 MAX_SOCKET_PATH_BYTES = 107
-PORTS = ("smtp", "submission", "smtps", "http", "postgres", "inbox", "sqs")
+PORTS = ("smtp", "submission", "smtps", "http", "console", "postgres", "inbox", "sqs")
 QUEUE_NAME = "opensend-sandbox"
 QUEUE_ACCOUNT = "123456789012"
 DATABASE = "opensend"
 SUPERUSER = "postgres"
+CONSOLE_USER = "sandbox"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,8 @@ class SandboxSeed:
     """Verified, and not the restricted key's."""
     suppressed: str
     """An address on the suppression list."""
+    console_password: str
+    """Of the one user of the console."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +251,11 @@ def http_url(state: SandboxState) -> str:
     return f"http://127.0.0.1:{state.ports['http']}"
 
 
+def console_url(state: SandboxState) -> str:
+    """Return the address of the console."""
+    return f"http://127.0.0.1:{state.ports['console']}"
+
+
 def write_superuser_password(state: SandboxState, path: Path) -> None:
     """Write it for libpq, which reads a file of its owner only."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -272,6 +280,9 @@ def variables(directory: Path, state: SandboxState) -> dict[str, str]:
         "SANDBOX_SUBMISSION_PORT": str(ports["submission"]),
         "SANDBOX_SMTPS_PORT": str(ports["smtps"]),
         "SANDBOX_HTTP_URL": http_url(state),
+        "SANDBOX_CONSOLE_URL": console_url(state),
+        "SANDBOX_CONSOLE_USER": CONSOLE_USER,
+        "SANDBOX_CONSOLE_PASSWORD": seed.console_password,
         "SANDBOX_TLS_CA": str(layout.tls / "ca.pem"),
         "SANDBOX_API_KEY": seed.api_key,
         "SANDBOX_RESTRICTED_API_KEY": seed.restricted_api_key,
