@@ -88,7 +88,9 @@ def test_installed_used_and_purged(package: Path, system: OverlaidSystem, databa
     system.run("dpkg", "-i", "/tmp/package.deb", DEBIAN_FRONTEND="noninteractive")
     assert _processes(system) == []
     assert not list(system.path("/etc/systemd/system").rglob("*opensend-*"))
-    assert {"opensend-milter", "opensend-auth", "opensend-worker", "opensend-http"} <= _accounts(system) - before
+    assert {"opensend-milter", "opensend-auth", "opensend-worker", "opensend-http", "opensend-console"} <= _accounts(
+        system
+    ) - before
     with host_with(system, database, settings_for(submission_port), installed=True) as host:
         mail_flows(host, _key(system, database), submission_port)
     system.run("dpkg", "-P", "opensend-milter")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opensend_milter.config import Config, Smtp
+from opensend_milter.config import Config, Console, Smtp
 from opensend_milter.host.examining import units
 from opensend_milter.host.examining.confinement import UNITS, attempt_all, running_as
 from opensend_milter.host.installing import shipped_units
@@ -17,12 +17,14 @@ from tests.integration import confined
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = sorted(path.name for path in shipped_units.folder().glob("*.service"))
 STAYING = [*UNITS.values(), "opensend-dovecot.service", "opensend-postfix.service"]
-ROLES = {
-    "opensend-milter.service": "opensend_milter",
-    "opensend-worker.service": "opensend_worker",
-    "opensend-http.service": "opensend_http",
-    "opensend-prune.service": "opensend_worker",
-    "opensend-domains.service": "opensend_worker",
+ROLES: dict[str, tuple[str, ...]] = {
+    "opensend-milter.service": ("opensend_milter",),
+    "opensend-worker.service": ("opensend_worker",),
+    "opensend-http.service": ("opensend_http",),
+    # What messages say is read by another role.
+    "opensend-console.service": ("opensend_console", "opensend_body_reader"),
+    "opensend-prune.service": ("opensend_worker",),
+    "opensend-domains.service": ("opensend_worker",),
 }
 OURS = [*UNITS.values(), "opensend-prune.service", "opensend-domains.service"]
 
@@ -65,10 +67,9 @@ def test_no_memory_is_left_in_a_file(name: str) -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_a_password_is_handed_over_as_a_file_and_only_its_own(name: str) -> None:
     unit = units.read(name)
-    role = ROLES.get(name)
-    wanted = [f"{role}:/etc/opensend-milter/passwords/{role}"] if role else []
-    assert unit.values("LoadCredential") == wanted
-    assert unit.values("Environment") == (["OPENSEND_MILTER_DATABASE_PASSWORD_DIR=%d"] if role else [])
+    roles = ROLES.get(name, ())
+    assert unit.values("LoadCredential") == [f"{role}:/etc/opensend-milter/passwords/{role}" for role in roles]
+    assert unit.values("Environment") == (["OPENSEND_MILTER_DATABASE_PASSWORD_DIR=%d"] if roles else [])
 
 
 def test_only_who_must_reach_the_network_may() -> None:
@@ -124,6 +125,8 @@ def test_the_gates_socket_has_a_directory_that_is_roots_alone() -> None:
 def test_the_target_wants_all_that_stays() -> None:
     wanted = set(units.read("opensend-milter.target").words("Wants"))
     oneshot = {"opensend-certificate.service", "opensend-prune.service", "opensend-domains.service"}
+    # Off until it is configured.
+    oneshot |= set(shipped_units.CONSOLE)
     assert (
         wanted
         == {
@@ -133,6 +136,18 @@ def test_the_target_wants_all_that_stays() -> None:
         }
         - oneshot
     )
+
+
+def test_the_console_is_wanted_where_it_is_on() -> None:
+    config = Config(console=Console(socket=Path("/run/console.sock"), socket_group="web"))
+    found = {str(one.path.relative_to("/etc/systemd/system")): one.content for one in shipped_units.drop_ins(config)}
+    assert found["opensend-milter.target.d/console.conf"] == (
+        b"[Unit]\nWants=opensend-console.socket opensend-console.service\n"
+    )
+    assert found["opensend-console.socket.d/listen.conf"] == (
+        b"[Socket]\nListenStream=\nListenStream=/run/console.sock\nSocketGroup=web\nSocketMode=0660\n"
+    )
+    assert not [one for one in shipped_units.drop_ins(Config()) if "console" in str(one.path)]
 
 
 def test_an_empty_value_forgets_those_before() -> None:

@@ -17,12 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-Service = Literal["serve", "auth-gate", "worker", "http"]
+Service = Literal["serve", "auth-gate", "worker", "http", "console"]
 UNITS: dict[Service, str] = {
     "serve": "opensend-milter.service",
     "auth-gate": "opensend-auth-gate.service",
     "worker": "opensend-worker.service",
     "http": "opensend-http.service",
+    "console": "opensend-console.service",
 }
 Outcome = Literal["denied", "allowed", "not applicable"]
 

@@ -246,13 +246,17 @@ class Blueprint:
         postfix = {"opensend-postfix.service"} if self.choice.mode == "services" else set()
         return postfix | ({"opensend-dovecot.service"} if self.choice.dovecot == "existing" else set())
 
+    def _wanted(self) -> list[str]:
+        """Return the units of this installation."""
+        off = set() if self.config.console.is_on else set(shipped_units.CONSOLE)
+        return [name for name in shipped_units.names() if name not in self._left_out() | off]
+
     def _units(self) -> Iterator[Step]:
         left_out = self._left_out()
         if self.host.packaged:
             yield from (shipped_units.mask(name) for name in sorted(left_out))
         else:
-            chosen = [name for name in shipped_units.names() if name not in left_out]
-            yield from shipped_units.units(chosen, self.host.program)
+            yield from shipped_units.units(self._wanted(), self.host.program)
         yield from shipped_units.drop_ins(self.config)
         if self.choice.mode == "services":
             yield shipped_units.reload_of_existing_postfix()
@@ -284,7 +288,7 @@ class Blueprint:
         if not self.host.has_systemd:
             return
         systemctl = program("systemctl")
-        units = [name for name in shipped_units.names() if name not in self._left_out()]
+        units = self._wanted()
         timers = [name for name in units if name.endswith(".timer")]
         yield Command(
             name="start",
@@ -341,6 +345,7 @@ def _stays(unit: str) -> bool:
         "opensend-auth-gate.service",
         "opensend-worker.service",
         "opensend-http.service",
+        "opensend-console.service",
         "opensend-dovecot.service",
         "opensend-postfix.service",
     }

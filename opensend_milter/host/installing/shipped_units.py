@@ -8,7 +8,7 @@ from pathlib import Path
 
 from psycopg import conninfo
 
-from opensend_milter.config import Config, Tls
+from opensend_milter.config import Config, Console, Http, Tls
 from opensend_milter.host.installing.plan import Directory, File, Root, SymbolicLink
 from opensend_milter.host.rendering import templates
 
@@ -16,6 +16,8 @@ UNIT_DIR = Path("/etc/systemd/system")
 PACKAGED = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
 PROGRAM = Path("/usr/bin/opensend-milter")
 TARGET = "opensend-milter.target"
+CONSOLE = ("opensend-console.socket", "opensend-console.service")
+"""Wanted where the console is on."""
 SYSUSERS, TMPFILES = "opensend-milter.sysusers.conf", "opensend-milter.tmpfiles.conf"
 _EXECUTABLE_BY_DEFAULT = "-/opt/opensend-milter"
 _UNITS = (".service", ".socket", ".target", ".path", ".timer")
@@ -77,17 +79,25 @@ def drop_ins(config: Config) -> Iterator[File]:
     if _is_tcp(config.database.url):
         text = read("opensend-milter.service.d/tcp.conf.example")
         yield _drop_in("opensend-milter.service", "tcp.conf", text, "the database is reached over TCP")
-    listen = str(config.http.socket or _address(config.http.host, config.http.port))
-    if listen != "127.0.0.1:8025":
-        owner = f"SocketGroup={config.http.socket_group}\nSocketMode=0660\n" if config.http.socket else ""
-        text = f"[Socket]\nListenStream=\nListenStream={listen}\n{owner}"
-        yield _drop_in("opensend-http.socket", "listen.conf", text, "http listens elsewhere")
+    yield from _listening("http", config.http, "127.0.0.1:8025")
+    if config.console.is_on:
+        yield from _listening("console", config.console, "127.0.0.1:8026")
+        text = f"[Unit]\nWants={' '.join(CONSOLE)}\n"
+        yield _drop_in(TARGET, "console.conf", text, "the console is configured")
     if config.smtp.proxies:
         yield for_balancers_only(config.smtp.proxies)
     certificate = certificate_file(config.tls)
     if certificate:
         text = f"[Path]\nPathChanged=\nPathChanged={certificate}\n"
         yield _drop_in("opensend-certificate.path", "place.conf", text, "reloads when this certificate changes")
+
+
+def _listening(name: str, door: Http | Console, usual: str) -> Iterator[File]:
+    listen = str(door.socket or _address(door.host, door.port))
+    if listen != usual:
+        owner = f"SocketGroup={door.socket_group}\nSocketMode=0660\n" if door.socket else ""
+        text = f"[Socket]\nListenStream=\nListenStream={listen}\n{owner}"
+        yield _drop_in(f"opensend-{name}.socket", "listen.conf", text, f"{name} listens elsewhere")
 
 
 def for_balancers_only(proxies: str) -> File:
