@@ -37,6 +37,7 @@ from opensend_milter.config import (
     Auth,
     Aws,
     Config,
+    Console,
     Database as DatabaseConfig,
     Delivery,
     Feedback,
@@ -53,6 +54,7 @@ from opensend_milter.config import (
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.findings import Check, Finding, Result, chosen, examine
 from opensend_milter.host.examining import (
+    console as checks_console,
     machine as checks_machine,
     smtp as checks_smtp,
     sockets as checks_sockets,
@@ -897,6 +899,39 @@ def test_the_http_process(status: int, result: str) -> None:
         server.shutdown()
         thread.join()
     assert found.result.value == result
+
+
+# ---------------------------------------------------------------- the console
+
+
+def console_findings(**settings: Any) -> dict[str, Finding]:
+    return looked_at(checks_console.checks(Config(console=Console(**settings))), "console")
+
+
+def test_a_console_that_is_off_is_not_looked_at() -> None:
+    assert {found.result.value for found in console_findings().values()} == {"skipped"}
+
+
+def test_a_console_that_does_not_answer() -> None:
+    found = console_findings(port=shut_port())["console.answers"]
+    assert (found.result.value, "Connection refused" in found.seen) == ("problem", True)
+    assert "opensend-console" in found.mend
+
+
+@pytest.mark.parametrize(
+    ("settings", "result"),
+    [
+        ({}, "good"),
+        ({"trusted_proxies": "0.0.0.0/0"}, "good"),
+        ({"user_header": "x-user", "trusted_proxies": "127.0.0.1/32 10.1.2.0/24 fd00::/64"}, "good"),
+        ({"user_header": "x-user", "socket": Path("/run/console.sock")}, "good"),
+        ({"user_header": "x-user", "trusted_proxies": "10.0.0.0/8"}, "warning"),
+        ({"user_header": "x-user", "trusted_proxies": "127.0.0.1/32 8.8.8.8/32"}, "warning"),
+        ({"user_header": "x-user", "trusted_proxies": "fd00::/48"}, "warning"),
+    ],
+)
+def test_a_proxy_that_is_believed_from_too_far(settings: dict[str, Any], result: str) -> None:
+    assert console_findings(port=1, **settings)["console.believed"].result.value == result
 
 
 # ---------------------------------------------------------------- all together

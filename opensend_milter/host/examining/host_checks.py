@@ -13,6 +13,7 @@ from opensend_milter.config import Config, Tls, load
 from opensend_milter.core.errors import OpensendError
 from opensend_milter.core.findings import Check, Seen, good, warning
 from opensend_milter.host.examining import (
+    console as checks_console,
     dovecot as checks_dovecot,
     machine as checks_machine,
     postfix as checks_postfix,
@@ -74,6 +75,7 @@ def host_checks(site: Site) -> Iterator[Check]:
         queue_dir=partial(_queue_dir, read),
         sessions=SESSIONS * len(doors_of(config)),
     )
+    yield from checks_console.checks(config)
 
 
 def _written(site: Site) -> list[Config]:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from opensend_milter.config import Config, Http
+from opensend_milter.config import Config, Console, Http
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.findings import Check, Seen, good, problem, skipped, warning
 
@@ -216,8 +216,8 @@ def _http(config: Config) -> Seen:
     return good(f"{where} is ready") if status == _OK else problem(f"{where}/readyz says {status}", start)
 
 
-def http_connection(settings: Http) -> http.client.HTTPConnection:
-    """Return a connection to our HTTP process, not yet opened."""
+def http_connection(settings: Http | Console) -> http.client.HTTPConnection:
+    """Return a connection to our HTTP process, or the console, not yet opened."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104  # asked, not listened on
     if settings.socket:
         return _UnixConnection(settings.socket)
