@@ -22,7 +22,7 @@ from opensend_milter.core.errors import ConfigError
 from opensend_milter.servers.console import site
 from opensend_milter.servers.console.entrance import Entrance
 from opensend_milter.servers.console.forms import MOST_BYTES
-from opensend_milter.servers.console.now import Kept
+from opensend_milter.servers.console.kept import Kept
 from opensend_milter.servers.reloading import Reloading
 from opensend_milter.servers.web import server as http_server
 from opensend_milter.servers.web.server import show_certificate, tls_context
@@ -67,6 +67,7 @@ def shown(config: Config) -> Iterator[Sequence[BaseRoute]]:
             contents=PostgresContents(bodies.lend),
             lists=overview,
             flow=Kept(overview.flow),
+            volume=overview.volume,
         )
     finally:
         pool.close()

@@ -351,11 +351,33 @@ def test_somebody_of_this_host_sees_every_page(ann: Browser, seeded: Database) -
     assert "too-large 3" in now
 
 
+def test_what_came_in_is_drawn_and_told(ann: Browser, seeded: Database) -> None:
+    """Of each span; with a table behind the chart, in which what is older is not counted."""
+    rows(
+        seeded,
+        "UPDATE emails SET status = 'bounced', created_at = now() - interval '2 days' WHERE id = %s",
+        MESSAGES["own"],
+    )
+    rows(seeded, "UPDATE emails SET status = 'suppressed' WHERE id = %s", MESSAGES["chief"])
+    for span, bounced, bars in (("24h", 0, 24), ("7d", 1, 28), ("30d", 1, 30)):
+        page = ann.get(f"/volume?span={span}")
+        assert page.status == 200
+        told = re.search(r"<desc>([^<]*)</desc>", page.text)
+        assert told
+        assert told[1] == (
+            f"delivered or sent 1, waiting 0, failed, bounced or called spam {bounced}, refused 3, "
+            "left out or taken back 1"
+        )
+        assert page.text.count('<th scope="row">') == bars
+    assert ann.get("/volume?span=1y").status == 400
+
+
 def test_pages_of_a_list_follow_each_other(ann: Browser, seeded: Database) -> None:
     key_id, user, _ = KEYS["own"]
     for number in range(60):
         add_message(seeded, f"01a22a0d-{number:04x}-4d1e-9651-279c9f1ee060", key_id, user, f"number {number}")
     first = ann.get("/messages?status=sent")
+    assert len(first.body) < 60_000
     (older,) = [link for link in first.links if "before=" in link]
     second = ann.get(f"/messages{older}")
     seen = [link for page in (first, second) for link in page.links if "messages/01a" in link]

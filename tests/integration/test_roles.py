@@ -306,6 +306,7 @@ def test_each_role_can_do_its_work(database: Database) -> None:
         ("opensend_console", "console"),
         ("opensend_console", "search"),
         ("opensend_console", "story"),
+        ("opensend_console", "overview"),
     ],
 )
 def test_each_role_may_run_the_statements_of_its_file(database: Database, role: Role, file: StatementFile) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,6 +47,14 @@ class Flow:
     lanes: Sequence[Lane]
 
 
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """How many messages of each status began in each of some steps of time, the oldest first."""
+
+    starts: Sequence[datetime]
+    counts: Mapping[str, Sequence[int]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyUse:
     """A key, and how many messages of its day are left; None: it has no daily limit."""
@@ -76,6 +84,17 @@ class Overview:
             refusals=[(rule, count) for rule, count in refused],
             lanes=lanes,
         )
+
+    def volume(self, steps: int, step_s: int) -> Volume:
+        """Count what came in, and what was refused, up to now."""
+        first = int(datetime.now(UTC).timestamp()) // step_s - steps + 1
+        with self.lend() as connection:
+            rows = connection.execute(SQL["volume"], {"first": first, "step_s": step_s}).fetchall()
+        counts: dict[str, list[int]] = {}
+        for bar, status, count in rows:
+            if bar < first + steps:
+                counts.setdefault(status, [0] * steps)[bar - first] = count
+        return Volume([datetime.fromtimestamp((first + at) * step_s, UTC) for at in range(steps)], counts)
 
     def keys(self, most: int) -> Listed[KeyUse]:
         """List keys, those used last first."""

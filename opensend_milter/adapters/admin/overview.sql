@@ -21,3 +21,10 @@ SELECT user_id, courier, count(*) FILTER (WHERE state <> 'uncertain') AS waiting
     min(not_before) FILTER (WHERE state = 'waiting' AND not_before <= now()) AS due_since
 FROM opensend_milter.jobs GROUP BY user_id, courier
 ORDER BY due_since NULLS LAST, user_id, courier LIMIT %(lanes)s;
+
+-- volume -- how many messages of each outcome came in, and how many were refused, by steps of so many seconds
+SELECT floor(extract(epoch FROM created_at) / %(step_s)s)::bigint AS bar, status, count(*) FROM public.emails
+WHERE created_at >= to_timestamp(%(first)s::bigint * %(step_s)s) GROUP BY 1, 2
+UNION ALL
+SELECT floor(extract(epoch FROM refused_at) / %(step_s)s)::bigint, 'refused', count(*) FROM opensend_milter.refusals
+WHERE refused_at >= to_timestamp(%(first)s::bigint * %(step_s)s) GROUP BY 1;

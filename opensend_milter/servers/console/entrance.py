@@ -38,6 +38,7 @@ _HERE = re.compile(r"(localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[::1\])(:\d{1,5}
 _BOTH = (Tab("messages", "messages", "Messages"), Tab("refusals", "messages?status=refused", "Refusals"))
 TABS = (
     Tab("now", "now", "Now"),
+    Tab("volume", "volume", "Volume"),
     *_BOTH,
     Tab("domains", "domains", "Domains"),
     Tab("keys", "keys", "Keys"),

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
-from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from opensend_milter.core.visitors import Visitor
 from opensend_milter.servers.console.entrance import Entrance
+from opensend_milter.servers.console.kept import Kept
 
-T = TypeVar("T")
 REFRESH_S = 15
-_GOOD_FOR_S = 5.0
-"""So long an answer is shown to all who ask: however many look, the database is asked as often as for one."""
 
 
 class Lane(Protocol):
@@ -65,24 +61,6 @@ class Flow(Protocol):
 
     @property
     def at(self) -> datetime: ...
-
-
-@dataclass(slots=True)
-class Kept(Generic[T]):
-    """What was asked for lately; only one asks for it anew, and others wait for that."""
-
-    ask: Callable[[], T]
-    clock: Callable[[], float] = time.monotonic
-    _turn: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
-    _found: tuple[float, T] | None = None
-
-    async def get(self) -> T:
-        """Return it."""
-        async with self._turn:
-            if self._found is None or self.clock() >= self._found[0]:
-                found = await to_thread.run_sync(self.ask)
-                self._found = self.clock() + _GOOD_FOR_S, found
-            return self._found[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,11 @@ from starlette.routing import BaseRoute
 
 from opensend_milter.servers.console.contents import ContentPages, ContentStore, Views
 from opensend_milter.servers.console.entrance import Entrance
+from opensend_milter.servers.console.kept import Kept
 from opensend_milter.servers.console.listings import ListPages, Lists
 from opensend_milter.servers.console.messages import MessagePages
-from opensend_milter.servers.console.now import Flow, Kept, NowPage
+from opensend_milter.servers.console.now import Flow, NowPage
+from opensend_milter.servers.console.volume import AskVolume, VolumePage
 from opensend_milter.servers.pages import files
 from opensend_milter.servers.pages.answering import Pages
 from opensend_milter.servers.web.messages import MessageStore
@@ -27,7 +29,14 @@ _SAID = {
 
 
 def routes(
-    entrance: Entrance, *, messages: MessageStore, views: Views, contents: ContentStore, lists: Lists, flow: Kept[Flow]
+    entrance: Entrance,
+    *,
+    messages: MessageStore,
+    views: Views,
+    contents: ContentStore,
+    lists: Lists,
+    flow: Kept[Flow],
+    volume: AskVolume,
 ) -> Sequence[BaseRoute]:
     """Return the routes of all pages."""
     return [
@@ -37,6 +46,7 @@ def routes(
         *MessagePages(entrance=entrance, store=messages).routes(),
         *ListPages(entrance=entrance, lists=lists).routes(),
         *NowPage(entrance=entrance, flow=flow).routes(),
+        *VolumePage(entrance=entrance, ask=volume).routes(),
     ]
 
 
