@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLContext
 
 from starlette.routing import BaseRoute
 
 from opensend_milter.adapters.admin.overview import Overview
+from opensend_milter.adapters.admin.verification import list_domains
+from opensend_milter.adapters.dns import DnsResolver
 from opensend_milter.adapters.postgres.console import PostgresVisitors
 from opensend_milter.adapters.postgres.link import Role, conninfo_for
 from opensend_milter.adapters.postgres.lookup.contents import PostgresContents
 from opensend_milter.adapters.postgres.lookup.messages import PostgresMessages
 from opensend_milter.adapters.postgres.pool import Pool
+from opensend_milter.app.sender_records import wanted_for
 from opensend_milter.app.web import pair_of
 from opensend_milter.config import Config, load
 from opensend_milter.config.changes import Reads
+from opensend_milter.core.dns_records import Record, records
 from opensend_milter.core.errors import ConfigError
 from opensend_milter.servers.console import site
 from opensend_milter.servers.console.entrance import Entrance
@@ -30,6 +35,7 @@ from opensend_milter.servers.web.server import show_certificate, tls_context
 CONNECTIONS = 4
 TIMEOUT_S = 30.0
 """A call to the database; as `why`, somebody waits for it."""
+DNS_TIMEOUT_S, DNS_LIFETIME_S = 2.0, 4.0
 READS = Reads(live=frozenset(), at_start=frozenset({"console", "database", "profile", "limits.failed_per_minute"}))
 CERTIFICATE = frozenset({"tls", "smtp.hostname"})
 
@@ -51,8 +57,8 @@ def console(path: Path | None, ready: Callable[[], None]) -> None:
 
 
 @contextmanager
-def shown(config: Config) -> Iterator[Sequence[BaseRoute]]:
-    """Lend the routes of all pages, and let go of the database at the end."""
+def shown(config: Config, nameserver: str = "") -> Iterator[Sequence[BaseRoute]]:
+    """Lend the routes of all pages, and let go of the database at the end; `nameserver`: another than the system's."""
     # What messages say is read by another role: that of the console cannot.
     pool, bodies = _pool(config, "opensend_console", CONNECTIONS), _pool(config, "opensend_body_reader", 1)
     visitors, overview = PostgresVisitors(pool), Overview(pool.lend)
@@ -68,10 +74,34 @@ def shown(config: Config) -> Iterator[Sequence[BaseRoute]]:
             lists=overview,
             flow=Kept(overview.flow),
             volume=overview.volume,
+            look_up=lambda domain_id: _looked_up(config, pool, domain_id, nameserver),
         )
     finally:
         pool.close()
         bodies.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookedUp:
+    """A domain, and its records as DNS has them now."""
+
+    name: str
+    status: str
+    user_id: str | None
+    records: Sequence[Record]
+
+
+def _looked_up(config: Config, pool: Pool, domain_id: str, nameserver: str) -> LookedUp | None:
+    with pool.lend() as connection:
+        for domain in list_domains(connection):
+            if domain.id == domain_id:
+                # Without a token: the secret that it is made of is not the console's to know.
+                wanted = wanted_for(config, connection, domain)
+                break
+        else:
+            return None
+    found = records(DnsResolver(nameserver, timeout_s=DNS_TIMEOUT_S, lifetime_s=DNS_LIFETIME_S), wanted)
+    return LookedUp(name=domain.name, status=domain.status, user_id=domain.user_id, records=found)
 
 
 def _show(tls: SSLContext | None, config: Config) -> None:

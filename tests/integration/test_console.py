@@ -28,6 +28,7 @@ from tests.integration.console_browser import Browser, Shown, hidden
 from tests.integration.http_sites import served
 from tests.integration.outbox import rows
 from tests.integration.private_postgres import Database
+from tests.integration.test_domain_verify import Zone, running
 
 NAME, PASSWORD = "ann", "correct horse battery"
 KEYS: Mapping[str, tuple[str, str, str]] = {
@@ -52,7 +53,9 @@ SECRET_TEXT = "what only a few may read"
 
 
 @contextmanager
-def console(database: Database, *, failed_per_minute: int = 60, **settings: Any) -> Iterator[int]:
+def console(
+    database: Database, *, failed_per_minute: int = 60, nameserver: str = "127.0.0.1:1", **settings: Any
+) -> Iterator[int]:
     """Serve it; yield the port."""
     chosen = Console(**{"port": 1, **settings})
     config = Config(
@@ -60,7 +63,7 @@ def console(database: Database, *, failed_per_minute: int = 60, **settings: Any)
         console=chosen,
         limits=Rates(failed_per_minute=failed_per_minute),
     )
-    with shown(config) as routes:
+    with shown(config, nameserver) as routes:
         app = application(routes, max_body_bytes=MOST_BYTES, proxies=believed(chosen), refuse=refuse)
         with served(app) as port:
             yield port
@@ -349,6 +352,26 @@ def test_somebody_of_this_host_sees_every_page(ann: Browser, seeded: Database) -
     now = ann.get("/now").words
     assert "Taken in the last hour 3" in now
     assert "too-large 3" in now
+
+
+def test_a_domain_is_shown_as_dns_has_it(seeded: Database) -> None:
+    """What is there, what is not, and what a stranger's zone says is text."""
+    ((domain_id,),) = rows(seeded, "SELECT id::text FROM domains WHERE name = 'example.org'")
+    zone = Zone()
+    with running(zone) as server, console(seeded, nameserver=server) as port:
+        zone.texts["example.org"] = [["v=spf1 <script>alert(1)</script> -all"]]
+        zone.texts["_dmarc.example.org"] = [["v=DMARC1; p=none"]]
+        ann = Browser(port)
+        ann.log_in(name=NAME, password=PASSWORD)
+        page = ann.get(f"/domains/{domain_id}")
+        assert page.status == 200
+        assert "DMARC _dmarc.example.org" in page.words
+        assert "v=DMARC1; p=none" in page.words
+        assert_is_only_text(page)
+        assert ann.get(f"/domains/{NOWHERE}").status == 404
+        zone.failing["*"] = "SERVFAIL"
+        assert "unknown" in ann.get(f"/domains/{domain_id}").words
+        assert holder(port, "own").get(f"/domains/{domain_id}").status == 404
 
 
 def test_what_came_in_is_drawn_and_told(ann: Browser, seeded: Database) -> None:

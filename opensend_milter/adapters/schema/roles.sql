@@ -225,7 +225,7 @@ ALTER ROLE opensend_console SET statement_timeout = '30s';
 -- The console shows that, and lists of keys, domains and webhooks. It puts down who looks and who read what a message says, and
 -- cannot take the latter back.
 GRANT SELECT (token_preview, last_used_at) ON public.api_keys TO opensend_console;
-GRANT SELECT (created_at) ON public.domains TO opensend_console;
+GRANT SELECT (created_at, dkim_origin, dkim_tokens, dkim_selector, custom_return_path) ON public.domains TO opensend_console;
 GRANT SELECT ON opensend_milter.key_settings, opensend_milter.key_usage, opensend_milter.webhook_settings,
     opensend_milter.console_users TO opensend_console;
 GRANT SELECT, INSERT, DELETE ON opensend_milter.console_sessions TO opensend_console;

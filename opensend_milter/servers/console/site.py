@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from opensend_milter.servers.console.contents import ContentPages, ContentStore, Views
+from opensend_milter.servers.console.domains import DomainPage, LookUp
 from opensend_milter.servers.console.entrance import Entrance
 from opensend_milter.servers.console.kept import Kept
 from opensend_milter.servers.console.listings import ListPages, Lists
@@ -37,6 +38,7 @@ def routes(
     lists: Lists,
     flow: Kept[Flow],
     volume: AskVolume,
+    look_up: LookUp,
 ) -> Sequence[BaseRoute]:
     """Return the routes of all pages."""
     return [
@@ -45,6 +47,7 @@ def routes(
         *ContentPages(entrance=entrance, views=views, store=contents).routes(),
         *MessagePages(entrance=entrance, store=messages).routes(),
         *ListPages(entrance=entrance, lists=lists).routes(),
+        *DomainPage(entrance=entrance, look_up=look_up).routes(),
         *NowPage(entrance=entrance, flow=flow).routes(),
         *VolumePage(entrance=entrance, ask=volume).routes(),
     ]
