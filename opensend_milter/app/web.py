@@ -40,6 +40,7 @@ from opensend_milter.core.request import RequestLimits
 from opensend_milter.core.signing import derived
 from opensend_milter.host.rendering.certificates import find_certificate
 from opensend_milter.servers import metrics_page
+from opensend_milter.servers.pages import files
 from opensend_milter.servers.reloading import Reloading
 from opensend_milter.servers.web import (
     events,
@@ -48,12 +49,12 @@ from opensend_milter.servers.web import (
     messages,
     openapi as http_openapi,
     server as http_server,
-    told,
 )
 from opensend_milter.servers.web.api import Api
 from opensend_milter.servers.web.bodies import Bodies
 from opensend_milter.servers.web.letters import Letters
 from opensend_milter.servers.web.messages import Messages
+from opensend_milter.servers.web.public import front, reference, told
 from opensend_milter.servers.web.records import Records
 from opensend_milter.servers.web.room import MOST_REQUESTS
 from opensend_milter.servers.web.server import Site, show_certificate, tls_context
@@ -119,6 +120,8 @@ class Answering:
         self._page = prometheus.alone(counting.OVER_HTTP)
         self._open = [
             *_report_routes(config, self._box, self._desk.check),
+            *front.routes(),
+            *files.routes(),
             *told.routes(self._desk.refused, Allowance(told.PER_MINUTE, time.monotonic)),
         ]
         self.site = self._site(config)
@@ -147,11 +150,13 @@ class Answering:
         return Deciding(lanes.accept_all, lanes.close)
 
     def _site(self, config: Config) -> Site:
+        document = http_openapi.openapi(max_bulk_messages=config.http.max_bulk_messages, limits=_limits(config))
         routes = [
             *self._open,
             *self._api(config).routes(),
             *metrics_page.routes(self._page, config.http.monitoring.split()),
-            *http_openapi.routes(max_bulk_messages=config.http.max_bulk_messages, limits=_limits(config)),
+            *http_openapi.routes(document),
+            *reference.routes(document, config.http.public_url),
         ]
         return Site(
             routes=routes,

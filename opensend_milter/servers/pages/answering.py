@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, Response
 from opensend_milter.servers.pages.charts import stacked_bars
 from opensend_milter.servers.pages.files import FILES, PATH
 from opensend_milter.servers.pages.marks import mark_of
-from opensend_milter.servers.pages.shown import instant, moment, shown
+from opensend_milter.servers.pages.shown import instant, moment, shown, typed
 
 HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
@@ -51,7 +51,7 @@ class Pages:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._environment.filters |= {"instant": instant, "moment": moment, "shown": shown}
+        self._environment.filters |= {"instant": instant, "moment": moment, "shown": shown, "typed": typed}
         self._environment.globals |= {
             "site": site,
             "files": {name: PATH + file.name for name, file in FILES.items()},
@@ -71,8 +71,12 @@ class Pages:
         headers: Mapping[str, str] = _NOTHING,
     ) -> Response:
         """Answer with a page; `values` are the template's, and `headers` go over those of every page."""
-        text = self._environment.get_template(template).render({**values, "root": root_of(request), "tabs": tabs})
+        text = self.text(template, values, root=root_of(request), tabs=tabs)
         return HTMLResponse(text, status, {**HEADERS, **headers})
+
+    def text(self, template: str, values: Mapping[str, object], *, root: str, tabs: Sequence[Tab] = ()) -> str:
+        """Write a page."""
+        return self._environment.get_template(template).render({**values, "root": root, "tabs": tabs})
 
 
 def root_of(request: Request) -> str:

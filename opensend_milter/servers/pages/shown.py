@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
+from markupsafe import Markup, escape
+
 MOST_CHARACTERS = 1_000
 """Of one text that somebody else wrote, where its place is a line."""
 _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
+_TYPED = re.compile(r"`([^`]*)`")
 _PICTURES = 0x2400
 _DELETE = "\x7f"
 
@@ -18,6 +21,11 @@ def shown(text: str | None, most: int = MOST_CHARACTERS) -> str:
         return ""
     cut = text if len(text) <= most else text[:most] + "…"
     return _HIDDEN.sub(_seen, cut)
+
+
+def typed(text: str) -> Markup:
+    """Set apart what somebody would type, which our texts have in backticks."""
+    return Markup(_TYPED.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704  # escaped
 
 
 def moment(at: datetime) -> str:

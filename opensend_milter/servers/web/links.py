@@ -24,7 +24,7 @@ from starlette.routing import Route
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.links import PATHS, LinkKind, SignedLink, location
 from opensend_milter.core.model import EmailId
-from opensend_milter.servers.web.page import HEADERS, page
+from opensend_milter.servers.web.public.page import HEADERS, page
 from opensend_milter.servers.web.room import Visit
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class _Answers:
     async def clicked(self, request: Request) -> Response:
         link = self._link(request, "click")
         if link is None:
-            return _unknown()
+            return _unknown(request)
         headers = HEADERS | {"Location": location(link.target)}
         return Response(None, 302, headers, background=self._later(request, link))
 
@@ -123,13 +123,12 @@ class _Answers:
         """Unsubscribe on POST only: scanners follow the links of a message."""
         link = self._link(request, "unsubscribe")
         if link is None:
-            return _unknown()
+            return _unknown(request)
         if request.method != "POST":
-            button = '<form method="post"><button type="submit">Unsubscribe</button></form>'
-            return page(200, "Unsubscribe", f"<p>Stop these messages?</p>{button}")
+            return page(request, 200, "Unsubscribe", "Stop these messages?", button="Unsubscribe")
         if not await self.reports.store(self._report(request, link)):
-            return page(503, "Not done", "<p>This does not work just now. Please try again in a minute.</p>")
-        return page(200, "Unsubscribed", "<p>You will get no more of these messages.</p>")
+            return page(request, 503, "Not done", "This does not work just now. Please try again in a minute.")
+        return page(request, 200, "Unsubscribed", "You will get no more of these messages.")
 
     def _link(self, request: Request, kind: LinkKind) -> SignedLink | None:
         link = self.open_link(request.path_params["token"])
@@ -163,5 +162,5 @@ class _Answers:
         return _Report(link.kind, source_id, link.email_id, payload)
 
 
-def _unknown() -> Response:
-    return page(404, "Not found", "<p>This link is not valid. It may have been cut off.</p>")
+def _unknown(request: Request) -> Response:
+    return page(request, 404, "Not found", "This link is not valid. It may have been cut off.")

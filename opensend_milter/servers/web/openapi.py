@@ -1,15 +1,12 @@
-"""The OpenAPI document of the HTTP front door, and a page that shows it."""
+"""The OpenAPI document of the HTTP front door."""
 
 from __future__ import annotations
 
-import html
-import json
-from collections.abc import Mapping
 from importlib.metadata import version
-from typing import get_args
+from typing import cast, get_args
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from opensend_milter.core.couriers import CourierName
@@ -18,6 +15,7 @@ from opensend_milter.core.rules import Rule
 from opensend_milter.servers.web import openapi_fields
 from opensend_milter.servers.web.messages import LONGEST_DOMAIN, LONGEST_Q, STATUSES
 from opensend_milter.servers.web.openapi_fields import Schema, listed, ref, text
+from opensend_milter.servers.web.openapi_words import explained
 from opensend_milter.servers.web.wishes import BATCH_VALIDATION, LONGEST_BULK_KEY, LONGEST_KEY
 
 _ULID = "req_[0-7][0-9A-HJKMNP-TV-Z]{25}"
@@ -31,22 +29,18 @@ _LAST_EVENTS = [
 ]  # fmt: skip
 
 
-def routes(*, max_bulk_messages: int, limits: RequestLimits | None = None) -> list[Route]:
-    """Return the routes."""
-    document = openapi(max_bulk_messages=max_bulk_messages, limits=limits or RequestLimits())
-    page = _page(document)
+def routes(document: Schema) -> list[Route]:
+    """Return the route of the document."""
 
     async def as_json(_: Request) -> Response:
         return JSONResponse(document)
 
-    async def as_page(_: Request) -> Response:
-        return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
-
-    return [Route("/openapi.json", as_json, methods=["GET"]), Route("/docs", as_page, methods=["GET"])]
+    return [Route("/openapi.json", as_json, methods=["GET"])]
 
 
 def openapi(*, max_bulk_messages: int, limits: RequestLimits) -> dict[str, object]:
     """Describe every path that a client may use."""
+    schemas = {**openapi_fields.schemas(limits, max_bulk_messages), **_answers()}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -70,7 +64,7 @@ def openapi(*, max_bulk_messages: int, limits: RequestLimits) -> dict[str, objec
                 "Email": {"operationId": "getEmail", "parameters": {"id": "$response.body#/id"}},
             },
             "responses": {"Error": _answer("Why not", "Error")},
-            "schemas": {**openapi_fields.schemas(limits, max_bulk_messages), **_answers()},
+            "schemas": {name: explained(cast("Schema", one), name) for name, one in schemas.items()},
         },
     }
 
@@ -383,22 +377,3 @@ _MOMENT_OR_NULL: Schema = {"type": ["string", "null"], "format": "date-time"}
 
 def _object(required: list[str], /, **properties: Schema) -> Schema:
     return {"type": "object", "required": required, "properties": properties}
-
-
-def _page(document: Mapping[str, object]) -> str:
-    paths = document["paths"]
-    assert isinstance(paths, dict)  # noqa: S101  # our own
-    rows = "".join(
-        f"<tr><td><code>{method.upper()} {html.escape(path)}</code></td>"
-        f"<td>{html.escape(str(said['summary']))}</td></tr>"
-        for path, methods in paths.items()
-        for method, said in methods.items()
-    )
-    shown = html.escape(json.dumps(document, indent=2))
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>opensend-milter</title>'
-        "<style>body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-        "td{padding:.2rem 1rem .2rem 0}pre{background:#f4f4f4;padding:1rem;overflow:auto}</style>"
-        "<h1>opensend-milter</h1><p>Send mail with an API key: <code>Authorization: Bearer KEY</code>.</p>"
-        f"<table>{rows}</table><h2>OpenAPI</h2><p>As JSON: /openapi.json</p><pre>{shown}</pre></html>"
-    )

@@ -12,7 +12,7 @@ from opensend_milter.core.fields import MOST_ERRORS
 
 _UNAVAILABLE = 503
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
-_CODES = {
+CODES = {
     400: "bad_request",
     401: "unauthorized",
     403: "forbidden",
@@ -92,7 +92,7 @@ def of_all(refused: Sequence[tuple[int, Refused]]) -> Refused:
 def error(request: Request, refused: HTTPException) -> Response:
     """Answer with an error."""
     status = refused.status_code
-    code = refused.code if isinstance(refused, Refused) else _CODES.get(status, "error")
+    code = refused.code if isinstance(refused, Refused) else CODES.get(status, "error")
     name = refused.name if isinstance(refused, Refused) else ""
     content: dict[str, object] = {
         "status": "error",

@@ -5,11 +5,10 @@ Whoever has the address need not be who sent the message: it has been in logs, a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from html import escape
 
 from anyio import CapacityLimiter, to_thread
+from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,7 +17,8 @@ from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.rates import Allowance
 from opensend_milter.core.refs import PATH, Refused, read_token, ref_of
 from opensend_milter.core.remedies import remedy_of
-from opensend_milter.servers.web.page import page
+from opensend_milter.servers.pages.shown import typed
+from opensend_milter.servers.web.public.page import PAGES, page
 from opensend_milter.servers.web.room import Visit
 
 FindRefused = Callable[[str], Refused | None]
@@ -27,7 +27,6 @@ PER_MINUTE = 60
 """Pages that one client is shown, tokens that are nothing included: the database is asked for each."""
 AT_ONCE = 2
 """Of the connections to the database that all requests share: most are for those who have a key."""
-_CODE = re.compile(r"`([^`]*)`")
 
 
 def routes(find: FindRefused, allowance: Allowance) -> list[Route]:
@@ -37,21 +36,21 @@ def routes(find: FindRefused, allowance: Allowance) -> list[Route]:
     async def told(request: Request) -> Response:
         visit: Visit = request.state.visit
         if allowance.wait_s(visit.client_address):
-            return page(429, "Too many requests", "<p>Please try again in a minute.</p>")
+            return page(request, 429, "Too many requests", "Please try again in a minute.")
         allowance.note(visit.client_address)
         token = read_token(request.path_params["token"])
         try:
             refused = await to_thread.run_sync(find, token, limiter=turns) if token else None
         except StoreUnavailable:
-            return page(503, "Not now", "<p>This cannot be looked up just now. Please try again in a minute.</p>")
+            return page(request, 503, "Not now", "This cannot be looked up just now. Please try again in a minute.")
         if token is None or refused is None:
-            return page(404, "Not found", "<p>There is nothing at this address, or no longer.</p>")
-        return page(200, "This message was not taken", _content(refused, ref_of(token)))
+            return page(request, 404, "Not found", "There is nothing at this address, or no longer.")
+        return PAGES.answer(request, "told.html", {"rows": _rows(refused, ref_of(token))})
 
     return [Route(PATH + "{token}", told, methods=["GET"])]
 
 
-def _content(refused: Refused, ref: str) -> str:
+def _rows(refused: Refused, ref: str) -> list[tuple[str, Markup]]:
     remedy = remedy_of(refused.rule)
     rows = [
         ("Answer", f"{refused.code} {refused.enhanced}, rule `{refused.rule}`"),
@@ -60,8 +59,4 @@ def _content(refused: Refused, ref: str) -> str:
         ("What mends it", remedy and remedy.mend),
         ("To ask about it", f"ref `{ref}`"),
     ]
-    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{_html(text)}</dd>" for name, text in rows if text) + "</dl>"
-
-
-def _html(text: str) -> str:
-    return _CODE.sub(r"<code>\1</code>", escape(text))
+    return [(name, typed(text)) for name, text in rows if text]
