@@ -116,7 +116,7 @@ def test_each_example_makes_the_request_that_it_is_about(tmp_path: Path, languag
     anything = Route("/{path:path}", heard, methods=["GET", "POST", "PATCH"])
     with served(Starlette(routes=[*reference.routes(DOCUMENT, ""), anything])) as port:
         page = ask(port, "GET", "/docs").body.decode()
-        found = re.findall(rf"<figcaption>{re.escape(language)} .*?<code>(.*?)</code>", page, re.DOTALL)
+        found = re.findall(rf"<summary>{re.escape(language)}</summary>.*?<code>(.*?)</code>", page, re.DOTALL)
         run_all(language, [unescape(one) for one in found], tmp_path)
     assert log == list(asked_by_examples())
 
