@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from html import unescape
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from tests.waiting import patience_s
@@ -37,6 +39,30 @@ class Shown:
         return [unescape(found) for found in re.findall(r'<a [^>]*?href="([^"]*)"', self.text)]
 
 
+@dataclass(frozen=True)
+class Events:
+    """A stream of them."""
+
+    answer: HTTPResponse
+
+    @property
+    def status(self) -> int:
+        return self.answer.status
+
+    def next_of(self, kind: str) -> str:
+        """Wait for the next event of a kind; return what it says."""
+        while (line := self.answer.readline()) != f"event: {kind}\n".encode():
+            assert line, "the stream has ended"
+        said = []
+        while (line := self.answer.readline()).startswith(b"data: "):
+            said.append(line.decode().removeprefix("data: "))
+        return "".join(said)
+
+    def rest(self) -> list[bytes]:
+        """Return what comes before the stream ends."""
+        return self.answer.readlines()
+
+
 @dataclass
 class Browser:
     """One visitor's."""
@@ -65,6 +91,14 @@ class Browser:
         """Send the form of a page that leads there."""
         return self.post(to, **(hidden(page) | words))
 
+    @contextmanager
+    def hearing(self, path: str) -> Iterator[Events]:
+        """Begin to hear a stream of events."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=patience_s())
+        with closing(connection):
+            connection.request("GET", path, headers=self._asking())
+            yield Events(connection.getresponse())
+
     def _beside(self, found: Shown) -> str:
         where = urlsplit(urljoin(f"http://here{found.path}", found.headers["location"]))
         assert where.netloc == "here", "it leads elsewhere"
@@ -73,10 +107,7 @@ class Browser:
     def _ask(self, method: str, path: str, body: bytes | None = None) -> Shown:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=patience_s())
         try:
-            headers = {"Host": f"127.0.0.1:{self.port}", **self.headers}
-            if self.cookies:
-                headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-            connection.request(method, path, body, headers)
+            connection.request(method, path, body, self._asking())
             answer = connection.getresponse()
             for value in answer.headers.get_all("set-cookie") or ():
                 self._keep(value)
@@ -84,6 +115,12 @@ class Browser:
             return Shown(answer.status, found, answer.read(), path)
         finally:
             connection.close()
+
+    def _asking(self) -> dict[str, str]:
+        headers = {"Host": f"127.0.0.1:{self.port}", **self.headers}
+        if self.cookies:
+            headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        return headers
 
     def _keep(self, told: str) -> None:
         self.told.append(told)

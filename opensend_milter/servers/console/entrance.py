@@ -95,7 +95,7 @@ class Entrance:
         """Return what answers everybody who has logged in with this page, and others with the one where they do."""
 
         async def answer(request: Request) -> Response:
-            visitor = await self._visitor(request)
+            visitor = await self.visitor(request)
             return await page(request, visitor) if visitor else self._login_page(request, 401)
 
         return answer
@@ -125,12 +125,17 @@ class Entrance:
 
     # ------------------------------------------------------------------ who
 
-    async def _visitor(self, request: Request) -> Visitor | None:
+    async def visitor(self, request: Request) -> Visitor | None:
+        """Return who asks, as it stands now; None: nobody who may look."""
         if vouched := self._vouched_for(request):
             return Visitor(name=vouched)
         token = request.cookies.get(self._cookie)
         visitor = await self.in_thread(lambda: self.store.visitor(token)) if token else None
         return visitor if visitor and _may_come_from(visitor, client_of(request)) else None
+
+    def session_of(self, request: Request) -> str:
+        """Return what stands for all that one visitor has open."""
+        return self._vouched_for(request) or request.cookies.get(self._cookie, "")
 
     def _vouched_for(self, request: Request) -> str:
         """Return the name in the proxy's field; from anybody else, or said twice, it is nobody's."""

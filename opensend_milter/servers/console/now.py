@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from starlette.routing import Route
 from opensend_milter.core.visitors import Visitor
 from opensend_milter.servers.console.entrance import Entrance
 from opensend_milter.servers.console.kept import Kept
+from opensend_milter.servers.console.live import Places, live
 
 REFRESH_S = 15
 
@@ -65,16 +66,29 @@ class Flow(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NowPage:
-    """It asks for itself again every few seconds, with script or without."""
+    """It hears what is new; without script, or where there is no place for that, it is asked for again."""
 
     entrance: Entrance
     flow: Kept[Flow]
+    places: Places = field(default_factory=Places)
 
     def routes(self) -> list[Route]:
-        """Return the route; to the holder of a key there is none."""
-        return [Route("/now", self.entrance.open_to_us(self._now), methods=["GET"])]
+        """Return the routes; to the holder of a key there are none."""
+        ours = self.entrance.open_to_us
+        return [
+            Route("/now", ours(self._now), methods=["GET"]),
+            Route("/now/live", ours(self._live), methods=["GET"]),
+        ]
 
     async def _now(self, request: Request, visitor: Visitor) -> Response:
         return self.entrance.answer(
             request, visitor, "now.html", here="now", flow=await self.flow.get(), refresh_s=REFRESH_S
         )
+
+    async def _live(self, request: Request, _: Visitor) -> Response:
+        async def told() -> str | None:
+            if not await self.entrance.visitor(request):
+                return None
+            return self.entrance.pages.text("now_part.html", {"flow": await self.flow.get()}, root="./")
+
+        return live(request, self.places, self.entrance.session_of(request), "now", told)

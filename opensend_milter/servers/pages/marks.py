@@ -8,10 +8,12 @@ from typing import Literal
 Mark = Literal["good", "bad", "wait", "unsure", "off"]
 
 _MARKS: Mapping[str, Mark] = {
-    **dict.fromkeys(("delivered", "sent", "opened", "clicked", "verified", "active", "ok"), "good"),
-    **dict.fromkeys(("failed", "bounced", "complained", "refused", "rejected", "dead", "wrong"), "bad"),
+    **dict.fromkeys(("delivered", "sent", "opened", "clicked", "verified", "active", "ok", "found", "success"), "good"),
+    **dict.fromkeys(
+        ("failed", "bounced", "complained", "refused", "rejected", "dead", "dead_letter", "wrong", "missing"), "bad"
+    ),
     **dict.fromkeys(("queued", "scheduled", "processing", "deferred", "delivery_delayed", "pending"), "wait"),
-    **dict.fromkeys(("uncertain", "warning"), "unsure"),
+    **dict.fromkeys(("uncertain", "warning", "unknown"), "unsure"),
 }
 
 

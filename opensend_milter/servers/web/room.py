@@ -154,6 +154,7 @@ class Visit:
         self._room = room
         self._who = f"client:{client_of(client_address)}"
         self._octets = 0
+        self._has_left = False
         room.requests.take(self._who)
 
     def belongs_to(self, key_id: KeyId) -> None:
@@ -183,9 +184,11 @@ class Visit:
         self._octets = 0
 
     def leave(self) -> None:
-        """Make room for another request."""
-        self.empty()
-        self._room.requests.give_back(self._who)
+        """Make room for another request; whoever has left already does nothing more."""
+        if not self._has_left:
+            self._has_left = True
+            self.empty()
+            self._room.requests.give_back(self._who)
 
 
 def part_of(total: int, share_percent: int) -> int:

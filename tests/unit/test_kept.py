@@ -1,0 +1,70 @@
+"""What many look at is asked for as often as for one, and for a small part of the time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from anyio import create_task_group, run
+
+from opensend_milter.core.errors import StoreUnavailable
+from opensend_milter.servers.console.kept import GOOD_FOR_S, SHARE, Kept
+
+
+@dataclass
+class Counting:
+    """Takes so long to count, by a clock of its own."""
+
+    takes_s: float = 0.0
+    now: float = 0.0
+    asked: int = 0
+    kept: Kept[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kept = Kept(self.ask, lambda: self.now)
+
+    def ask(self) -> int:
+        self.asked += 1
+        self.now += self.takes_s
+        return self.asked
+
+    def after(self, seconds: float) -> int:
+        self.now += seconds
+        return run(self.kept.get)
+
+
+def test_it_is_asked_anew_when_it_is_old() -> None:
+    counting = Counting()
+    assert [counting.after(seconds) for seconds in (0, 0, GOOD_FOR_S - 1, 1)] == [1, 1, 1, 2]
+
+
+def test_what_takes_long_is_asked_for_less_often() -> None:
+    counting = Counting(takes_s=3.0)
+    assert [counting.after(seconds) for seconds in (0, GOOD_FOR_S, 3.0 * SHARE)] == [1, 1, 2]
+
+
+def test_of_many_at_once_one_asks() -> None:
+    counting = Counting()
+
+    async def all_of_them() -> None:
+        async with create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(counting.kept.get)
+
+    run(all_of_them)
+    assert counting.asked == 1
+
+
+def test_an_outage_is_not_kept() -> None:
+    found: list[int] = []
+
+    def ask() -> int:
+        found.append(1)
+        if len(found) == 1:
+            raise StoreUnavailable
+        return 7
+
+    kept = Kept(ask)
+    with pytest.raises(StoreUnavailable):
+        run(kept.get)
+    assert run(kept.get) == 7
