@@ -28,7 +28,10 @@ from opensend_milter.servers.web.openapi import openapi
 from opensend_milter.servers.web.public import front, reference, told
 from opensend_milter.servers.web.server import application
 from tests.browser import Browser, Scheme, browsing, is_there
+from tests.integration import console_pages
+from tests.integration.emptied_database import Databases
 from tests.integration.http_sites import served
+from tests.integration.private_postgres import Cluster, Database
 from tests.waiting import await_true
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +57,8 @@ PAGES = (
     Page("refusal", "public", f"/r/{TOKEN}"),
     Page("refusal-unknown", "public", "/r/nothing"),
     Page("gallery", "gallery", "/"),
+    *(Page(f"console-{name}", "ours", path) for name, path in console_pages.OURS.items()),
+    *(Page(f"console-{name}", "holder", path) for name, path in console_pages.OF_A_KEY.items()),
 )
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 WIDTHS = (360, 1440)
@@ -72,7 +77,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def sites() -> Iterator[Mapping[str, Site]]:
+def sites(_shared_cluster: Cluster, _databases: Databases, _template: Path) -> Iterator[Mapping[str, Site]]:
     document = openapi(max_bulk_messages=100, limits=RequestLimits())
     routes = [
         *front.routes(),
@@ -80,8 +85,20 @@ def sites() -> Iterator[Mapping[str, Site]]:
         *reference.routes(document, ""),
         *told.routes(lambda token: REFUSED if token == TOKEN else None, Allowance(1_000, time.monotonic)),
     ]
-    with served(application(routes)) as public, served(Starlette(routes=gallery())) as parts:
-        yield {"public": Site(f"http://127.0.0.1:{public}"), "gallery": Site(f"http://127.0.0.1:{parts}")}
+    # Beside those that are handed out one at a time.
+    _shared_cluster.new_database("walked", template=_databases.template)
+    with (
+        served(application(routes)) as public,
+        served(Starlette(routes=gallery())) as parts,
+        console_pages.walked(Database("walked", _shared_cluster, _template)) as (console, ours, holder),
+    ):
+        yield {
+            "public": Site(f"http://127.0.0.1:{public}"),
+            "gallery": Site(f"http://127.0.0.1:{parts}"),
+            "ours": Site(console, ours),
+            "holder": Site(console, holder),
+        }
+    _shared_cluster.drop_database("walked")
 
 
 def gallery(live: str = "live", refresh_s: int = 3_600) -> list[Route]:
@@ -163,14 +180,13 @@ def test_a_page_is_for_everybody(browser: Browser, sites: Mapping[str, Site], pa
 def test_a_page_tells_the_same_without_script(browser: Browser, sites: Mapping[str, Site], page: Page) -> None:
     browser.look_as("light", 1440)
     opened(browser, sites, page)
-    # A button that copies is of no use without it.
-    with_script = browser.evaluate(
-        "document.querySelectorAll('[data-copy]').forEach((it) => it.remove());document.body.innerText"
-    )
+    # A button that copies is of no use without it; and when it was asked is another time.
+    told = "document.querySelectorAll('[data-copy], time').forEach((it) => it.remove());document.body.innerText"
+    with_script = browser.evaluate(told)
     browser.run_scripts(does=False)
     try:
         opened(browser, sites, page)
-        without = browser.evaluate("document.body.innerText")
+        without = browser.evaluate(told)
     finally:
         browser.run_scripts(does=True)
     assert without.split() == with_script.split()
