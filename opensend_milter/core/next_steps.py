@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from opensend_milter.core.remedies import remedy_of
+from opensend_milter.core.remedies import remedy_of, sentence
 
 _ENHANCED = re.compile(r"(?<![\d.])[245]\.\d{1,3}\.\d{1,3}(?!\.?\d)")
 _COMMAND = re.compile(r"`(opensend-milter [^`]+)`")
@@ -139,7 +139,7 @@ def steps(cases: Sequence[Case]) -> Iterator[Step]:
 def cause_of(rule: str) -> str:
     """Say what a rule is about; nothing where only a newer version knows it."""
     remedy = remedy_of(rule)
-    return f"{remedy.cause[:1].upper()}{remedy.cause[1:]}." if remedy else ""
+    return sentence(remedy.cause) if remedy else ""
 
 
 def of_refusal(rule: str, key_id: str, user_id: str | None, recipients: Sequence[str]) -> Iterator[Step]:
@@ -150,7 +150,7 @@ def of_refusal(rule: str, key_id: str, user_id: str | None, recipients: Sequence
         command = command.replace(" ID ", f" {shlex.quote(key_id)} ") if key_id else command
         if len(recipients) == 1:
             command = command.replace(" ADDRESS", f"{_of_user(user_id)} {_word(recipients[0])}")
-        yield Step(text=f"{remedy.mend[:1].upper()}{remedy.mend[1:]}.", command=command)
+        yield Step(text=sentence(remedy.mend), command=command)
 
 
 def _place(status: str) -> int:

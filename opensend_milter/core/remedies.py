@@ -15,6 +15,11 @@ class Remedy:
     mend: str
 
 
+def sentence(text: str) -> str:
+    """Return one of these texts as it stands alone."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 REMEDIES: dict[Rule, Remedy] = {
     Rule.UNAUTHENTICATED: Remedy(
         "no key was given. Over SMTP Postfix says so at MAIL; from us it comes only where Postfix is not set "

@@ -12,7 +12,7 @@ import pytest
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.rates import Allowance
 from opensend_milter.core.refs import Refused, ref_of
-from opensend_milter.core.remedies import REMEDIES
+from opensend_milter.core.remedies import REMEDIES, sentence
 from opensend_milter.core.rules import Rule
 from opensend_milter.servers.web.public import told
 from opensend_milter.servers.web.server import application
@@ -70,7 +70,7 @@ def test_it_shows_rule_cause_mend_domain_and_ref(port: int) -> None:
     answer = told_to(port)
     text = answer.body.decode()
     assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    cause = REMEDIES[Rule.FROM_UNVERIFIED].cause.replace("'", "&#39;")
+    cause = sentence(REMEDIES[Rule.FROM_UNVERIFIED].cause).replace("'", "&#39;")
     for said in ("550 5.7.1", "from-unverified", cause, "opensend-milter domain verify", "example.org", ref_of(TOKEN)):
         assert said in text
     assert "`" not in text

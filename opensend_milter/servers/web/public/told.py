@@ -16,7 +16,7 @@ from starlette.routing import Route
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.core.rates import Allowance
 from opensend_milter.core.refs import PATH, Refused, read_token, ref_of
-from opensend_milter.core.remedies import remedy_of
+from opensend_milter.core.remedies import remedy_of, sentence
 from opensend_milter.servers.pages.shown import typed
 from opensend_milter.servers.web.public.page import PAGES, page
 from opensend_milter.servers.web.room import Visit
@@ -55,8 +55,8 @@ def _rows(refused: Refused, ref: str) -> list[tuple[str, Markup]]:
     rows = [
         ("Answer", f"{refused.code} {refused.enhanced}, rule `{refused.rule}`"),
         ("From", refused.from_domain),
-        ("Why", remedy and remedy.cause),
-        ("What mends it", remedy and remedy.mend),
+        ("Why", remedy and sentence(remedy.cause)),
+        ("What mends it", remedy and sentence(remedy.mend)),
         ("To ask about it", f"ref `{ref}`"),
     ]
     return [(name, typed(text)) for name, text in rows if text]
