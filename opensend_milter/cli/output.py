@@ -33,6 +33,7 @@ MOST_PADDING = 60
 """In a file nothing is cut; a cell that is longer stands out of its column."""
 MARKS_PER_CELL = 4
 """Accents take no cell, and a stranger may stack any number of them."""
+SAID_EVERY = 1_000
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 Line = Sequence[str]
 
@@ -229,6 +230,16 @@ def progress() -> Iterator[Callable[[str], None]]:
     finally:
         if said:
             say("")
+
+
+def counting(what: str, say: Callable[[str], None]) -> Callable[[int], None]:
+    """Return what says of a count that goes up, now and then, how far it is."""
+
+    def count(number: int) -> None:
+        if number % SAID_EVERY == 0:
+            say(f"{what}: {number:,}")
+
+    return count
 
 
 _PLAIN: tuple[tuple[type, Callable[[Any], object]], ...] = (

@@ -206,5 +206,13 @@ def test_who_watches_sees_how_far_it_is(surroundings: Mapping[str, str], tmp_pat
     assert b"\r\x1b[Kread: 1,000" in watched.octets
     assert b"\r\x1b[Kstored: 1,000" in watched.octets
     assert watched.text.startswith("addresses: 1200 added")
+    taken_out = on_screen(
+        "suppression", "export", str(tmp_path / "out.csv"), "--user", "shop", columns=80, env=surroundings
+    )
+    assert (taken_out.octets, taken_out.text) == (b"\r\x1b[Kwritten: 1,000\r\x1b[K", "")
+    shown = on_screen("suppression", "export", "--user", "shop", columns=80, env=surroundings)
+    assert (b"\x1b" in shown.octets, len(shown.text.splitlines())) == (False, 1_203)
+    listed = on_screen("suppression", "list", "--all", columns=80, env=surroundings)
+    assert listed.octets.startswith(b"\r\x1b[Kfound: 1,000\r\x1b[KADDRESS")
     again = piped("suppression", "import", str(source), "--user", "shop", surroundings=surroundings)
     assert (again.stderr, "1200 suppressed already" in again.stdout) == ("", True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, LiteralString, TypeVar
 
@@ -15,6 +15,7 @@ from opensend_milter.adapters.postgres.link import Connection
 Row = TypeVar("Row")
 MOST_COUNTED = 10_000
 """Whoever has more of them wants no number."""
+FETCHED_AT_ONCE = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,28 @@ class Listed(Generic[Row]):
     """None: more than MOST_COUNTED."""
 
 
+def unwatched(_: int) -> None:
+    """Say to nobody how many there are so far."""
+
+
 def listed(
-    connection: Connection, statement: LiteralString, row: type[Row], limit: int | None, values: Mapping[str, object]
+    connection: Connection,
+    statement: LiteralString,
+    row: type[Row],
+    limit: int | None,
+    values: Mapping[str, object],
+    *,
+    progress: Callable[[int], None],
 ) -> Listed[Row]:
     """Ask for as many rows as `limit`, all without one; only where there are more, they are counted."""
     with explained():
-        with connection.cursor(row_factory=class_row(row)) as cursor:
-            rows = cursor.execute(statement, {**values, "limit": None if limit is None else limit + 1}).fetchall()
+        rows = []
+        with connection.transaction(), connection.cursor("opensend_list", row_factory=class_row(row)) as cursor:
+            cursor.itersize = FETCHED_AT_ONCE
+            cursor.execute(statement, {**values, "limit": None if limit is None else limit + 1})
+            for number, one in enumerate(cursor, start=1):
+                rows.append(one)
+                progress(number)
         if limit is None or len(rows) <= limit:
             return Listed(rows, len(rows))
         count = sql.SQL("SELECT count(*) FROM ({}) AS listed").format(sql.SQL(statement.removesuffix(";")))

@@ -12,7 +12,7 @@ from typing import LiteralString, TypeVar
 from psycopg.rows import class_row
 
 from opensend_milter.adapters.admin.explaining import explained
-from opensend_milter.adapters.admin.listing import Listed, listed
+from opensend_milter.adapters.admin.listing import Listed, listed, unwatched
 from opensend_milter.adapters.admin.naming import emails_named, no_email, start_of, the_email, the_one
 from opensend_milter.adapters.admin.rows import (
     DomainRow,
@@ -226,9 +226,11 @@ class AdminStore:
         users, emails = [row.user_id for row in rows], [row.email for row in rows]
         return self._execute("delete_bounced_inline", user_ids=users, emails=emails)
 
-    def list_suppressions(self, user_id: str | None = None, *, limit: int | None) -> Listed[SuppressionRow]:
+    def list_suppressions(
+        self, user_id: str | None = None, *, limit: int | None, progress: Callable[[int], None] = unwatched
+    ) -> Listed[SuppressionRow]:
         """List suppressed addresses of one user or of all, newest first."""
-        return self._listed("list_suppressions", SuppressionRow, limit, user_id=user_id)
+        return self._listed("list_suppressions", SuppressionRow, limit, progress, user_id=user_id)
 
     def list_emails(
         self,
@@ -237,9 +239,10 @@ class AdminStore:
         user_id: str | None = None,
         since: datetime | None = None,
         limit: int | None,
+        progress: Callable[[int], None] = unwatched,
     ) -> Listed[EmailRow]:
         """List emails, newest first."""
-        return self._listed("list_emails", EmailRow, limit, status=status, user_id=user_id, since=since)
+        return self._listed("list_emails", EmailRow, limit, progress, status=status, user_id=user_id, since=since)
 
     def find_email(self, queue_id: str) -> tuple[EmailId, str] | None:
         """Return id and status of the latest email of a Postfix queue id."""
@@ -281,12 +284,14 @@ class AdminStore:
         user_id: str | None = None,
         since: datetime | None = None,
         limit: int | None,
+        progress: Callable[[int], None] = unwatched,
     ) -> Listed[RefusalRow]:
         """List messages that were not taken, newest first; with `queue_id` those of that or of this `ref`."""
         return self._listed(
             "list_refusals",
             RefusalRow,
             limit,
+            progress,
             queue_id=queue_id,
             ref=ref,
             rule=rule.value if rule else None,
@@ -294,8 +299,10 @@ class AdminStore:
             since=since,
         )
 
-    def _listed(self, name: str, row: type[Row], limit: int | None, /, **values: object) -> Listed[Row]:
-        return listed(self._connection, _statement(name), row, limit, values)
+    def _listed(
+        self, name: str, row: type[Row], limit: int | None, progress: Callable[[int], None], /, **values: object
+    ) -> Listed[Row]:
+        return listed(self._connection, _statement(name), row, limit, values, progress=progress)
 
     def _rows(self, name: str, row: type[Row], /, **values: object) -> list[Row]:
         with explained(), self._connection.cursor(row_factory=class_row(row)) as cursor:

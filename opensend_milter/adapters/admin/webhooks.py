@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, LiteralString, TypeVar
@@ -11,7 +11,7 @@ from typing import Literal, LiteralString, TypeVar
 from psycopg.rows import class_row
 
 from opensend_milter.adapters.admin.explaining import explained
-from opensend_milter.adapters.admin.listing import Listed, listed
+from opensend_milter.adapters.admin.listing import Listed, listed, unwatched
 from opensend_milter.adapters.admin.naming import start_of, the_one
 from opensend_milter.adapters.postgres.link import Connection, statements
 from opensend_milter.adapters.postgres.signing import signing_secret
@@ -130,11 +130,16 @@ class WebhookAdmin:
         return the_one(named, self._rows("events", _Event, **values), "event of this webhook", "webhook deliveries").id
 
     def deliveries(
-        self, webhook: WebhookRow, *, status: Status | None, limit: int | None
+        self,
+        webhook: WebhookRow,
+        *,
+        status: Status | None,
+        limit: int | None,
+        progress: Callable[[int], None] = unwatched,
     ) -> Listed[WebhookDeliveryRow]:
         """List deliveries to a webhook, newest first."""
         values = {"id": webhook.id, "status": status}
-        return listed(self._connection, _sql("deliveries"), WebhookDeliveryRow, limit, values)
+        return listed(self._connection, _sql("deliveries"), WebhookDeliveryRow, limit, values, progress=progress)
 
     def _rows(self, name: str, row: type[Row], /, **values: object) -> list[Row]:
         with explained(), self._connection.cursor(row_factory=class_row(row)) as cursor:

@@ -149,7 +149,9 @@ def send(  # noqa: PLR0917  # typer calls it by name
     """
     with _exits():
         place = sandbox.absolute(directory)
-        sent = _send(place, wait_s, sender, recipient=to, subject=subject, text=text)
+        with output.progress() as say:
+            say("waiting until it has arrived")
+            sent = _send(place, wait_s, sender, recipient=to, subject=subject, text=text)
     output.show(sent, as_json=as_json, table=lambda: _sent_text(sent))
 
 

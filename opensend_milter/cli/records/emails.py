@@ -12,7 +12,7 @@ import typer
 from opensend_milter.adapters.admin.deliveries import AT_ONCE, Done, Ending, Unsent
 from opensend_milter.adapters.admin.rows import EmailDetail, EmailStatus, RefusalRow
 from opensend_milter.cli import admin
-from opensend_milter.cli.output import AsJson, ConfigPath, Utc, on_page, plain, progress, show, table_of
+from opensend_milter.cli.output import AsJson, ConfigPath, Utc, counting, on_page, plain, progress, show, table_of
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.model import EmailId
 from opensend_milter.core.rules import Rule
@@ -48,9 +48,14 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List emails, newest first."""
-    with admin.opened(config) as (_, store):
-        most = None if every else limit
-        found = store.list_emails(status=status, user_id=user, since=admin.moment(since), limit=most)
+    with admin.opened(config) as (_, store), progress() as say:
+        found = store.list_emails(
+            status=status,
+            user_id=user,
+            since=admin.moment(since),
+            limit=None if every else limit,
+            progress=counting("found", say),
+        )
     columns = ["ID", "QUEUE ID", "CREATED", "STATUS", "FROM", "TO", "SUBJECT"]
     show(
         found.rows,
@@ -95,9 +100,14 @@ def refusals(
 
     Each with the rule and the answer that the sender got.
     """
-    with admin.opened(config) as (_, store):
-        most = None if every else limit
-        found = store.list_refusals(rule=rule, user_id=user, since=admin.moment(since), limit=most)
+    with admin.opened(config) as (_, store), progress() as say:
+        found = store.list_refusals(
+            rule=rule,
+            user_id=user,
+            since=admin.moment(since),
+            limit=None if every else limit,
+            progress=counting("found", say),
+        )
     columns = ["REF", "QUEUE ID", "REFUSED", "RULE", "ANSWER", "KEY", "CLIENT", "FROM", "TO"]
     show(
         found.rows,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from opensend_milter.adapters.admin.suppression_files import export_entries, imp
 from opensend_milter.adapters.postgres.link import Connection, connect, conninfo_for
 from opensend_milter.cli import admin
 from opensend_milter.cli.exits import configured
-from opensend_milter.cli.output import AsJson, ConfigPath, Utc, plain, progress, show, table_of
+from opensend_milter.cli.output import AsJson, ConfigPath, Utc, counting, plain, progress, show, table_of
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.model import UserId
 from opensend_milter.core.suppression_list import HEADER, Bad, read, sorted_out
@@ -28,7 +28,6 @@ from opensend_milter.core.suppression_list import HEADER, Bad, read, sorted_out
 app = typer.Typer(help="Addresses that a user's mail must not reach.", no_args_is_help=True)
 
 EX_DATAERR = 65
-SAID_EVERY = 1_000
 SHOWN_LINES = 20
 
 Email = Annotated[str, typer.Argument(metavar="ADDRESS", help="The address; upper and lower case are the same.")]
@@ -63,8 +62,9 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List suppressed addresses, newest first."""
-    with admin.opened(config) as (_, store):
-        found = store.list_suppressions(user, limit=None if every else limit)
+    with admin.opened(config) as (_, store), progress() as say:
+        most = None if every else limit
+        found = store.list_suppressions(user, limit=most, progress=counting("found", say))
     show(
         found.rows,
         as_json=as_json,
@@ -170,13 +170,13 @@ def import_(
         store = AdminStore(connection, makes_users=settings.profile == "standalone")
         with _reading(file) as content, progress() as say:
             name, lines = read(content, reason)
-            entries, bad, again = sorted_out(lines, _counting("read", say))
+            entries, bad, again = sorted_out(lines, counting("read", say))
         halted = bool(bad) and not skip_bad
         added = 0
         if not halted:
             owner = UserId(user) if dry_run else store.ensure_user(user)
             with progress() as say:
-                stored = _counting("stored", say)
+                stored = counting("stored", say)
                 added = import_entries(connection, owner, entries.values(), dry_run=dry_run, progress=stored)
     report: dict[str, object] = {
         "format": name,
@@ -206,11 +206,14 @@ def export(
     """
     with _connected(config) as (_, connection):
         owner = AdminStore(connection, makes_users=False).ensure_user(user)
-        with _writing(file) as output:
+        with _writing(file) as output, progress() as say:
+            # A terminal that shows the addresses sees how far it is.
+            count = counting("written", (lambda _: None) if output.isatty() else say)
             writer = csv.writer(output, lineterminator="\n")
             writer.writerow(HEADER)
-            for address, why, since in export_entries(connection, owner):
+            for number, (address, why, since) in enumerate(export_entries(connection, owner), start=1):
                 writer.writerow((address, why, since.isoformat()))
+                count(number)
 
 
 @contextmanager
@@ -250,14 +253,6 @@ def _writing(file: Path) -> Iterator[IO[str]]:
         raise UsageError(f"{file}: {error.strerror}") from error
     finally:
         new.unlink(missing_ok=True)
-
-
-def _counting(what: str, say: Callable[[str], None]) -> Callable[[int], None]:
-    def count(number: int) -> None:
-        if number % SAID_EVERY == 0:
-            say(f"{what}: {number:,}")
-
-    return count
 
 
 def _told(report: dict[str, object], bad: list[Bad], *, halted: bool) -> Iterator[str]:

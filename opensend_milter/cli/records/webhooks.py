@@ -21,7 +21,7 @@ from opensend_milter.adapters.postgres.webhooks import lease_of
 from opensend_milter.adapters.webhook_calls import HttpMessenger
 from opensend_milter.cli import admin
 from opensend_milter.cli.exits import configured
-from opensend_milter.cli.output import AsJson, ConfigPath, Utc, plain, show, table_of
+from opensend_milter.cli.output import AsJson, ConfigPath, Utc, counting, plain, progress, show, table_of
 from opensend_milter.config import Config
 from opensend_milter.core.errors import TemporaryError, UsageError
 from opensend_milter.core.webhook import Answer, Event, EventId, body_of, event_types, headers_of
@@ -154,7 +154,9 @@ def try_(webhook_id: Id, config: ConfigPath = None, as_json: AsJson = False) -> 
     """
     with _opened(config, ours=True) as (settings, _, webhooks):
         row = webhooks.find(webhook_id)
-        tried = _try(_messenger(settings), row, webhooks.signing())
+        with progress() as say:
+            say("waiting for the answer")
+            tried = _try(_messenger(settings), row, webhooks.signing())
     said = tried.code or "no answer"
     show(
         tried,
@@ -217,8 +219,13 @@ def deliveries(
     as_json: AsJson = False,
 ) -> None:
     """List deliveries to a webhook, newest first."""
-    with _opened(config) as (_, _, webhooks):
-        found = webhooks.deliveries(webhooks.find(webhook_id), status=status, limit=None if every else limit)
+    with _opened(config) as (_, _, webhooks), progress() as say:
+        found = webhooks.deliveries(
+            webhooks.find(webhook_id),
+            status=status,
+            limit=None if every else limit,
+            progress=counting("found", say),
+        )
     columns = ["EVENT", "TYPE", "EMAIL", "STATUS", "ATTEMPTS", "CODE", "AT", "NEXT", "ANSWER"]
     show(
         found.rows,
