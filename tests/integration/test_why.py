@@ -67,6 +67,18 @@ def test_one_is_a_story_and_none_is_no_success(email_id: EmailId) -> None:
     assert why(email_id, "--status", "failed")[0] == 1
 
 
+@pytest.mark.usefixtures("email_id")
+def test_all_are_found_page_by_page(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(4):
+        add_email(database)
+    monkeypatch.setattr("opensend_milter.cli.records.why.FOUND_AT_ONCE", 2)
+    newest = rows(database, "SELECT id::text FROM emails ORDER BY created_at DESC, id DESC")
+    assert [(hit["id"],) for hit in found("--all", "--limit", "1")["messages"]] == newest
+    assert [len(found(*words)["messages"]) for words in (["--limit", "1"], ["to@example.net", "--all"])] == [1, 5]
+    _, _, error = why("--limit", "3")
+    assert error == "3, newest first, and there are more; see --all, --limit and the filters\n"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -75,6 +87,7 @@ def test_one_is_a_story_and_none_is_no_success(email_id: EmailId) -> None:
         (["--courier", "pigeon"], "'pigeon' is not one of"),
         (["--since", "yesterday"], "--since: 'yesterday' is neither an age"),
         (["--body", "--follow"], "not with --follow"),
+        (["--all", "--follow"], "not with --follow"),
     ],
 )
 @pytest.mark.usefixtures("email_id")

@@ -32,6 +32,7 @@ from opensend_milter.cli.output import (
     Utc,
     broken,
     plain,
+    progress,
     show,
     table_of,
     terminal_width,
@@ -40,7 +41,7 @@ from opensend_milter.cli.records.story_page import MOST_LINES, clock, line_of, p
 from opensend_milter.config import Config
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.errors import UsageError
-from opensend_milter.core.lookup import Filters, Hit, Hits
+from opensend_milter.core.lookup import Filters, Hit, Hits, Place
 from opensend_milter.core.model import KeyId
 from opensend_milter.core.rules import Rule
 from opensend_milter.core.story import Moment, Story
@@ -51,6 +52,7 @@ Status = Literal[
 ]  # fmt: skip
 READER: Role = "opensend_reader"
 BODY_READER: Role = "opensend_body_reader"
+FOUND_AT_ONCE = 1_000
 LOOK_EVERY_S = 1.0
 SHARE = 10
 """Never more than this part of the time: who follows for days is nobody's burden."""
@@ -87,6 +89,7 @@ def why(
         CourierName | None, typer.Option("--courier", metavar="NAME", help="Only what this courier has tried.")
     ] = None,
     limit: admin.Limit = 50,
+    every: admin.All = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes in, until Ctrl-C.")] = False,
     body: Annotated[
         bool, typer.Option("--body", help="Also show what the one message says; that is noted in the database's log.")
@@ -99,8 +102,9 @@ def why(
 
     It is found by anything that is known of it. Where several are, they are listed, newest first.
     """
-    if body and follow:
-        raise typer.BadParameter("not with --follow", param_hint="--body")
+    for option, is_said in (("--body", body), ("--all", every)):
+        if is_said and follow:
+            raise typer.BadParameter("not with --follow", param_hint=option)
     with _reading(config, READER) as (settings, connection):
         filters = Filters(
             since=admin.moment(since),
@@ -111,7 +115,7 @@ def why(
             courier=courier,
         )
         asked = _Asked(connection=connection, x=x, filters=filters, beside=settings.profile == "opensend", utc=utc)
-        found = asked.find(limit)
+        found = asked.everything() if every else asked.find(limit)
         if follow:
             _follow(asked, found, limit=limit, as_json=as_json)
             return
@@ -162,9 +166,20 @@ class _Asked:
     beside: bool
     utc: bool
 
-    def find(self, limit: int) -> Hits:
+    def find(self, limit: int, before: Place | None = None) -> Hits:
         """Look once."""
-        return find(self.connection, self.x, self.filters, limit=limit)
+        return find(self.connection, self.x, self.filters, limit=limit, before=before)
+
+    def everything(self) -> Hits:
+        """Look until there is no more."""
+        rows: list[Hit] = []
+        with progress() as say:
+            while True:
+                found = self.find(FOUND_AT_ONCE, rows[-1].place if rows else None)
+                rows += found.rows
+                if not found.more:
+                    return Hits(rows=rows, searched_back_to=found.searched_back_to)
+                say(f"found: {len(rows):,}, back to {plain(rows[-1].at)}")
 
     def story(self, hit: Hit) -> Story | None:
         """Tell of one; None: it is gone since."""
@@ -207,9 +222,7 @@ def _left(found: Hits) -> str:
     """Say what was not looked at, or is not shown; nothing, where all is."""
     said = []
     if found.more:
-        said.append(
-            f"{len(found.rows):,}, newest first, and there are more; see --limit, --since and the other filters"
-        )
+        said.append(f"{len(found.rows):,}, newest first, and there are more; see --all, --limit and the filters")
     if found.searched_back_to:
         said.append(f"searched back to {plain(found.searched_back_to)} only: a whole id finds what is older")
     return "\n".join(said)
