@@ -25,6 +25,7 @@ KEY, OTHER_KEY = "b216e2a6-92a1-487a-aa1f-f0e477060b33", "eb318398-e80d-446b-b77
 DOMAIN, WEBHOOK = "f0fdfc03-ec2e-42c8-8f02-722254d54112", "4ff59f43-7a1d-4a86-93b5-8b3a0a3c8d55"
 EMAILS = [f"01a22a0c-f6a{number}-4d1e-9651-279c9f1ee06{number}" for number in range(4)]
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202egnp.exe\u2066\r\n[/bold][link=x] e" + "\u0301" * 3_000 + "x" * 10_000
+HOSTILE_ADDRESS = "\u202e\u2066" + "x" * 500 + "@example.net"
 SUBJECTS = ["Your order 4711 is on its way and will be with you by Thursday", HOSTILE, "注文の確認 📦" * 9, ""]
 HOURS = "2 hours 1 minute"
 """Ages that are the same until a minute or an hour from now."""
@@ -97,6 +98,27 @@ STORY = f"""
         SELECT encode(substring(sha256(uuid_send(id) || uuid_send('{WEBHOOK}')) FOR 16), 'hex')::uuid, '{WEBHOOK}', id,
             'success', 1, 200, '2026-01-02 03:05:01Z'
         FROM public.email_events WHERE email_id = '{EMAILS[1]}' AND type = 'delivered';
+
+    UPDATE public.emails SET created_at = '{TAKEN}' WHERE id IN ('{EMAILS[0]}', '{EMAILS[2]}', '{EMAILS[3]}');
+    UPDATE public.emails SET status = 'processing', "from" = '{HOSTILE[:400]}' WHERE id = '{EMAILS[0]}';
+    UPDATE public.emails SET status = 'scheduled', scheduled_at = '2036-01-02 03:20:00Z' WHERE id = '{EMAILS[3]}';
+    INSERT INTO opensend_milter.submissions (email_id, received_at, user_id, key_id, front_door, queue_id,
+            client_address, tls, sender, from_address, recipients, message_id, size_bytes, sha256)
+        SELECT id, '{TAKEN}', 'shop', '{KEY}', 'smtp', '4jd5rb6fZCzRW0E', '2001:db8::7', '{HOSTILE}', '{HOSTILE}',
+            'orders@shop.example', '{{dave@example.net,{HOSTILE_ADDRESS}}}', '<{HOSTILE}>', 12345, ''
+        FROM public.emails WHERE id IN ('{EMAILS[0]}', '{EMAILS[2]}', '{EMAILS[3]}');
+    INSERT INTO opensend_milter.jobs (email_id, user_id, created_at, not_before, announce_at, attempts, state,
+            uncertain_at, last_error)
+        VALUES ('{EMAILS[0]}', 'shop', '{TAKEN}', '{TAKEN}', NULL, 1, 'uncertain', '2026-01-02 03:09:00Z', '{HOSTILE}'),
+        ('{EMAILS[3]}', 'shop', '{TAKEN}', '2036-01-02 03:20:00Z', '2036-01-02 03:20:00Z', 0, 'waiting', NULL, NULL);
+    INSERT INTO opensend_milter.recipient_results (email_id, address, outcome, reason, courier, noted_at)
+        VALUES ('{EMAILS[2]}', 'dave@example.net', 'bounced', '550 5.1.1 {HOSTILE}', 'smtp', '2026-01-02 03:04:07Z');
+    INSERT INTO public.email_events (id, email_id, type, payload, user_id, received_at)
+        VALUES ('7d0d7e5c-4444-4222-8333-0123456789ab', '{EMAILS[2]}', 'bounced', jsonb_build_object('via', 'inline',
+            'permanent', true, 'recipients', jsonb_build_array(jsonb_build_object('email', 'dave@example.net',
+            'status', '5.1.1', 'diagnostic', '550 5.1.1 {HOSTILE}'))), 'shop', '2026-01-02 03:04:07Z');
+    INSERT INTO public.email_suppressions (user_id, email, reason, suppressed_at)
+        VALUES ('shop', 'dave@example.net', 'bounced', '2026-01-02 03:04:08Z');
 """  # noqa: S608  # our own constants
 STATUSES = ("sent", "queued", "bounced", "delivered")
 COMMANDS: Mapping[str, tuple[str, ...]] = {
@@ -109,6 +131,9 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "email-show-none": ("email", "show", "01a22a0c-ffff"),
     "email-refusals": ("email", "refusals"),
     "why": ("why", EMAILS[1], "--utc"),
+    "why-uncertain": ("why", EMAILS[0], "--utc"),
+    "why-bounced": ("why", EMAILS[2], "--utc"),
+    "why-scheduled": ("why", EMAILS[3], "--utc"),
     "why-several": ("why", "--limit", "3"),
     "why-refusal": ("why", "4jd5rb6fZCzRW0C", "--utc"),
     "why-none": ("why", "none has this word " + HOSTILE),
@@ -119,7 +144,10 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "webhook-deliveries": ("webhook", "deliveries", "8b3a0a3c8d55"),
 }
 TABLES = [name for name in COMMANDS if name.endswith(("-list", "-refusals", "-deliveries"))]
-SCREENS = [*((name, 80) for name in COMMANDS), *((name, 200) for name in [*TABLES, "why", "why-several"])]
+SCREENS = [
+    *((name, 80) for name in COMMANDS),
+    *((name, 200) for name in [*TABLES, "why", "why-uncertain", "why-several"]),
+]
 
 
 @pytest.fixture
