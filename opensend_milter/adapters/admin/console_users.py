@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
@@ -9,7 +10,7 @@ from typing import LiteralString
 from psycopg.rows import class_row
 
 from opensend_milter.adapters.admin.explaining import explained
-from opensend_milter.adapters.admin.listing import Listed, listed
+from opensend_milter.adapters.admin.listing import Listed, listed, unwatched
 from opensend_milter.adapters.admin.typed import printable_name
 from opensend_milter.adapters.postgres.link import Connection, statements
 from opensend_milter.core.errors import UsageError
@@ -63,9 +64,17 @@ class ConsoleUsers:
         """Have a user, the holders of a key, or all log in again; return how many sessions that were."""
         return self._execute("end", user_name=user, key_id=key_id)
 
-    def views(self, *, email_id: EmailId | None, since: datetime | None, limit: int | None) -> Listed[ViewRow]:
+    def views(
+        self,
+        *,
+        email_id: EmailId | None,
+        since: datetime | None,
+        limit: int | None,
+        progress: Callable[[int], None] = unwatched,
+    ) -> Listed[ViewRow]:
         """List who was shown what a message says, latest first."""
-        return listed(self._connection, _sql("views"), ViewRow, limit, {"email_id": email_id, "since": since})
+        asked = {"email_id": email_id, "since": since}
+        return listed(self._connection, _sql("views"), ViewRow, limit, asked, progress=progress)
 
     def _execute(self, name: str, /, **values: object) -> int:
         with explained():

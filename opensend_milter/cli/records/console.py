@@ -17,7 +17,7 @@ from opensend_milter.adapters.admin.console_users import ConsoleUsers
 from opensend_milter.adapters.postgres.link import connect, conninfo_for
 from opensend_milter.cli import admin
 from opensend_milter.cli.exits import configured
-from opensend_milter.cli.output import AsJson, ConfigPath, Utc, show, table_of
+from opensend_milter.cli.output import AsJson, ConfigPath, Utc, counting, progress, show, table_of
 from opensend_milter.cli.processes import daemons
 from opensend_milter.core import passwords
 from opensend_milter.core.errors import UsageError
@@ -106,6 +106,7 @@ def views(
     email: Annotated[str | None, typer.Option("--email", metavar="ID", help="Only of this message.")] = None,
     since: admin.Since = None,
     limit: admin.Limit = 100,
+    every: admin.All = False,
     utc: Utc = False,
     config: ConfigPath = None,
     as_json: AsJson = False,
@@ -114,8 +115,13 @@ def views(
     asked = key_id(email) if email else None
     if email and not asked:
         raise typer.BadParameter("not the id of a message", param_hint="--email")
-    with _users(config) as users:
-        found = users.views(email_id=EmailId(asked) if asked else None, since=admin.moment(since), limit=limit)
+    with _users(config) as users, progress() as say:
+        found = users.views(
+            email_id=EmailId(asked) if asked else None,
+            since=admin.moment(since),
+            limit=None if every else limit,
+            progress=counting("found", say),
+        )
     show(
         found.rows,
         as_json=as_json,
