@@ -10,6 +10,7 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -19,6 +20,7 @@ Scheme = Literal["light", "dark"]
 PROGRAM = "chromium"
 MOST_HEIGHT = 6_000
 """Of a picture; what is below is as what is above."""
+_PIECE_BYTES = 65_536
 _FLAGS = (
     "--headless=new",
     "--remote-debugging-pipe",
@@ -41,7 +43,9 @@ class Browser:
     """One browser with one page."""
 
     _to: IO[bytes]
-    _from: IO[bytes]
+    _from: BufferedReader
+    _rest: bytes = b""
+    """What was read of an answer that is not whole."""
     _session: str = ""
     _last: int = 0
     events: list[Mapping[str, Any]] = field(default_factory=list)
@@ -116,12 +120,12 @@ class Browser:
         return [one["request"]["url"] for one in requests]
 
     def _heard(self) -> dict[str, Any]:
-        said = bytearray()
-        while not said.endswith(b"\0"):
-            piece = self._from.read(1)
+        while b"\0" not in self._rest:
+            piece = self._from.read1(_PIECE_BYTES)
             assert piece, "the browser is gone"
-            said += piece
-        heard: dict[str, Any] = json.loads(said[:-1])
+            self._rest += piece
+        said, _, self._rest = self._rest.partition(b"\0")
+        heard: dict[str, Any] = json.loads(said)
         return heard
 
 
