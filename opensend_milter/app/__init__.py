@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from opensend_milter.app.loading import load
 
 if TYPE_CHECKING:
     from opensend_milter.app.fitting import misfits
@@ -45,4 +46,4 @@ def __getattr__(name: str) -> object:
     """Load what a command needs when it is needed: with all of it each command would take half a second more."""
     if name not in _HOMES:
         raise AttributeError(name)
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(load(f"{__name__}.{_HOMES[name]}"), name)

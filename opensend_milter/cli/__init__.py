@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from opensend_milter.app.loading import load
 
 if TYPE_CHECKING:
     import typer
@@ -54,7 +55,7 @@ def main() -> None:
 
 def _stay(name: str, config: Path | None) -> None:
     """Start as a service manager does, without what reads options: half of the start, and 10 MB of each process."""
-    getattr(import_module(f"{__name__}.{STAYING}"), name.replace("-", "_"))(config)
+    getattr(load(f"{__name__}.{STAYING}"), name.replace("-", "_"))(config)
 
 
 def app_of(names: Iterable[str]) -> typer.Typer:
@@ -75,7 +76,7 @@ def app_of(names: Iterable[str]) -> typer.Typer:
         callback=root,
     )
     for name in dict.fromkeys(names):
-        module = import_module(f"{__name__}.{GROUPS.get(name) or COMMANDS[name]}")
+        module = load(f"{__name__}.{GROUPS.get(name) or COMMANDS[name]}")
         if name not in GROUPS:
             command = getattr(module, name.replace("-", "_"))
             if COMMANDS[name] == STAYING:
