@@ -12,7 +12,9 @@ _MARKS: Mapping[str, Mark] = {
     **dict.fromkeys(
         ("failed", "bounced", "complained", "refused", "rejected", "dead", "dead_letter", "wrong", "missing"), "bad"
     ),
-    **dict.fromkeys(("queued", "scheduled", "processing", "deferred", "put off", "delivery_delayed", "pending"), "wait"),
+    **dict.fromkeys(
+        ("queued", "scheduled", "processing", "deferred", "put off", "delivery_delayed", "pending"), "wait"
+    ),
     **dict.fromkeys(("uncertain", "warning", "unknown"), "unsure"),
 }
 
