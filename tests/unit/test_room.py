@@ -154,6 +154,16 @@ def test_the_last_request_that_there_is_room_for_may_show_its_key() -> None:
         visit.belongs_to(KEY)
 
 
+def test_who_has_left_makes_room_once() -> None:
+    """A page that is told what is new leaves before its answer ends."""
+    place = Room(LARGEST, 100)
+    visits = [Visit(place, "192.0.2.1") for _ in range(MOST_REQUESTS)]
+    for _ in range(2):
+        visits[0].leave()
+    Visit(place, "192.0.2.1")
+    assert refused(lambda: Visit(place, "192.0.2.2")) == (503, "unavailable")
+
+
 def test_addresses_of_one_ipv6_network_are_one_client() -> None:
     place = Room(LARGEST, 1)
     for number in range(MOST_REQUESTS // 100):

@@ -64,7 +64,7 @@ class VisitorStore(Protocol):
 Page = Callable[[Request, Visitor], Awaitable[Response]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Entrance:
     """Lets visitors in, for one process."""
 
@@ -78,8 +78,8 @@ class Entrance:
     by_name: Allowance = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "by_client", Allowance(self.failed_per_minute, time.monotonic))
-        object.__setattr__(self, "by_name", Allowance(self.failed_per_minute, time.monotonic, who=str))
+        self.by_client = Allowance(self.failed_per_minute, time.monotonic)
+        self.by_name = Allowance(self.failed_per_minute, time.monotonic, who=str)
 
     def routes(self) -> list[Route]:
         """Return the routes of logging in and out."""
