@@ -13,20 +13,12 @@ if TYPE_CHECKING:
     from opensend_milter.app.serving import serve
     from opensend_milter.app.showing import console
     from opensend_milter.app.web import http
-    from opensend_milter.app.working import job_store, work
+    from opensend_milter.app.working import job_store, search_table, work
 
 __all__ = [
-    "console",
-    "find_email",
-    "find_log",
-    "guard",
-    "http",
-    "job_store",
-    "misfits",
-    "prepare_sandbox",
-    "serve",
-    "work",
-]
+    "console", "find_email", "find_log", "guard", "http", "job_store", "misfits", "prepare_sandbox", "search_table",
+    "serve", "work",
+]  # fmt: skip
 
 _HOMES = {
     "console": "showing",
@@ -37,6 +29,7 @@ _HOMES = {
     "job_store": "working",
     "misfits": "fitting",
     "prepare_sandbox": "seeding",
+    "search_table": "working",
     "serve": "serving",
     "work": "working",
 }

@@ -21,6 +21,7 @@ from opensend_milter.adapters.postgres import link
 from opensend_milter.adapters.postgres.backlog import PostgresBacklog
 from opensend_milter.adapters.postgres.feedback import PostgresFeedbackBook, PostgresFeedbackBox
 from opensend_milter.adapters.postgres.jobs import Keeping, PostgresJobStore
+from opensend_milter.adapters.postgres.lookup.filling import SearchTable
 from opensend_milter.adapters.postgres.spellings import PostgresSpellings
 from opensend_milter.adapters.postgres.webhooks import PostgresWebhooks, lease_of
 from opensend_milter.adapters.webhook_calls import HttpMessenger
@@ -83,7 +84,12 @@ def work(path: Path | None, ready: Callable[[], None]) -> None:
                 default=delivery.courier,
                 compose=composer(config),
                 queue=queue,
-                steps={"opensend-spellings": spellings, **(further_steps(config, tables) if delivers else {}), **steps},
+                steps={
+                    "opensend-spellings": spellings,
+                    "opensend-search": search_table(config, "opensend-search", tables),
+                    **(further_steps(config, tables) if delivers else {}),
+                    **steps,
+                },
             ),
             Settings(
                 concurrency=delivery.concurrency,
@@ -125,6 +131,11 @@ def job_store(config: Config, name: str, tables: link.Tables | None = None) -> P
         ),
         tables=tables,
     )
+
+
+def search_table(config: Config, name: str, tables: link.Tables | None = None) -> SearchTable:
+    """Return what fills the search table, for one thread."""
+    return SearchTable(_info(config), name=name, timeout_s=STORE_TIMEOUT_S, tables=tables)
 
 
 # boto3 takes as long to load as all the rest: only who uses Amazon waits for it.

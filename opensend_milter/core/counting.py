@@ -116,6 +116,11 @@ OLDEST_DUE = Measure(
     kind="gauge",
     text="For how long the delivery that waits longest has been due.",
 )
+SEARCH_LAG = Measure(
+    name="opensend_search_lag_seconds",
+    kind="gauge",
+    text="For how long the message has waited that the search table is to have next.",
+)
 ANNOUNCED = Measure(name="opensend_announced_total", kind="counter", text="Jobs that the queue took.")
 ATTEMPTS = Measure(
     name="opensend_attempts_total",
@@ -195,8 +200,8 @@ AT_THE_DOOR = (
 )  # fmt: skip
 OVER_HTTP = (*AT_THE_DOOR, HTTP_REQUESTS, HTTP_SECONDS, HTTP_CUT)
 IN_DELIVERY = (
-    JOBS, OLDEST_DUE, ANNOUNCED, ATTEMPTS, ATTEMPT_SECONDS, COURIER_PAUSED, WEBHOOKS, FEEDBACK, QUEUE_MALFORMED,
-    STORE_UNAVAILABLE,
+    JOBS, OLDEST_DUE, SEARCH_LAG, ANNOUNCED, ATTEMPTS, ATTEMPT_SECONDS, COURIER_PAUSED, WEBHOOKS, FEEDBACK,
+    QUEUE_MALFORMED, STORE_UNAVAILABLE,
 )  # fmt: skip
 AT_AUTH = (LOGINS, LOGIN_SECONDS, AUTH_CONNECTIONS)
 
@@ -252,6 +257,10 @@ def backlog(jobs: Mapping[JobState, int], oldest_due_s: float) -> None:
     for state in JobState:
         _book.note(JOBS, jobs.get(state, 0), state.value)
     _book.note(OLDEST_DUE, oldest_due_s)
+
+
+def search_lag(lag_s: float) -> None:
+    _book.note(SEARCH_LAG, lag_s)
 
 
 def announced(count: int) -> None:

@@ -84,3 +84,5 @@ class Hits:
     """There are more than were asked for."""
     searched_back_to: datetime | None = None
     """What is older was not looked at, because there was too much; None: all was. A whole id finds what is older."""
+    noted_to: datetime | None = None
+    """But of what is older, that was looked at which came up to this time: the worker has noted no more yet."""

@@ -7,13 +7,15 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from opensend_milter.core.address import envelope_address, folded, normal_domain
 from opensend_milter.core.ids import is_end
 
-Kind = Literal["end", "address", "domain", "message-id", "word"]
+Kind = Literal["end", "address", "domain", "message-id", "word", "user", "key"]
+"""Of a user and of a key nobody can ask: these say whose it is."""
 MOST_WORDS = 32
 """Of a subject, from its beginning."""
 MOST_ASKED = 2_000
@@ -23,6 +25,8 @@ _MOST_OF_A_WORD = 40
 _MOST_OF_A_NAME = 1_000
 _END = 12
 """Characters of an id."""
+TERM_BITS = 44
+"""What is left of 63 by the number of a stretch of time, of which there may be half a million."""
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
 _RUN = re.compile(rf"([{_UNSPACED}]+)|[^\W_{_UNSPACED}]+")
 
@@ -44,6 +48,8 @@ class Known:
     """Of those who sent it and those who were to get it, as they are stored."""
     message_id: str | None
     subject: str
+    user_id: str | None = None
+    key_id: str | None = None
 
 
 def names(known: Known) -> frozenset[Name]:
@@ -55,7 +61,17 @@ def names(known: Known) -> frozenset[Name]:
         found.add(Name("message-id", inner.lower()))
     if known.id:
         found.add(Name("end", known.id[-_END:]))
+    if known.user_id:
+        found.add(Name("user", known.user_id))
+    if known.key_id:
+        found.add(Name("key", known.key_id))
     return frozenset(found)
+
+
+def term_of(name: Name) -> int:
+    """Return the number under which it is noted; two may have the same, so what it finds is looked at again."""
+    digest = blake2b(f"{name.kind}\0{name.text}".encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest) >> (64 - TERM_BITS)
 
 
 def ways(asked: str) -> tuple[frozenset[Name], ...]:

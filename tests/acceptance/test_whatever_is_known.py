@@ -103,8 +103,14 @@ def asked(sandbox: Sandbox, x: str) -> list[dict[str, str]]:
 
 
 def test_whatever_is_known_leads_to_it(sandbox: Sandbox, known: Known) -> None:
-    """As soon as the worker has noted it, which is right after the 250."""
-    await_true(lambda: found(known.taken["a word of the subject"]), "its words are noted")
+    """At once, and when the worker has noted it."""
+    all_of_it_leads_there(sandbox, known)
+    noted = "SELECT FROM opensend_milter.search WHERE email_id = %s"
+    await_true(lambda: rows(sandbox, noted, known.email_id), "it is noted")
+    all_of_it_leads_there(sandbox, known)
+
+
+def all_of_it_leads_there(sandbox: Sandbox, known: Known) -> None:
     for what, x in known.taken.items():
         assert [hit["id"] for hit in found(x)] == [known.email_id], what
         assert [hit["id"] for hit in asked(sandbox, x)] == [known.email_id], what

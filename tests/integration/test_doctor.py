@@ -181,6 +181,13 @@ DATABASE_FAULTS = {
             " VALUES ('bounced', 'x', gen_random_uuid(), '{{}}', now() - interval '1 hour')"
         ),
     ),
+    "search": (
+        "worker.search",
+        (
+            """INSERT INTO emails ("from", "to", subject, status, created_at)"""
+            " VALUES ('a@b.example', '[]', '', 'sent', now() - interval '1 hour')"
+        ),
+    ),
     "unknown": (
         "outbox.unknown",
         (

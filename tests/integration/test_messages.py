@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any, LiteralString
 from urllib.parse import quote
 
 import pytest
 
+from opensend_milter.adapters.postgres.lookup import filling
+from opensend_milter.adapters.postgres.lookup.filling import SearchTable
 from opensend_milter.app.web import CONNECTIONS
 from opensend_milter.servers.web.messages import AT_ONCE, FILTERS
 from tests.integration.outbox import rows
 from tests.integration.private_postgres import Database
 from tests.integration.test_http_outcomes import QUICK, Answering, answering
-from tests.waiting import await_true
+from tests.waiting import await_true, patience_s
 
 KEYS: Mapping[str, tuple[str, str, str]] = {
     "own": ("11111111-1111-4111-8111-111111111111", "shop", "sending_access"),
@@ -41,9 +44,9 @@ WAITING = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'opensend_http'
 NOWHERE = "01a22a0c-ffff-4d1e-9651-279c9f1ee06f"
 
 
-@pytest.fixture
-def door(database: Database) -> Iterator[Answering]:
-    """A front door, and a message and a refusal of each key."""
+@pytest.fixture(params=["not noted", "noted"])
+def door(database: Database, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answering]:
+    """A front door, and a message and a refusal of each key, of which the worker has noted the one or not."""
     with database.connect() as connection:
         for at, (name, (key_id, user, permission)) in enumerate(KEYS.items()):
             digest = hashlib.sha256(f"os_{name}".encode()).hexdigest()
@@ -78,6 +81,11 @@ def door(database: Database) -> Iterator[Answering]:
                 '{to@example.net}', 7)""",
                 values,
             )
+    if request.param == "noted":
+        monkeypatch.setattr(filling, "SETTLED", timedelta(0))
+        table = SearchTable(database.url_for("opensend_worker"), name="opensend-search", timeout_s=patience_s())
+        assert table.fill()
+        table.close()
     with answering(database, QUICK) as found:
         yield found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, LiteralString
 from uuid import uuid4
 
 import pytest
@@ -222,3 +222,40 @@ def test_an_email_is_named_by_index(filled: Connection, monkeypatch: pytest.Monk
         assert naming.emails_named(filled, [named]) == {named: [newest]}
     assert naming.emails_named(filled, [oldest[-12:], "4jd5rb6fZCzRW0C"]) == {oldest[-12:]: [], "4jd5rb6fZCzRW0C": []}
     assert read_in_sequence(filled) == before
+
+
+def test_a_search_and_what_fills_its_table_cost_what_they_find(filled: Connection) -> None:
+    """However many messages have a word, and however many are noted already."""
+    filled.execute(
+        "UPDATE emails e SET created_at = now() - n.place * interval '1 second'"
+        " FROM (SELECT id, row_number() OVER (ORDER BY id) AS place FROM emails) n WHERE n.id = e.id"
+    )
+    filled.execute(
+        "INSERT INTO opensend_milter.search_stretches"
+        " SELECT i + 1, now() - %s * interval '1 second' + i * interval '100 seconds' FROM generate_series(1, %s) i",
+        [ROWS, ROWS // 100 - 1],
+    )
+    filled.execute(
+        "INSERT INTO opensend_milter.search SELECT id, created_at, ARRAY[g.number << 44 | 7, g.number << 44 | place]"
+        " FROM (SELECT id, created_at, 100 + row_number() OVER (ORDER BY created_at) AS place FROM emails) e"
+        " CROSS JOIN LATERAL (SELECT max(number) AS number FROM opensend_milter.search_stretches"
+        " WHERE began_at <= e.created_at) g"
+    )
+    filled.execute("VACUUM ANALYZE emails, opensend_milter.submissions, opensend_milter.search")
+    search, filling = statements("search"), statements("filling")
+    place = {"noted_at": None, "noted_id": None, "before": None, "before_id": None, "since": None, "limit": 21}
+    page = {"at": "epoch", "id": str(uuid4()), "age": timedelta(0), "until": "infinity", "limit": 21}
+    looks: list[tuple[LiteralString, Mapping[str, Any], int]] = [
+        (search["noted"], {**place, "terms": [7]}, 21),
+        (search["noted"], {**place, "terms": [7, 150]}, 1),
+        (search["newest"], place, 21),
+        (search["newest_of_user"], {**place, "of_user": USER}, 21),
+        (filling["next_page"], page, 21),
+        (filling["forget"], page, 1),
+        (filling["lag"], {}, 1),
+    ]
+    for statement, values, count in looks:
+        before = rows_read(filled)
+        assert len(filled.execute(statement, values, prepare=True).fetchall()) == count, statement
+        # A look at each of 200 stretches may be among them.
+        assert rows_read(filled) - before < 700, statement

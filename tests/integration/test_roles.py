@@ -52,6 +52,7 @@ INTAKE_TABLES = {
     "opensend_milter.rate_buckets": {"SELECT", "INSERT", "UPDATE"},
     "opensend_milter.key_usage": {"SELECT", "INSERT", "UPDATE"},
 }
+SEARCH = tuple(f"opensend_milter.search{part}" for part in ("", "_stretches", "_progress"))
 READERS: tuple[Role, ...] = ("opensend_reader", "opensend_body_reader", "opensend_console")
 LOOKS = {
     table: {"SELECT"}
@@ -59,7 +60,7 @@ LOOKS = {
         *("public.emails", "public.email_events", "public.email_suppressions", "public.api_keys", "public.domains"),
         *("public.webhooks", "public.webhook_deliveries", "opensend_milter.submissions", "opensend_milter.jobs"),
         *("opensend_milter.refusals", "opensend_milter.recipient_results", "opensend_milter.domain_settings"),
-        "opensend_milter.odd_spellings",
+        *("opensend_milter.odd_spellings", *SEARCH),
     )
 }
 MAY: dict[Role, dict[str, set[str]]] = {
@@ -85,6 +86,7 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.recipient_results": {"SELECT"},
         "opensend_milter.jobs": {"SELECT", "INSERT"},
         "opensend_milter.refusals": {"SELECT", "INSERT"},
+        **{table: {"SELECT"} for table in SEARCH},
     },
     "opensend_worker": {
         "public.emails": {"SELECT", "UPDATE"},
@@ -112,6 +114,9 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.lane_answers": {"SELECT", "INSERT", "DELETE"},
         "opensend_milter.migrations": {"SELECT"},
         "public.api_keys": {"SELECT"},
+        "opensend_milter.search": {"SELECT", "INSERT", "DELETE", "TRUNCATE"},
+        "opensend_milter.search_stretches": {"SELECT", "INSERT", "UPDATE", "TRUNCATE"},
+        "opensend_milter.search_progress": {"SELECT", "UPDATE"},
     },
 }
 

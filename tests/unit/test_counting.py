@@ -105,6 +105,7 @@ def test_other_events(notes: Notes) -> None:
     counting.not_spooled()
     counting.store_unavailable()
     counting.announced(10)
+    counting.search_lag(1.5)
     with suppress(ValueError), counting.timed_attempt("smtp"):
         raise ValueError
     counting.courier_paused("smtp", is_paused=True)

@@ -31,12 +31,13 @@ from opensend_milter.core.findings import Check, Seen, good, problem, skipped, w
 from opensend_milter.core.model import CLIENT_ADDR
 from opensend_milter.core.next_hop import LANE_FOR, LANE_RECIPIENTS
 
-SQL = statements("inspection")
+SQL = {**statements("inspection"), "search_lag": statements("filling")["lag"]}
 REACHABLE = "database.reachable"
 SLOW_S = 0.05
 CLOCK_S, CLOCK_WRONG_S = 5.0, 120.0
 LATE_S, VERY_LATE_S = 300.0, 3_600.0
 FEEDBACK_LATE_S = 1_800.0
+SEARCH_LATE_S = 600.0
 _TRIES = 5
 
 
@@ -151,6 +152,7 @@ class Inspection:
             ("outbox.moved_on", "a job ends when its email was taken up without us", self._moved_on, False),
             ("outbox.feedback", "bounces and complaints count once the worker took them up", self._feedback, False),
             ("outbox.unknown", "a next hop that knows hardly anybody bounces good mail", self._unknown, False),
+            ("worker.search", "what is not noted is found only while it is among the newest", self._search, False),
             ("worker.connected", "without a worker nothing is sent", self._worker, False),
         )  # fmt: skip
         for name, why, look, security in looks:
@@ -378,6 +380,12 @@ class Inspection:
         if self._config.profile == "opensend":
             return skipped("OpenSend's ingester delivers")
         return lanes.seen(self._rows("lane_answers", most=LANE_RECIPIENTS, age=LANE_FOR))
+
+    def _search(self) -> Seen:
+        ((late_s,),) = self._rows("search_lag")
+        shown = f"the message that is noted next has waited {float(str(late_s)):.0f} s"
+        mend = "journalctl -u opensend-worker -n 20   # or at full speed: opensend-milter db fill-search"
+        return warning(shown, mend) if float(str(late_s)) > SEARCH_LATE_S else good(shown)
 
     def _worker(self) -> Seen:
         ((connected,),) = self._rows("workers")

@@ -117,3 +117,29 @@ FROM jsonb_array_elements({list}) WITH ORDINALITY AS a (fields, no)
 -- lacking -- whether the row `e` only names its attachments; one that is larger than any list of names has them
 CASE WHEN pg_column_size(e.attachments) > 1000000 THEN false
     ELSE jsonb_path_exists(e.attachments, '$[*] ? (!exists(@.content))') END
+
+-- known -- by what an email `e`, of which `s` is our record, is known
+e."from", s.from_address, s.sender, s.recipients, e."to", e.cc, e.bcc, s.dropped, e.subject, s.message_id, e.user_id,
+s.key_id::text
+
+-- known_of -- the same of one; OFFSET 0 keeps Postgres, which cannot know how few are asked for, from reading all of the tables
+SELECT
+    -- include: known
+FROM public.emails e LEFT JOIN opensend_milter.submissions s ON s.email_id = e.id WHERE e.id = {id} OFFSET 0
+
+-- newest -- the next messages but for those that are noted, where it is {whose}; each bound is one that an index knows
+SELECT p.id::text, p.created_at, k.*
+FROM (
+    SELECT id, created_at FROM public.emails
+    WHERE {whose}
+        AND (created_at, id) > (coalesce(%(noted_at)s::timestamptz, '-infinity'), %(noted_id)s::uuid)
+        AND (created_at, id) < (coalesce(%(before)s::timestamptz, 'infinity'), %(before_id)s::uuid)
+        AND created_at >= coalesce(%(since)s::timestamptz, '-infinity')
+    ORDER BY created_at DESC, id DESC LIMIT %(limit)s) p
+LEFT JOIN LATERAL (
+    -- include: known_of, id = p.id
+    ) k ON true
+ORDER BY p.created_at DESC, p.id DESC;
+
+-- laid -- terms as they are noted: with the number of a stretch of time before each
+ARRAY(SELECT {number} << 44 | term FROM unnest({terms}) AS t (term))

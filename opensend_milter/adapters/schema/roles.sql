@@ -190,6 +190,14 @@ GRANT SELECT (id, refused_at), DELETE ON opensend_milter.refusals TO opensend_wo
 GRANT SELECT, DELETE ON opensend_milter.fingerprints TO opensend_worker;
 GRANT SELECT (email_id, computed_at), DELETE ON opensend_milter.row_digests TO opensend_worker;
 
+-- By what messages are known is noted by the worker, which so reads of emails whom they are for.
+GRANT SELECT (cc, bcc) ON public.emails TO opensend_worker;
+GRANT SELECT, INSERT, DELETE, TRUNCATE ON opensend_milter.search TO opensend_worker;
+GRANT SELECT, INSERT, UPDATE, TRUNCATE ON opensend_milter.search_stretches TO opensend_worker;
+GRANT SELECT, UPDATE ON opensend_milter.search_progress TO opensend_worker;
+GRANT SELECT ON opensend_milter.search, opensend_milter.search_stretches, opensend_milter.search_progress
+    TO opensend_http, opensend_reader, opensend_body_reader, opensend_console;
+
 -- Who looks for a message sees how it fared and not what it says: neither its text nor the fields of its header, for there
 -- is what an application puts there. Whoever may read all that is another role. Neither can write.
 GRANT USAGE ON SCHEMA public, opensend_milter TO opensend_reader, opensend_body_reader, opensend_console;

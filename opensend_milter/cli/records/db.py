@@ -12,7 +12,7 @@ import typer
 from opensend_milter import app as app_, config as configuration
 from opensend_milter.adapters.schema import migrations
 from opensend_milter.cli.exits import configured
-from opensend_milter.cli.output import AsJson, ConfigPath, Utc, progress, show, table_of
+from opensend_milter.cli.output import AsJson, ConfigPath, Utc, plain, progress, show, table_of
 from opensend_milter.core.errors import UsageError
 
 app = typer.Typer(help="Make the database ready and keep it so.", no_args_is_help=True)
@@ -82,6 +82,35 @@ def prune(config: ConfigPath = None, as_json: AsJson = False) -> None:
         store.close()
     lines = [f"{count} {what}" for what, count in counts.items()] or ["nothing to delete"]
     show(counts, as_json=as_json, table=lambda: "\n".join(lines))
+
+
+@app.command()
+def fill_search(
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Empty it first: after rows were put into the tables from elsewhere.")
+    ] = False,
+    config: ConfigPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fill up the table in which `why` looks, at full speed.
+
+    The worker does so all the time, and sparingly. What was begun is gone on with, by the worker or by this command
+    again. Until all is noted, only the newest of the other messages are looked at.
+    """
+    count = 0
+    with configured(config) as settings, progress() as say:
+        table = app_.search_table(settings, "opensend-fill-search")
+        if anew:
+            table.empty()
+        is_behind = True
+        while is_behind:
+            batch = table.fill(wait=True)
+            is_behind = batch.is_full if batch else False
+            if batch:
+                count += batch.looked_at
+                say(f"{count:,} messages, up to {plain(batch.last.at)}")
+        table.close()
+    show({"looked_at": count}, as_json=as_json, table=lambda: f"{count:,} messages looked at: all are noted")
 
 
 def _run(command: Callable[..., list[str]], database: configuration.Database, *, as_json: bool) -> None:

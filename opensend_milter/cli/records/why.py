@@ -204,6 +204,7 @@ def _as_object(found: Hits, one: Story | None) -> dict[str, object]:
         "messages": found.rows,
         "more": found.more,
         "searched_back_to": found.searched_back_to,
+        "noted_to": found.noted_to,
         "story": one,
     }
 
@@ -224,7 +225,8 @@ def _left(found: Hits) -> str:
     if found.more:
         said.append(f"{len(found.rows):,}, newest first, and there are more; see --all, --limit and the filters")
     if found.searched_back_to:
-        said.append(f"searched back to {plain(found.searched_back_to)} only: a whole id finds what is older")
+        but = f", and before {plain(found.noted_to)}: nothing else is noted yet" if found.noted_to else " only"
+        said.append(f"searched back to {plain(found.searched_back_to)}{but}; a whole id finds what is older")
     return "\n".join(said)
 
 

@@ -84,6 +84,7 @@ class Messages:
         return {
             "messages": [_row(one) for one in found.rows],
             "searched_back_to": shown(found.searched_back_to),
+            "noted_to": shown(found.noted_to),
             **more,
         }
 

@@ -278,9 +278,10 @@ def _answers() -> Schema:
     )
     return {
         "Messages": _object(
-            ["messages", "searched_back_to"],
+            ["messages", "searched_back_to", "noted_to"],
             messages=listed(found),
             searched_back_to=_MOMENT_OR_NULL,
+            noted_to=_MOMENT_OR_NULL,
             next=string,
         ),
         "Message": _object(

@@ -13,14 +13,15 @@ from opensend_milter.core.ids import range_of
 from opensend_milter.core.lookup import EVERYTHING, REFUSED, Filters, Hit, Hits, Place, Scope
 from opensend_milter.core.refs import read_ref
 from opensend_milter.core.submission import email_of_request
-from opensend_milter.core.terms import Known, names, readable, ways
+from opensend_milter.core.terms import Known, Name, names, readable, term_of, ways
 
 SQL = statements("search")
 REACH = 100_000
-"""Messages and their addresses that are looked at for one answer, and as many of refusals; how far that was is said."""
+"""Messages and their addresses that are looked at for one answer, of those that are not noted, and of those that are
+noted under what is asked; and as many of refusals. How far that was is said."""
 PAGE = 100
 _MOST_NAMED = 1_000
-_LEAST_ID = "00000000-0000-0000-0000-000000000000"
+LEAST_ID = "00000000-0000-0000-0000-000000000000"
 _GREATEST_NUMBER = 2**63 - 1
 
 
@@ -44,13 +45,16 @@ def find(
     meant = ways(text)
     hits = {(hit.kind, hit.id): hit for hit in _named(connection, text, values)}
     ends: list[datetime] = []
+    noted_to = None
     if (meant or not text) and not email_of_request(text):
-        for search in _searches(connection, values):
-            known, end = search.newest(lambda one: not meant or any(way <= names(one) for way in meant), limit, reach)
+        for search in _searches(connection, values, meant):
+            known, end = search.newest(limit, reach)
             hits |= {(hit.kind, hit.id): hit for hit in known}
             ends += [end] if end else []
+            noted_to = search.noted_to if end and search.noted_to else noted_to
     found = sorted(hits.values(), key=_order, reverse=True)
-    return Hits(rows=found[:limit], more=len(found) > limit, searched_back_to=max(ends, default=None))
+    back_to = max(ends, default=None)
+    return Hits(rows=found[:limit], more=len(found) > limit, searched_back_to=back_to, noted_to=noted_to)
 
 
 def named(connection: Connection, asked: str, scope: Scope) -> list[Hit]:
@@ -60,7 +64,7 @@ def named(connection: Connection, asked: str, scope: Scope) -> list[Hit]:
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """Goes through the newest, page by page, until there are as many as are asked for."""
+    """Goes through some, the newest first, page by page, until there are as many as are asked for."""
 
     connection: Connection
     values: Mapping[str, object]
@@ -70,8 +74,11 @@ class _Search:
     """Statement that returns what filters and scope let through."""
     known: Callable[[Sequence[Any]], Known]
     hit: Callable[[Sequence[Any]], Hit]
+    meant: Sequence[frozenset[Name]]
+    noted_to: datetime | None = None
+    """Those up to then are not among them, because they are noted."""
 
-    def newest(self, is_meant: Callable[[Known], bool], limit: int, reach: int) -> tuple[list[Hit], datetime | None]:
+    def newest(self, limit: int, reach: int) -> tuple[list[Hit], datetime | None]:
         """Return more than `limit` where there are so many; and the time beyond which nobody looked, if there is."""
         found: list[Hit] = []
         place = {name: self.values[name] for name in ("before", "before_id", "before_no")}
@@ -82,7 +89,7 @@ class _Search:
                 known = self.known(row)
                 # Each address costs as much as all the rest.
                 reach -= 1 + len(known.addresses)
-                ids += [row[0]] if is_meant(known) else []
+                ids += [row[0]] if self._is_meant(known) else []
             if ids:
                 answer = self.connection.execute(SQL[self.shown], {**self.values, "ids": ids})
                 found += map(self.hit, answer.fetchall())
@@ -93,30 +100,52 @@ class _Search:
                 return found, at
             place = {"before": at, "before_id": last, "before_no": last}
 
+    def _is_meant(self, known: Known) -> bool:
+        return not self.meant or any(way <= names(known) for way in self.meant)
 
-def _searches(connection: Connection, values: Mapping[str, object]) -> Iterator[_Search]:
+
+def _searches(
+    connection: Connection, values: Mapping[str, object], meant: Sequence[frozenset[Name]]
+) -> Iterator[_Search]:
     """Return where it is looked for: where the filters can let anything through."""
-    if values["reads_by"]:
-        ((of_user,),) = connection.execute(SQL["user_of"], values).fetchall()
-        values = {**values, "of_user": of_user or ""}
-    else:
-        values = {**values, "of_user": values["user_id"]}
+    values, whose = _whose(connection, values)
     if not values["rule"] and values["status"] != REFUSED:
-        yield _Search(connection, values, "newest", "these", _known, lambda row: _message(MessageRow._make(row)))
+        yield from _searches_of_messages(connection, values, meant, whose)
     if not values["courier"] and values["status"] in (None, REFUSED):
-        yield _Search(
-            connection,
-            values,
-            "newest_refusals",
-            "these_refusals",
-            _known_refusal,
-            lambda row: _refusal(RefusalRow._make(row)),
-        )
+        yield _Search(connection, values, "newest_refusals", "these_refusals", _known_refusal, _refusal, meant)
+
+
+def _whose(connection: Connection, values: Mapping[str, object]) -> tuple[dict[str, object], set[Name]]:
+    """Return whose are looked at, and by what those are noted that the scope and the filter of a key let through."""
+    names_of = {Name("key", str(values["key_id"]))} if values["key_id"] else set()
+    user_id = values["user_id"]
+    if values["reads_by"]:
+        user_id, reads_all = connection.execute(SQL["reader"], values).fetchone() or (None, False)
+        user_id = user_id or ""
+        names_of |= set() if reads_all else {Name("key", str(values["reads_by"]))}
+    names_of |= {Name("user", str(user_id))} if user_id else set()
+    return {**values, "of_user": user_id}, names_of
+
+
+def _searches_of_messages(
+    connection: Connection, values: Mapping[str, object], meant: Sequence[frozenset[Name]], whose: set[Name]
+) -> Iterator[_Search]:
+    """Return those that are not noted yet, then those that are noted under all the names of one way."""
+
+    def search(page: str, more: Mapping[str, object], ways: Sequence[frozenset[Name]], at: datetime | None) -> _Search:
+        return _Search(connection, {**values, **more}, page, "these", known_by, _message, ways, at)
+
+    # The list of all is read by index; and what was committed late is in it at once.
+    ((noted_at, noted_id),) = connection.execute(SQL["noted_to"]) if meant else ((None, None),)
+    page = "newest_of_user" if values["of_user"] is not None else "newest"
+    yield search(page, {"noted_at": noted_at, "noted_id": noted_id}, meant, noted_at)
+    for way in meant if noted_at else ():
+        yield search("noted", {"terms": [*map(term_of, way | whose)]}, [way], None)
 
 
 def _order(hit: Hit) -> tuple[datetime, bool, str]:
     """As the statements have it: at one instant messages come before refusals."""
-    return hit.at, hit.kind == "message", hit.id.zfill(len(_LEAST_ID))
+    return hit.at, hit.kind == "message", hit.id.zfill(len(LEAST_ID))
 
 
 def _values(filters: Filters, scope: Scope, limit: int, before: Place | None) -> dict[str, object]:
@@ -131,7 +160,7 @@ def _values(filters: Filters, scope: Scope, limit: int, before: Place | None) ->
         "courier": filters.courier,
         "before": before and before.at,
         # At one instant messages come before refusals.
-        "before_id": before and (_LEAST_ID if before.id.isdigit() else before.id),
+        "before_id": before and (LEAST_ID if before.id.isdigit() else before.id),
         "before_no": before and (int(before.id) if before.id.isdigit() else _GREATEST_NUMBER),
         "limit": limit + 1,
         "most_named": _MOST_NAMED,
@@ -160,10 +189,10 @@ def _named(connection: Connection, text: str, values: Mapping[str, object]) -> I
     }
     if not values["rule"] and values["status"] != REFUSED:
         for row in connection.execute(SQL["named"], {**values, **by}):
-            yield _message(MessageRow._make(row))
+            yield _message(row)
     if not values["courier"] and values["status"] in (None, REFUSED):
         for row in connection.execute(SQL["named_refusals"], {**values, **by}):
-            yield _refusal(RefusalRow._make(row))
+            yield _refusal(row)
 
 
 class MessageRow(NamedTuple):
@@ -207,7 +236,8 @@ class RefusalRow(NamedTuple):
     ref: str | None
 
 
-def _message(row: MessageRow) -> Hit:
+def _message(found: Sequence[Any]) -> Hit:
+    row = MessageRow._make(found)
     return Hit(
         kind="message",
         id=row.id,
@@ -221,7 +251,8 @@ def _message(row: MessageRow) -> Hit:
     )
 
 
-def _refusal(row: RefusalRow) -> Hit:
+def _refusal(found: Sequence[Any]) -> Hit:
+    row = RefusalRow._make(found)
     return Hit(
         kind="refusal",
         id=row.id,
@@ -236,14 +267,21 @@ def _refusal(row: RefusalRow) -> Hit:
     )
 
 
-def _known(row: Sequence[Any]) -> Known:
-    """Read what `newest` says of a message."""
-    email_id, _, shown, from_address, sender, recipients, to, cc, bcc, dropped, subject, message_id = row
+def known_by(row: Sequence[Any]) -> Known:
+    """Read what `known` says of a message."""
+    email_id, _, shown, from_address, sender, recipients, to, cc, bcc, dropped, subject, message_id, user_id, key = row
     # Columns of jsonb are OpenSend's, who may put there what it likes.
     listed = [str(one) for some in (to, cc, bcc) if isinstance(some, list) for one in some]
     everybody = [*(recipients or listed), *(one["email"] for one in dropped or ())]
-    addresses = (shown, from_address or "", sender or "", *everybody)
-    return Known(id=email_id, addresses=addresses, message_id=message_id, subject=subject)
+    addresses = (shown or "", from_address or "", sender or "", *everybody)
+    return Known(
+        id=email_id,
+        addresses=addresses,
+        message_id=message_id,
+        subject=subject or "",
+        user_id=user_id,
+        key_id=key,
+    )
 
 
 def _known_refusal(row: Sequence[Any]) -> Known:

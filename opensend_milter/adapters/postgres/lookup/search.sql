@@ -19,17 +19,39 @@ WITH found (id) AS (
 )
 -- include: refused
 
--- user_of -- whose a key is
-SELECT (SELECT user_id FROM public.api_keys WHERE id = %(reads_by)s::uuid);
+-- reader -- whose a key is, and whether it reads all that is its user's
+SELECT user_id, permission = 'full_access' FROM public.api_keys WHERE id = %(reads_by)s::uuid;
+
+-- noted_to -- the place of the message up to which all are noted
+SELECT nullif(noted_at, 'epoch'), noted_id FROM opensend_milter.search_progress;
 
 -- newest -- the next messages, newest first, each with what it is known by
-SELECT e.id::text, e.created_at, e."from", s.from_address, s.sender, s.recipients, e."to", e.cc, e.bcc, s.dropped, e.subject,
-    s.message_id
-FROM public.emails e LEFT JOIN opensend_milter.submissions s ON s.email_id = e.id
-WHERE (%(of_user)s::text IS NULL OR e.user_id = %(of_user)s)
-    AND (%(before)s::timestamptz IS NULL OR (e.created_at, e.id) < (%(before)s, %(before_id)s::uuid))
-    AND (%(since)s::timestamptz IS NULL OR e.created_at >= %(since)s)
-ORDER BY e.created_at DESC, e.id DESC LIMIT %(limit)s;
+-- include: newest, whose = true
+
+-- newest_of_user -- the same of one user
+-- include: newest, whose = user_id = %(of_user)s
+
+-- noted -- the same of those that are noted under all of these terms
+WITH found AS MATERIALIZED (
+    SELECT n.email_id, n.created_at
+    FROM (
+        SELECT number FROM opensend_milter.search_stretches
+        WHERE %(before)s::timestamptz IS NULL OR began_at <= %(before)s ORDER BY number DESC) g
+    CROSS JOIN LATERAL (
+        SELECT email_id, created_at FROM opensend_milter.search
+        WHERE terms @>
+                -- include: laid, terms = %(terms)s::bigint[], number = g.number
+            AND (%(before)s::timestamptz IS NULL OR (created_at, email_id) < (%(before)s, %(before_id)s::uuid))
+            AND (%(since)s::timestamptz IS NULL OR created_at >= %(since)s)
+        ORDER BY created_at DESC, email_id DESC LIMIT %(limit)s) n
+    -- By that alone, which they come in: so it ends where there are enough, whatever Postgres expects.
+    ORDER BY g.number DESC LIMIT %(limit)s
+)
+SELECT f.email_id::text, f.created_at, k.*
+FROM found f LEFT JOIN LATERAL (
+    -- include: known_of, id = f.email_id
+    ) k ON true
+ORDER BY f.created_at DESC, f.email_id DESC;
 
 -- these -- some messages
 WITH found (id) AS (SELECT unnest(%(ids)s::uuid[]))
