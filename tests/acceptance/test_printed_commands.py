@@ -19,16 +19,16 @@ from opensend_milter.cli import app_of
 from opensend_milter.config import PATH_VARIABLE
 from tests.acceptance.running_sandbox import Sandbox
 from tests.screen import SOURCE
-from tests.unit.test_docs import DOCS, calls, text_of
+from tests.unit.test_docs import DOCS, ROOT, calls, text_of
 
 PAGES = ("getting-started", "logs", "troubleshooting", "delivery", "feedback")
 NOT_HERE = {
     "sandbox env": "all the others run in what it says",
     "sandbox down --purge": "the sandbox is shared: tests/acceptance/test_sandbox.py",
-    "install --apply": "it changes this host: tests/integration/test_install.py and test_package.py",
-    "install --apply --new-passwords": "the same",
-    "install --undo": "the same",
-    "install --undo --force": "the same",
+    "install --apply": "it changes this host: tests/integration/test_install.py",
+    "install --apply --new-passwords": "the same: tests/integration/test_install_running.py",
+    "install --undo": "the same: tests/integration/test_install.py",
+    "install --undo --force": "the same: tests/integration/test_install_running.py",
     "worker": "it stays, and the sandbox runs it",
     "http": "the same",
     "feedback bounce": "the name of the command, which needs its option",
@@ -131,6 +131,13 @@ def test_every_command_of_these_pages_runs(filled: Mapping[str, str]) -> None:
 
 def test_what_is_not_run_is_printed_somewhere() -> None:
     assert NOT_HERE.keys() <= set(printed())
+
+
+def test_what_runs_elsewhere_is_there() -> None:
+    for line, reason in NOT_HERE.items():
+        for place in re.findall(r"tests/\w+/\w+\.py", reason):
+            there = text_of(ROOT / place)
+            assert [word for word in line.split() if word.startswith("--") and f'"{word}"' not in there] == [], line
 
 
 def test_none_of_these_pages_prints_a_request() -> None:
