@@ -275,8 +275,12 @@ def test_somebody_of_this_host_sees_every_page(ann: Browser, seeded: Database) -
     assert all(f"parcel from {name}" in listed for name in KEYS)
     assert "example.org" in ann.get("/domains").words
     assert "os_123...wxyz" in ann.get("/keys").words
-    rows(seeded, "INSERT INTO email_suppressions (user_id, email, reason) VALUES ('shop', 'to@example.net', 'bounced')")
-    assert "to@example.net" in ann.get("/suppressions").words
+    suppressed = """INSERT INTO email_suppressions (user_id, email, reason, source_email_id) VALUES
+        ('shop', 'to@example.net', 'bounced', %s), ('shop', 'by-hand@example.net', 'manual', NULL)"""
+    rows(seeded, suppressed, MESSAGES["own"])
+    suppressions = ann.get("/suppressions")
+    assert "to@example.net" in suppressions.words
+    assert [link for link in suppressions.links if "messages/" in link] == [f"./messages/{MESSAGES['own']}"]
     refused = ann.get(f"/messages/{refusal_of(seeded, 'own')}")
     assert "refused by rule too-large: 552 5.3.4 too large" in refused.words
     assert "Send less, or raise the limit." in refused.words

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from psycopg.rows import class_row
 
-from opensend_milter.adapters.admin.listing import Listed
-from opensend_milter.adapters.admin.rows import DomainRow, KeyRow, SuppressionRow
+from opensend_milter.adapters.admin.listing import Listed, listed
+from opensend_milter.adapters.admin.rows import DomainRow, KeyRow
 from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.admin.webhooks import WebhookAdmin, WebhookRow
 from opensend_milter.adapters.postgres.link import Connection, statements
@@ -63,6 +63,18 @@ class KeyUse:
     left_today: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suppression:
+    """An address that a user's mail must not reach, and the message that showed why; None: nobody's message did."""
+
+    user_id: str
+    email: str
+    reason: str
+    suppressed_at: datetime
+    updated_at: datetime
+    source_email_id: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Overview:
     """For any number of threads; it only reads."""
@@ -109,10 +121,10 @@ class Overview:
             rows = AdminStore(connection, makes_users=False).list_domains()
         return _first(most, rows, len(rows))
 
-    def suppressions(self, most: int) -> Listed[SuppressionRow]:
+    def suppressions(self, most: int) -> Listed[Suppression]:
         """List suppressed addresses, newest first."""
         with self.lend() as connection:
-            return AdminStore(connection, makes_users=False).list_suppressions(limit=most)
+            return listed(connection, SQL["suppressions"], Suppression, most, {})
 
     def webhooks(self, most: int) -> Listed[WebhookRow]:
         """List webhooks, those that fail first."""

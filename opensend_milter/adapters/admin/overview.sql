@@ -28,3 +28,7 @@ WHERE created_at >= to_timestamp(%(first)s::bigint * %(step_s)s) GROUP BY 1, 2
 UNION ALL
 SELECT floor(extract(epoch FROM refused_at) / %(step_s)s)::bigint, 'refused', count(*) FROM opensend_milter.refusals
 WHERE refused_at >= to_timestamp(%(first)s::bigint * %(step_s)s) GROUP BY 1;
+
+-- suppressions -- suppressed addresses, latest first, each with the message that it is suppressed for
+SELECT user_id, email, reason, suppressed_at, updated_at, source_email_id::text AS source_email_id
+FROM public.email_suppressions ORDER BY suppressed_at DESC, email LIMIT %(limit)s;
