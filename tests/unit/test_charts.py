@@ -74,6 +74,18 @@ def test_a_month_of_hours_has_few_labels() -> None:
     assert len(re.findall("second", stacked_bars("x", labels, [Series("y", "good", [1] * 720)]))) == 4
 
 
+@pytest.mark.parametrize(
+    ("count", "top"), [(1, "1"), (23, "30"), (42, "60"), (99, "100"), (4_100, "6k"), (7_001, "8k")]
+)
+def test_the_axis_ends_a_little_above_the_highest(count: int, top: str) -> None:
+    assert texts(drawn(["a"], [count]))[2 if count > 1 else 1] == top
+
+
+def test_labels_at_the_edges_stay_within_them() -> None:
+    anchors = [one.attrib["text-anchor"] for one in drawn(["a", "b", "c"], [1, 1, 1]).iter("text")][-3:]
+    assert anchors == ["start", "middle", "end"]
+
+
 def test_series_of_other_lengths_are_a_fault() -> None:
     with pytest.raises(ValueError, match="a count for each label"):
         drawn(["a", "b"], [1])

@@ -18,7 +18,7 @@ _GAP = 0.2
 """Of a bar's place, what is left free."""
 _MOST_LABELS = 8
 _SUFFIXES = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
-_ROUND = (1, 2, 5, 10)
+_ROUND = (1, 2, 3, 4, 6, 8, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def short(count: int) -> str:
 
 
 def _round_up(most: int) -> int:
-    """Return the least of 1, 2, 5, 10, 20, 50, ... that is no less."""
+    """Return the least number of one digit and noughts that is no less, odd ones from 5 left out."""
     power: int = 10 ** (len(str(most)) - 1)
     return next(step * power for step in _ROUND if step * power >= most)
 
@@ -85,9 +85,11 @@ def _bar(at: int, label: str, stacks: Sequence[Sequence[int]], series: Sequence[
 
 
 def _labels(labels: Sequence[str]) -> Iterator[str]:
-    """Write so many labels as have room; of those a narrow screen shows every second."""
+    """Write so many labels as have room; of those a narrow screen shows every second. None goes over an edge."""
     step = -(-len(labels) // _MOST_LABELS)
     for nth, at in enumerate(range(0, len(labels), step or 1)):
-        x = _LEFT + _ROOM_X / len(labels) * (at + 0.5)
+        x, anchor = _LEFT + _ROOM_X / len(labels) * (at + 0.5), "middle"
+        if at in {0, len(labels) - 1} and len(labels) > 1:
+            x, anchor = (WIDTH - _RIGHT, "end") if at else (_LEFT, "start")
         kind = "axis second" if nth % 2 else "axis"
-        yield f'<text class="{kind}" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(labels[at])}</text>'
+        yield f'<text class="{kind}" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{escape(labels[at])}</text>'
