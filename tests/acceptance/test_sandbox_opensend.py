@@ -23,7 +23,7 @@ from tests.asking import ask
 from tests.log_scan import assert_clean
 from tests.waiting import await_true, patience_s
 
-PROGRAMS = {"postgres", "sqs", "dovecot", "auth-gate", "serve", "worker", "http", "postfix"}
+PROGRAMS = {"postgres", "sqs", "dovecot", "auth-gate", "serve", "worker", "http", "console", "postfix"}
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a sandbox needs root")
 
 

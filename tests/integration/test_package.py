@@ -235,6 +235,8 @@ def test_compose_runs_what_the_image_knows(composed: dict[str, Any]) -> None:
         "dovecot",
         "postfix",
     }
+    # In a network of its own it would be asked for passwords in clear: who wants it there gives it a socket or TLS.
+    known.remove("console")
     ours = {name: one for name, one in composed["services"].items() if one["image"] == "opensend-milter"}
     assert {one["command"][0] for one in ours.values()} == known
     assert {name for name, one in composed["services"].items() if one.get("profiles") == ["smtp"]} == {

@@ -158,7 +158,9 @@ def test_all_come_up_and_mail_flows(mail_host: MailHost) -> None:
         shown = host.systemctl("show", unit)
         assert not any(secret in shown for secret in mail_host.secrets)
         assert host.journal(unit)
-    verified = host.run("systemd-analyze", "verify", "--man=no", *sorted(shipped_units.names()))
+    # The console is off until it is configured, and its units are not there.
+    installed = [name for name in shipped_units.names() if not name.startswith("opensend-console.")]
+    verified = host.run("systemd-analyze", "verify", "--man=no", *installed)
     assert not verified.stdout + verified.stderr
 
 
@@ -316,7 +318,7 @@ def test_the_timers_services_run(mail_host: MailHost) -> None:
 def test_what_must_be_denied_is(mail_host: MailHost) -> None:
     said = mail_host.host.run(str(PROGRAM), "selftest", "--security").stdout
     commands = [line for line in said.splitlines() if line.startswith("systemd-run ")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         assert "all as it must be" in mail_host.host.run(*shlex.split(command)).stdout
 

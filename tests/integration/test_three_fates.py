@@ -27,7 +27,7 @@ from tests.integration.test_webhooks import Receiver, receiving
 from tests.screen import SOURCE
 from tests.smtp_sink import Sink
 from tests.unit.test_webhook_data import documented
-from tests.waiting import await_of
+from tests.waiting import await_found, await_of
 
 ANN, BOB, CAT = (f"{name}@example.net" for name in ("ann", "bob", "cat"))
 LETTER = {
@@ -76,7 +76,7 @@ class Doors:
 
     def tell(self) -> tuple[str, Fates]:
         """Ask at all of them; return the status and the fates that they agree on."""
-        story, told = self.by_command("why", self.email_id)["story"], self.over_http(f"/v1/messages/{self.email_id}")
+        story, told = self.stories()
         submission = self.over_http(f"/v1/submissions/{self.email_id}")
         letter, shown = self.over_http(f"/emails/{self.email_id}"), self.by_command("email", "show", self.email_id)
         shown["recipients"] = [{**one, "email": one["address"]} for one in shown["recipients"]]
@@ -104,6 +104,16 @@ class Doors:
         assert [moment["what"] for moment in told["timeline"]] == happened
         assert {kind for kind, _ in self.events()} - {"delayed"} <= set(happened)
         return status, all_fates[0]
+
+    def stories(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what the command and HTTP tell, while nothing happens: webhooks are told behind our back."""
+
+        def asked() -> tuple[dict[str, Any], dict[str, Any]] | None:
+            before, told = self.by_command("why", self.email_id), self.over_http(f"/v1/messages/{self.email_id}")
+            after = self.by_command("why", self.email_id)
+            return (after["story"], told) if before["story"] == after["story"] else None
+
+        return await_found(asked, "a story in which nothing happens")
 
     def events(self) -> list[tuple[str, str]]:
         """Return kind and id of all that is recorded, in its order."""

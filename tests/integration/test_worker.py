@@ -315,12 +315,12 @@ def test_through_the_queue(database: Database, sink: Sink, tmp_path: Path, endpo
     settings: dict[str, Any] = {"relay_port": sink.port, "queue_url": url, "endpoint_url": endpoint}
     with working(database, tmp_path, **settings) as one, working(database, tmp_path, **settings) as two:
         await_sent(database, 45, one)
+        await_true(lambda: state(database, canceled) == ("canceled", None), lambda: one.log)
         await_true(lambda: depth(endpoint, url) == 0, lambda: one.log)
         assert [one.stop(), two.stop()] == [0, 0]
         assert "opensend-announcer" in one.log or "opensend-worker" in one.log
     assert len(subjects(sink)) == 45
     assert set(subjects(sink).values()) == {1}
-    assert state(database, canceled) == ("canceled", None)
 
 
 def test_a_deferred_message_is_announced_again_at_its_time(
