@@ -6,11 +6,12 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from opensend_milter.cli import app_of, exits
+from opensend_milter.host.rendering.certificates import make_certificate
+from opensend_milter.host.requirements import free_ports
 from tests.integration.private_postgres import Database
 from tests.integration.serving import await_ready
 from tests.waiting import patience_s
@@ -57,26 +60,18 @@ class _Unix(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-@dataclass(frozen=True)
-class Running:
-    """The process, and where it listens."""
-
-    process: subprocess.Popen[bytes]
-    path: Path
-
-    def status(self, path: str, **headers: str) -> int:
-        with closing(_Unix(self.path)) as connection:
-            connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
-            answer = connection.getresponse()
-            answer.read()
-            return answer.status
+def status(path: Path, asked: str, **headers: str) -> int:
+    with closing(_Unix(path)) as connection:
+        connection.request("GET", asked, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
 
 
 @contextmanager
-def running(place: Path, **settings: object) -> Iterator[Running]:
-    path = place / "console.sock"
-    held = {"socket": str(path), "socket_group": "root", "public_url": "https://console.example.org", **settings}
-    (place / "config.yaml").write_text(json.dumps({"console": held}))
+def running(place: Path, config: dict[str, object]) -> Iterator[None]:
+    """Start the process, and end it."""
+    (place / "config.yaml").write_text(json.dumps(config))
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as told:
         told.bind(str(place / "notify"))
         told.settimeout(patience_s())
@@ -85,7 +80,7 @@ def running(place: Path, **settings: object) -> Iterator[Running]:
             process = subprocess.Popen(command, env={**os.environ, "NOTIFY_SOCKET": str(place / "notify")}, stderr=log)
         try:
             await_ready(told, process, place)
-            yield Running(process, path)
+            yield
         finally:
             process.terminate()
             assert process.wait(patience_s()) == 0
@@ -94,12 +89,29 @@ def running(place: Path, **settings: object) -> Iterator[Running]:
 
 def test_behind_a_proxy_at_its_socket(place: Path) -> None:
     """Whoever connects there is believed; and each client's address is the one that he says."""
-    with running(place, user_header="x-forwarded-user") as found:
-        assert found.status("/messages") == 401
-        assert found.status("/messages", X_Forwarded_User="bob") == 200
-        assert found.status("/keys", X_Forwarded_User="bob", X_Forwarded_For="192.0.2.1") == 200
-        assert found.path.stat().st_mode & 0o777 == 0o660
-    assert not found.path.exists()
+    path = place / "console.sock"
+    settings = {"socket": str(path), "socket_group": "root", "public_url": "https://console.example.org"}
+    with running(place, {"console": {**settings, "user_header": "x-forwarded-user"}}):
+        assert status(path, "/messages") == 401
+        assert status(path, "/messages", X_Forwarded_User="bob") == 200
+        assert status(path, "/keys", X_Forwarded_User="bob", X_Forwarded_For="192.0.2.1") == 200
+        assert path.stat().st_mode & 0o777 == 0o660
+    assert not path.exists()
+
+
+def test_under_tls_its_cookies_are_for_tls_only(place: Path) -> None:
+    (place / "tls").mkdir()
+    make_certificate(place / "tls", ["127.0.0.1"], now=datetime.now(UTC))
+    port = free_ports(["console"])["console"]
+    with running(place, {"console": {"port": port, "tls": True}, "tls": {"folder": str(place / "tls")}}):
+        context = ssl.create_default_context(cafile=str(place / "tls" / "ca.pem"))
+        with closing(http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=patience_s())) as asking:
+            asking.request("GET", "/login")
+            answer = asking.getresponse()
+            assert "password" in answer.read().decode()
+        told = answer.headers["set-cookie"]
+    assert told.startswith("__Host-console")
+    assert "Secure" in told
 
 
 def test_it_is_off_until_it_is_configured(place: Path) -> None:
