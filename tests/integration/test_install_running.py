@@ -13,9 +13,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+import psycopg
 import pytest
 
 from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.postgres.link import conninfo_for
+from opensend_milter.adapters.schema import migrations
 from opensend_milter.adapters.schema.roles import LOGIN_ROLES
 from opensend_milter.host.installing import blueprint
 from tests.integration.copied_system import CopiedSystem, clean_environment, copied_system
@@ -289,6 +292,25 @@ def refused_without_passwords(system: CopiedSystem, database: Database, url: str
     place.with_name("aside").rename(place)
 
 
+def new_ones_are_made_where_they_are_asked_for(system: CopiedSystem, database: Database, url: str) -> None:
+    """As that refusal says: where no host has the files any more. The first host's are good no longer."""
+    place = system.root / "etc/opensend-milter/passwords"
+    before = {path.name: path.read_text() for path in place.iterdir()}
+    place.rename(place.with_name("aside"))
+    try:
+        system.install("--apply", "--new-passwords", DATABASE_URL=url)
+        made = {path.name: path.read_text() for path in place.iterdir()}
+        assert before.keys() <= made.keys()
+        assert not set(before.values()) & set(made.values())
+        for role in LOGIN_ROLES:
+            with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                psycopg.connect(database.url_for(role)).close()
+            psycopg.connect(conninfo_for(database.url, place, role)).close()
+    finally:
+        # Roles belong to the cluster, which other tests use too.
+        migrations.init(database.url, database.password_dir)
+
+
 def test_output_holds_no_secret_and_a_database_that_is_away_undoes_all(database: Database) -> None:
     with running_host(database) as (system, url):
         refused_without_passwords(system, database, url)
@@ -317,6 +339,7 @@ def test_output_holds_no_secret_and_a_database_that_is_away_undoes_all(database:
             assert not [one for one in (*passwords, PASSWORD) if one in done.stdout + done.stderr]
         other = system.install("--plan", "--mode", "services", check=False)
         assert (other.returncode, "installed with the other mode" in other.stdout) == (1, True)
+        new_ones_are_made_where_they_are_asked_for(system, database, url)
         system.run("postfix", "stop")
 
 

@@ -92,7 +92,7 @@ def _drawn_up(root: Root, choice: Choice, path: Path | None, *, new_passwords: b
         return Plan(root=root, steps=(), faults=(Fault(what=f"{place}: is not there", mend=mend),))
     # As the units will read it: nothing of this shell's environment, but for who makes the tables.
     config = configuration.load(place, {})
-    database = _database(place, config.database.url) if root.is_here else None
+    database = _database(place, config.database.url, new_passwords=new_passwords) if root.is_here else None
     faults = list(_locked_out(place)) if root.is_here and not new_passwords else []
     edition = version("opensend-milter")
     return preflight.draw_up(
@@ -109,14 +109,14 @@ def _locked_out(place: Path) -> Iterator[Fault]:
             yield Fault(what=what, mend=KEEP)
 
 
-def _database(place: Path, units_url: str) -> Action:
+def _database(place: Path, units_url: str, *, new_passwords: bool) -> Action:
     """Return the step that makes the tables: as whom this shell says, for those whom the units will be."""
     settings = configuration.load(place)
     opensend = settings.profile == "opensend"
     command = migrations.migrate if opensend else migrations.init
 
     def prepare() -> None:
-        command(settings.database.url, PASSWORDS)
+        command(settings.database.url, PASSWORDS, new_passwords=new_passwords)
         for role in OF_PROCESSES:
             _log_in(units_url, role)
 
