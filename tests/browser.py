@@ -32,6 +32,9 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
+    # Its handler would outlive a browser that is killed.
+    "--disable-breakpad",
+    "--disable-crash-reporter",
     "--hide-scrollbars",
     # Whatever a page asks for elsewhere is seen, and goes nowhere.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
