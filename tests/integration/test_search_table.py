@@ -188,6 +188,7 @@ def test_two_names_with_one_number_are_told_apart(
     by_looking = answers(reader)
     fill(table)
     assert answers(reader) == by_looking
+    assert found(reader, "every third parcel") == [57, 51, 45, 39, 33, 27, 21, 15, 9, 3]
 
 
 def test_what_was_committed_late_is_noted_too(

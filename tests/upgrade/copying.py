@@ -10,10 +10,12 @@ _OF_MESSAGES = """
     SELECT n.nspname, c.relname FROM pg_attribute a
     JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE a.attname = 'email_id' AND c.relkind = 'r' AND n.nspname IN ('public', 'opensend_milter')
-        AND c.relname <> 'fingerprints'
+        AND c.relname NOT IN ('fingerprints', 'search')
     ORDER BY c.relname
 """
-"""A fingerprint is of one message alone."""
+"""A fingerprint is of one message alone, and by what a copy is known the worker notes."""
+_KNOWS_SEARCH = "SELECT FROM pg_class WHERE oid = to_regclass('opensend_milter.search_progress')"
+_NOTE_AGAIN = "UPDATE opensend_milter.search_progress SET noted_at = 'epoch', checked_at = 'epoch'"
 _WRITTEN = """
     SELECT attname FROM pg_attribute
     WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped AND attidentity = '' AND attgenerated = ''
@@ -58,6 +60,9 @@ def copy_messages(connection: Connection, like: str, times: int) -> None:
             )
         )
     connection.execute("DROP TABLE copies")
+    # Copies are as old as what they are of, and so behind what is noted.
+    if connection.execute(_KNOWS_SEARCH).fetchone():
+        connection.execute(_NOTE_AGAIN)
 
 
 def copy_refusals(connection: Connection, times: int) -> None:

@@ -38,7 +38,7 @@ def listed(
     limit: int | None,
     values: Mapping[str, object],
     *,
-    progress: Callable[[int], None],
+    progress: Callable[[int], None] = unwatched,
 ) -> Listed[Row]:
     """Ask for as many rows as `limit`, all without one; only where there are more, they are counted."""
     with explained():
