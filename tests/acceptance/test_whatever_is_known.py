@@ -105,7 +105,7 @@ def asked(sandbox: Sandbox, x: str) -> list[dict[str, str]]:
 def test_whatever_is_known_leads_to_it(sandbox: Sandbox, known: Known) -> None:
     """At once, and when the worker has noted it."""
     all_of_it_leads_there(sandbox, known)
-    noted = "SELECT FROM opensend_milter.search WHERE email_id = %s"
+    noted = "SELECT email_id FROM opensend_milter.search WHERE email_id = %s"
     await_true(lambda: rows(sandbox, noted, known.email_id), "it is noted")
     all_of_it_leads_there(sandbox, known)
 

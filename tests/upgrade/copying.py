@@ -14,7 +14,7 @@ _OF_MESSAGES = """
     ORDER BY c.relname
 """
 """A fingerprint is of one message alone, and by what a copy is known the worker notes."""
-_KNOWS_SEARCH = "SELECT FROM pg_class WHERE oid = to_regclass('opensend_milter.search_progress')"
+_KNOWS_SEARCH = "SELECT 1 FROM pg_class WHERE oid = to_regclass('opensend_milter.search_progress')"
 _NOTE_AGAIN = "UPDATE opensend_milter.search_progress SET noted_at = 'epoch', checked_at = 'epoch'"
 _WRITTEN = """
     SELECT attname FROM pg_attribute
