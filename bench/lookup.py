@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -128,12 +129,12 @@ def fill(database: Database, rows: int) -> Mapping[str, float]:
             "UPDATE pg_index SET indisready = false WHERE indrelid = ANY (%s::regclass[])", [[*_INDEXES]]
         )
         for what, statement in (("emails", _EMAILS), ("submissions", _SUBMISSIONS)):
-            took(what, lambda one=statement: connection.execute(one, values))
+            took(what, partial(connection.execute, statement, values))
         connection.execute(_STRETCHES, values)
         took("search", lambda: connection.execute(_NOTED, values))
         connection.execute("UPDATE pg_index SET indisready = true WHERE indrelid = ANY (%s::regclass[])", [[*_INDEXES]])
         for table in _INDEXES:
-            took(f"indexes of {table}", lambda one=table: connection.execute(f"REINDEX TABLE {one}"))
+            took(f"indexes of {table}", partial(connection.execute, f"REINDEX TABLE {table}".encode()))
         connection.execute(_PROGRESS, values)
         took("vacuum", lambda: connection.execute("VACUUM ANALYZE"))
         size = "SELECT pg_total_relation_size('opensend_milter.search')"
