@@ -51,7 +51,8 @@ def test_rows_are_gone_and_numbers_begin_again(cluster: Cluster, databases: Data
             " WHERE schemaname IN ('public', 'opensend_milter')"
         ).fetchall()
         held = {table for (table,) in tables if connection.execute(f"SELECT FROM {table} LIMIT 1".encode()).rowcount}
-        assert held == {"opensend_milter.migrations", "opensend_milter.rights", "opensend_milter.secrets"}
+        of_the_template = ("migrations", "rights", "search_progress", "search_stretches", "secrets")
+        assert held == {f"opensend_milter.{name}" for name in of_the_template}
         assert connection.execute("SELECT FROM pg_sequences WHERE last_value IS NOT NULL").rowcount == 0
     databases.give_back(name)
 
