@@ -11,7 +11,8 @@ from contextlib import closing
 import pytest
 
 from opensend_milter.adapters.postgres import whole_rows
-from opensend_milter.core.model import EmailId
+from opensend_milter.core import message
+from opensend_milter.core.model import EmailId, Limits, Reading, Refuse
 from tests.integration.outbox import job_store, rows
 from tests.integration.private_postgres import Database
 from tests.integration.serving import Serving, serving
@@ -93,3 +94,32 @@ def test_what_cannot_be_read_back_is_not_handed_over(
     with closing(job_store(beside, hand_over=True)) as store, caplog.at_level(logging.ERROR, whole_rows.__name__):
         assert len(store.due_announcements(10)) == 1
     assert "cannot be handed over" in caplog.text
+
+
+def test_one_that_we_trip_over_keeps_no_other_back(
+    alone: Serving, beside: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read(raw: bytes, limits: Limits) -> Reading | Refuse:
+        if b"<1@app>" in raw:
+            raise ZeroDivisionError
+        return message.read(raw, limits)
+
+    for number in (1, 2):
+        taken(alone, number, LARGE)
+    monkeypatch.setattr(whole_rows, "read", read)
+    with closing(job_store(beside, hand_over=True)) as store:
+        assert len(store.due_announcements(10)) == 1
+    assert rows(beside, MEAGRE) == [(1,)]
+    assert "could not be read" in caplog.text
+
+
+def test_what_wider_bounds_let_in_is_handed_over(beside: Database) -> None:
+    fields = b"".join(b"X-Field-%d: 1\r\n" % number for number in range(1_500))
+    with (
+        serving(beside.url, beside.password_dir, size={"max_header_fields": 2_000}) as served,
+        served.client() as client,
+    ):
+        assert client.message(served.key, fields + mail(1, LARGE)) == TAKEN
+    with closing(job_store(beside, hand_over=True)) as store:
+        assert len(store.due_announcements(10)) == 1
+    assert rows(beside, MEAGRE) == [(0,)]

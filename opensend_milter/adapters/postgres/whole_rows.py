@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 
 from opensend_milter.adapters.postgres.intake_rows import attachments, pieces
 from opensend_milter.adapters.postgres.link import Link, statements
 from opensend_milter.core.message import read
-from opensend_milter.core.model import EmailId, Limits, Refuse
+from opensend_milter.core.model import EmailId, Limits, Reading, Refuse
+from opensend_milter.core.policy import OURS
 
 log = logging.getLogger(__name__)
 SQL = statements("whole_rows")
 PAGE = 1_000
-_WHATEVER_WAS_TAKEN = Limits(max_message_bytes=2**40, max_attachment_bytes=2**40, max_recipients=2**20)
+_WHATEVER_WAS_TAKEN = Limits(**{bound.name: 2**40 for bound in fields(Limits)})
+"""By the bounds of another day, which may have been wider."""
 
 
 def make_whole(link: Link, email_ids: Sequence[EmailId]) -> set[EmailId]:
@@ -48,7 +51,7 @@ def _fill_one(link: Link, email_id: EmailId) -> bool:
         if not connection.execute(SQL["take"], key).rowcount:
             return False
         raw = b"".join(piece for (piece,) in connection.execute(SQL["raw"], key))
-        reading = read(raw, _WHATEVER_WAS_TAKEN)
+        reading = _read_back(raw, email_id)
         if isinstance(reading, Refuse):
             log.error("email=%s cannot be handed over: its attachments cannot be read back", email_id)
             return False
@@ -57,3 +60,12 @@ def _fill_one(link: Link, email_id: EmailId) -> bool:
         connection.execute(SQL["fill"], {**key, "attachments": attachments(reading, with_content=False)})
         connection.execute(SQL["unstage"], {"ids": [email_id]})
         return True
+
+
+def _read_back(raw: bytes, email_id: EmailId) -> Reading | Refuse:
+    try:
+        return read(raw, _WHATEVER_WAS_TAKEN)
+    except Exception:
+        # One message that trips over a fault of ours must not keep all others from being announced.
+        log.exception("email=%s: could not be read", email_id)
+        return OURS
