@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psycopg
@@ -244,3 +244,18 @@ def test_who_watches_sees_how_far_it_is(surroundings: Mapping[str, str], tmp_pat
     assert listed.octets.startswith(b"\r\x1b[Kfound: 1,000\r\x1b[KADDRESS")
     again = piped("suppression", "import", str(source), "--user", "shop", surroundings=surroundings)
     assert (again.stderr, "1200 suppressed already" in again.stdout) == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("webhook", "replay", WEBHOOK, "--since", "1h"), "making deliveries due again"),
+        (("email", "retry", "--failed", "--since", "1h"), "looking for failed emails"),
+        (
+            ("suppression", "remove", "--via", "inline", "--since", "1h", "--dry-run"),
+            "looking for whom next hops have refused",
+        ),
+    ],
+)
+def test_who_watches_sees_what_takes_long(words: Sequence[str], said: str, surroundings: Mapping[str, str]) -> None:
+    assert f"\r\x1b[K{said}\r\x1b[K".encode() in on_screen(*words, columns=80, env=surroundings).octets

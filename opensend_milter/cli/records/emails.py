@@ -163,7 +163,9 @@ def retry(
             ids = list(store.find(emails).values())
         else:
             status: Unsent = "failed" if failed else "bounced"
-            ids = store.unsent(status, user_id=user, since=admin.moment(since))
+            with progress() as say:
+                say(f"looking for {status} emails")
+                ids = store.unsent(status, user_id=user, since=admin.moment(since))
             if ids:
                 admin.confirm(f"Try {len(ids)} {status} emails again?", yes=yes)
         _tell("to be tried again", _in_batches(ids, store.retry), as_json=as_json)

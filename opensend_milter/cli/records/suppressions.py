@@ -128,10 +128,15 @@ def _remove_one(store: AdminStore, email: str, user: str, *, yes: bool, as_json:
 def _remove_inline(
     store: AdminStore, user: str | None, since: datetime, *, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
-    found = store.bounced_inline(user, since)
+    with progress() as say:
+        say("looking for whom next hops have refused")
+        found = store.bounced_inline(user, since)
+    removed = 0
     if found and not dry_run:
         admin.confirm(f"Let mail reach {len(found):,} address(es) again that next hops have refused?", yes=yes)
-    removed = 0 if dry_run else store.remove_bounced_inline(found)
+        with progress() as say:
+            say(f"letting mail reach {len(found):,} address(es)")
+            removed = store.remove_bounced_inline(found)
     lines = [f"{plain(row.email)} of user {plain(row.user_id)}" for row in found[:SHOWN_LINES]]
     if len(found) > SHOWN_LINES:
         lines.append(f"... and {len(found) - SHOWN_LINES:,} more")

@@ -202,7 +202,9 @@ def replay(  # noqa: PLR0917  # typer calls it by name
             raise UsageError("say what to replay: --since WHEN, --event EVENT_ID, --failed, or several of them")
         row = webhooks.find(webhook_id)
         lease = lease_of(settings.webhooks.timeout_s)
-        count = webhooks.replay(row, event_id=event, since=admin.moment(since), failed=failed, lease=lease)
+        with progress() as say:
+            say("making deliveries due again")
+            count = webhooks.replay(row, event_id=event, since=admin.moment(since), failed=failed, lease=lease)
     waits = "" if row.status == "active" else f"; they wait, because the webhook is {row.status}"
     show({"replayed": count}, as_json=as_json, table=lambda: f"{count} deliveries are due again{waits}")
 
