@@ -20,6 +20,7 @@ REACH = 100_000
 """Messages and their addresses that are looked at for one answer, of those that are not noted, and of those that are
 noted under what is asked; and as many of refusals. How far that was is said."""
 PAGE = 100
+_NOTED = "noted"
 _MOST_NAMED = 1_000
 LEAST_ID = "00000000-0000-0000-0000-000000000000"
 _GREATEST_NUMBER = 2**63 - 1
@@ -81,9 +82,11 @@ class _Search:
     def newest(self, limit: int, reach: int) -> tuple[list[Hit], datetime | None]:
         """Return more than `limit` where there are so many; and the time beyond which nobody looked, if there is."""
         found: list[Hit] = []
+        # Where nearly all that comes is meant, more would be read for nothing.
+        size = min(limit + 1, PAGE) if self.page == _NOTED or not self.meant else PAGE
         place = {name: self.values[name] for name in ("before", "before_id", "before_no")}
         while True:
-            rows = self.connection.execute(SQL[self.page], {**self.values, **place, "limit": PAGE}).fetchall()
+            rows = self.connection.execute(SQL[self.page], {**self.values, **place, "limit": size}).fetchall()
             ids: list[object] = []
             for row in rows:
                 known = self.known(row)
@@ -93,8 +96,9 @@ class _Search:
             if ids:
                 answer = self.connection.execute(SQL[self.shown], {**self.values, "ids": ids})
                 found += map(self.hit, answer.fetchall())
-            if len(rows) < PAGE or len(found) > limit:
+            if len(rows) < size or len(found) > limit:
                 return found, None
+            size = PAGE
             last, at = rows[-1][:2]
             if reach <= 0:
                 return found, at
@@ -140,7 +144,7 @@ def _searches_of_messages(
     page = "newest_of_user" if values["of_user"] is not None else "newest"
     yield search(page, {"noted_at": noted_at, "noted_id": noted_id}, meant, noted_at)
     for way in meant if noted_at else ():
-        yield search("noted", {"terms": [*map(term_of, way | whose)]}, [way], None)
+        yield search(_NOTED, {"terms": [*map(term_of, way | whose)]}, [way], None)
 
 
 def _order(hit: Hit) -> tuple[datetime, bool, str]:
