@@ -21,7 +21,7 @@ SETTLED = timedelta(seconds=2)
 """What is younger may still be committed in another order than it was made in: search looks at it itself."""
 LATE = timedelta(minutes=5)
 """What is older is all committed: no transaction of ours or OpenSend's lasts as long."""
-STRETCH = 16_384
+STRETCH = 32_768
 """Messages of one stretch of time: as many are sorted where all of them are known by a word."""
 _FORGET_EVERY_S = 600.0
 
