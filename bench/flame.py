@@ -95,13 +95,14 @@ def _colour(name: str) -> str:
 
 
 def sampled(stand: Stand, seconds: float) -> Frame:
-    """Look at the busiest child of serve while it works."""
+    """Look at a child of serve that answers Postfix while it works."""
     sampler = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if not sampler:
         raise SystemExit("the sampler is missing: .venv/bin/pip install py-spy")
     ours = stand.ours()
     (serve,) = ours.groups["milter"]
-    children = Path(f"/proc/{serve}/task/{serve}/children").read_text().split()
+    # The first: the keeper of those whom a dead child leaves behind is there, too.
+    child, *_ = Path(f"/proc/{serve}/task/{serve}/children").read_text().split()
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "stacks"
         options = [
@@ -115,7 +116,7 @@ def sampled(stand: Stand, seconds: float) -> Frame:
             str(round(seconds)),
         ]
         looking = subprocess.Popen(
-            [sampler, "record", *options, "--pid", children[-1], "--output", str(path)],
+            [sampler, "record", *options, "--pid", child, "--output", str(path)],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         time.sleep(1)
