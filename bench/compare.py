@@ -15,16 +15,30 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from bench import against
 from bench.figures import Figures, Spread, spread, together
-from bench.goals import ALONE, C_MILTER, OURS, PYMILTER, STATIC_AUTH, Goal, Results, goals, rate_ratio, table
+from bench.goals import (
+    ALONE,
+    BEFORE,
+    BESIDE,
+    C_MILTER,
+    OURS,
+    PYMILTER,
+    STATIC_AUTH,
+    Goal,
+    Results,
+    goals,
+    rate_ratio,
+    table,
+)
 from bench.load import Load
 from bench.loads import WISHES, named
 from bench.measuring import GENERATOR, measure
 from bench.picture import Bar, Group, draw
 from bench.processes import MB, memory_bytes, tree
-from bench.systems import BESIDE, Stand, System, await_true, machine_program, running_stand
+from bench.systems import Stand, System, await_true, machine_program, running_stand
 from opensend_milter.host import requirements
 from opensend_milter.host.sandbox.programs import greets_as_smtp
 
@@ -197,11 +211,26 @@ def about_machine() -> dict[str, object]:
 
 def last_growth() -> Spread | None:
     """Return what `make bench-growth` found the last time, if it had rows enough."""
+    found = last("growth.json")
+    return Spread(*found["cost_ratio"]) if found and found["rows"] >= MANY_ROWS and found["cost_ratio"] else None
+
+
+def last_attachments() -> Spread | None:
+    """Return what `--against` found the last time, if it was with attachments and with the commit of the goal."""
+    found = last("against.json")
+    if not found or found["load"] != "attachment_1mb" or not found["commits"][1].startswith(BEFORE):
+        return None
+    rate = found["ratios"]["rate"]
+    return rate and Spread(rate["ratio"], rate["low"], rate["high"])
+
+
+def last(name: str) -> dict[str, Any] | None:
+    """Read the figures that were kept last, or None."""
     try:
-        found = json.loads((RESULTS / "growth.json").read_text())
+        found: dict[str, Any] = json.loads((RESULTS / name).read_text())
     except FileNotFoundError:
         return None
-    return Spread(*found["cost_ratio"]) if found["rows"] >= MANY_ROWS and found["cost_ratio"] else None
+    return found
 
 
 def write(name: str, made: object) -> None:
@@ -305,7 +334,7 @@ def main() -> None:
         sink = generator_alone(stand, 1.0)
         until = began + (QUICK_S if arguments.quick else FULL_S) * (BESIDE_TAKES if beside else 1)
         results = rounds([stand, *([beside] if beside else [])], systems, parts, until)
-    lines = goals(results, idle_mb=idle_mb, growth=last_growth())
+    lines = goals(results, idle_mb=idle_mb, growth=last_growth(), attachments=last_attachments())
     report(results, lines, sink)
     # Figures of a trial do not take the place of measured ones.
     measured = "opensend" if arguments.profile else "latest"

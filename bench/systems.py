@@ -35,8 +35,6 @@ from opensend_milter.host.sandbox.keeper import heir
 from opensend_milter.host.sandbox.programs import WRITTEN_AT, accepts, greets_as_dovecot, greets_as_smtp
 from opensend_milter.host.sandbox.state import Profile
 
-BESIDE = "ours opensend"
-"""Ours as it is shipped, on OpenSend's own tables and indexes, writing the rows of its log."""
 PATIENCE_S = 60.0
 PAUSE_S = 0.02
 _HERE = Path(__file__).parent
