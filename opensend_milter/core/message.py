@@ -29,7 +29,7 @@ from opensend_milter.core.misleading import misleading
 from opensend_milter.core.model import Attachment, Limits, Mailbox, Reading, Refuse, refuse
 from opensend_milter.core.rules import Rule
 from opensend_milter.core.texts import Texts, TooMuchTextError, unflowed
-from opensend_milter.core.transfer import PIECE_BYTES, Base64, Buffer, decoded
+from opensend_milter.core.transfer import PIECE_BYTES, Base64, Buffer, decoded, slices
 from opensend_milter.core.words import decode_words
 
 _FOLDS = (b"\r\n ", b"\r\n\t", b"\n ", b"\n\t")
@@ -40,7 +40,6 @@ _AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]*+(?:\r?\n|\Z)")
 _FIELD = re.compile(rb"^([!-9;-~]++)[ \t]*+:([^\n]*+)", re.MULTILINE)
 _NO_FIELD = re.compile(rb"(?![!-9;-~]++[ \t]*+:)[^ \t\r\n]")
 _THEN_NO_FIELD = re.compile(rb"\n" + _NO_FIELD.pattern)
-_EIGHT_BIT = re.compile(rb"[\x80-\xff]")
 _KEPT_PARAMETERS = ("method", "smime-type", "charset")
 _BLANKS = (b" ", b"\t")
 _LINE_IN_HEADER = "a header with a line that is no field"
@@ -118,7 +117,7 @@ def has_longer_line(raw: Buffer, octets: int) -> bool:
 
 def has_eight_bit(raw: Buffer) -> bool:
     """Tell whether an octet is beyond ASCII."""
-    return _EIGHT_BIT.search(raw) is not None
+    return not all(map(bytes.isascii, slices(raw, 0, len(raw))))
 
 
 def _read(raw: Buffer, limits: Limits, budget: Budget) -> Reading:
