@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from uuid import uuid4
 
+from tests.integration import many_messages
 from tests.integration.console_browser import Browser
-from tests.integration.console_site import HOSTILE, KEYS, MESSAGES, NAME, PASSWORD, add_message, console, seed
+from tests.integration.console_site import HOSTILE, KEYS, MESSAGES, NAME, PASSWORD, console, seed
 from tests.integration.outbox import rows
 from tests.integration.private_postgres import Database
 
 DOMAIN = "01a22a0c-aaaa-4d1e-9651-279c9f1ee06f"
-STATES = ("queued", "scheduled", "processing", "sent", "delivered", "bounced", "complained", "suppressed", "failed")
+COUNT, REFUSED = 10_000, 1_000
 OURS: Mapping[str, str] = {
     "login": "/login",
     "now": "/now",
@@ -45,25 +45,27 @@ def walked(database: Database) -> Iterator[tuple[str, Mapping[str, str], Mapping
 
 
 def fill(database: Database) -> None:
-    """Add messages of every state, and of every hostile subject; then what lists show."""
+    """Add messages of every fate with every hostile word, refusals by every rule; then what lists show."""
     key_id, user, _ = KEYS["own"]
-    for status in STATES:
-        email_id = str(uuid4())
-        add_message(database, email_id, key_id, user, f"an order that is {status}")
-        rows(database, "UPDATE emails SET status = %s WHERE id = %s", status, email_id)
-    for hostile in HOSTILE.values():
-        add_message(database, str(uuid4()), key_id, user, hostile)
+    hostile = [*HOSTILE.values()]
+    many_messages.put_messages(database, COUNT, key=key_id, user=user, words=hostile)
+    many_messages.put_refusals(database, REFUSED, key=key_id, user=user, words=hostile)
+    many_messages.note_for_search(database)
     rows(database, "UPDATE emails SET subject = %s WHERE id = %s", HOSTILE["long"], MESSAGES["own"])
     rows(database, "UPDATE opensend_milter.refusals SET sender = %s WHERE key_id = %s", HOSTILE["script"], key_id)
     rows(database, "UPDATE domains SET id = %s WHERE name = 'example.org'", DOMAIN)
+    rows(database, "INSERT INTO domains (name, user_id) SELECT left(unnest(%s::text[]), 200), %s", hostile, user)
+    rows(database, "UPDATE api_keys SET name = %s WHERE id = %s", HOSTILE["drawing"], KEYS["chief"][0])
     rows(
         database,
-        "INSERT INTO email_suppressions (user_id, email, reason) VALUES (%s, 'carol@example.net', 'bounced')",
-        user,
-    )
-    webhook = "INSERT INTO webhooks (url, event_types, user_id) VALUES (%s, '[\"email.sent\"]', %s)"
-    rows(database, webhook, "https://hooks.example.org/mail", user)
+        """INSERT INTO email_suppressions (user_id, email, reason, source_email_id)
+        SELECT %s, left(unnest(%s::text[]), 500), 'bounced', %s""",
+        user, hostile, many_messages.id_of("bounced"),
+    )  # fmt: skip
+    webhook = "INSERT INTO webhooks (url, event_types, user_id) SELECT unnest(%s::text[]), '[\"email.sent\"]', %s"
+    rows(database, webhook, ["https://hooks.example.org/mail", *hostile], user)
     rows(
         database, "INSERT INTO opensend_milter.key_settings (key_id, per_minute, per_day) VALUES (%s, 60, 500)", key_id
     )
     rows(database, "INSERT INTO opensend_milter.jobs (email_id, user_id) VALUES (%s, %s)", MESSAGES["own"], user)
+    rows(database, "VACUUM ANALYZE")

@@ -28,7 +28,7 @@ from opensend_milter.servers.web.openapi import openapi
 from opensend_milter.servers.web.public import front, reference, told
 from opensend_milter.servers.web.server import application
 from tests.browser import Browser, Scheme, browsing, is_there
-from tests.integration import console_pages
+from tests.integration import console_pages, many_messages
 from tests.integration.emptied_database import Databases
 from tests.integration.http_sites import served
 from tests.integration.private_postgres import Cluster, Database
@@ -144,15 +144,20 @@ def opened(browser: Browser, sites: Mapping[str, Site], page: Page) -> None:
 def test_a_page_is_whole_asks_for_nothing_elsewhere_and_fits(
     browser: Browser, sites: Mapping[str, Site], page: Page
 ) -> None:
-    for scheme, width in VIEWS:
-        browser.look_as(scheme, width)
-        opened(browser, sites, page)
-        browser.picture(PICTURES / f"{page.name}-{scheme}-{width}.png")
-        wide = browser.evaluate("document.documentElement.scrollWidth")
-        said = [one for one in browser.complaints() if not is_of_the_page_itself(one, sites, page)]
-        assert said == [], (scheme, width)
-        assert [url for url in browser.asked_for() if not url.startswith(sites[page.site].url + "/")] == []
-        assert wide <= width, (scheme, width)
+    for view in VIEWS:
+        is_whole(browser, sites, page, *view)
+
+
+def is_whole(browser: Browser, sites: Mapping[str, Site], page: Page, scheme: Scheme, width: int) -> None:
+    """Open it, keep what it looks like, and see that nothing is wrong with it."""
+    browser.look_as(scheme, width)
+    opened(browser, sites, page)
+    browser.picture(PICTURES / f"{page.name}-{scheme}-{width}.png")
+    wide = browser.evaluate("document.documentElement.scrollWidth")
+    said = [one for one in browser.complaints() if not is_of_the_page_itself(one, sites, page)]
+    assert said == [], (page, scheme, width)
+    assert [url for url in browser.asked_for() if not url.startswith(sites[page.site].url + "/")] == []
+    assert wide <= width, (page, scheme, width)
 
 
 def is_of_the_page_itself(complaint: str, sites: Mapping[str, Site], page: Page) -> bool:
@@ -167,10 +172,27 @@ def test_a_page_is_for_everybody(browser: Browser, sites: Mapping[str, Site], pa
     for scheme, width in VIEWS:
         browser.look_as(scheme, width)
         opened(browser, sites, page)
-        browser.evaluate(AXE.read_text())
-        found = browser.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
-        told = [(one["id"], one["help"], [node["html"][:200] for node in one["nodes"]][:3]) for one in found]
-        assert told == [], (scheme, width, json.dumps(told, indent=1))
+        is_for_everybody(browser, page)
+
+
+def is_for_everybody(browser: Browser, page: Page) -> None:
+    """Have axe-core look at what is open."""
+    browser.evaluate(AXE.read_text())
+    found = browser.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+    told = [(one["id"], one["help"], [node["html"][:200] for node in one["nodes"]][:3]) for one in found]
+    assert told == [], (page, json.dumps(told, indent=1))
+
+
+def test_the_page_of_a_message_of_any_fate_is_whole_and_for_everybody(
+    browser: Browser, sites: Mapping[str, Site]
+) -> None:
+    """In one view each, with another hostile word each: it is one page."""
+    for number, fate in enumerate(many_messages.FATES, start=1):
+        page = Page(f"console-fate-{fate}", "ours", f"/messages/{many_messages.id_of(fate, number)}")
+        is_whole(browser, sites, page, "light", 360)
+        assert browser.evaluate("document.querySelector('.verdict').innerText")
+        if AXE.is_file():
+            is_for_everybody(browser, page)
 
 
 @EVERY_PAGE
