@@ -227,6 +227,26 @@ def test_a_page_costs_what_is_on_it(filled: Connection) -> None:
         assert rows_read(filled) - before < 300, name
 
 
+def test_a_page_of_refusals_costs_what_is_on_it(filled: Connection) -> None:
+    """Of all, and however far it is from the newest."""
+    filled.execute(
+        "INSERT INTO opensend_milter.refusals (refused_at, rule, code, enhanced, text, front_door, queue_id,"
+        " client_address, key_id, sender, recipients, size_bytes) SELECT now() - i * interval '1 second', 'r', 550,"
+        " '5.7.1', '', 'smtp', '', '::1', '', '', '{}', 1 FROM generate_series(1, %s) i",
+        [ROWS],
+    )
+    filled.execute("VACUUM ANALYZE opensend_milter.refusals")
+    ((number, at),) = filled.execute(
+        "SELECT id, refused_at FROM opensend_milter.refusals ORDER BY refused_at OFFSET 1000 LIMIT 1"
+    )
+    for place in ({"before": None, "before_no": None}, {"before": at, "before_no": number}):
+        before = rows_read(filled)
+        values = {**place, "since": None, "limit": 21}
+        found = filled.execute(statements("search")["newest_refusals"], values, prepare=True).fetchall()
+        assert len(found) == 21
+        assert rows_read(filled) - before < 300, place
+
+
 def test_an_email_is_named_by_index(filled: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its last characters among the newest only: that costs the same however many there are."""
     monkeypatch.setattr(naming, "NEWEST", 100)

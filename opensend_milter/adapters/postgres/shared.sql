@@ -141,5 +141,12 @@ LEFT JOIN LATERAL (
     ) k ON true
 ORDER BY p.created_at DESC, p.id DESC;
 
+-- newest_refused -- the next refusals, where it is {whose}; each bound of time is one that an index knows
+SELECT id, refused_at, sender, recipients, message_id FROM opensend_milter.refusals
+WHERE {whose}
+    AND (refused_at, id) < (coalesce(%(before)s::timestamptz, 'infinity'), %(before_no)s::bigint)
+    AND refused_at >= coalesce(%(since)s::timestamptz, '-infinity')
+ORDER BY refused_at DESC, id DESC LIMIT %(limit)s;
+
 -- laid -- terms as they are noted: with the number of a stretch of time before each
 ARRAY(SELECT {number} << 44 | term FROM unnest({terms}) AS t (term))

@@ -116,7 +116,8 @@ def _searches(
     if not values["rule"] and values["status"] != REFUSED:
         yield from _searches_of_messages(connection, values, meant, whose)
     if not values["courier"] and values["status"] in (None, REFUSED):
-        yield _Search(connection, values, "newest_refusals", "these_refusals", _known_refusal, _refusal, meant)
+        page = "newest_refusals" if values["of_user"] is None else "newest_refusals_of_user"
+        yield _Search(connection, values, page, "these_refusals", _known_refusal, _refusal, meant)
 
 
 def _whose(connection: Connection, values: Mapping[str, object]) -> tuple[dict[str, object], set[Name]]:

@@ -58,11 +58,10 @@ WITH found (id) AS (SELECT unnest(%(ids)s::uuid[]))
 -- include: hits
 
 -- newest_refusals -- the next refusals, newest first, each with what it is known by
-SELECT r.id, r.refused_at, r.sender, r.recipients, r.message_id FROM opensend_milter.refusals r
-WHERE (%(of_user)s::text IS NULL OR r.user_id = %(of_user)s)
-    AND (%(before)s::timestamptz IS NULL OR (r.refused_at, r.id) < (%(before)s, %(before_no)s::bigint))
-    AND (%(since)s::timestamptz IS NULL OR r.refused_at >= %(since)s)
-ORDER BY r.refused_at DESC, r.id DESC LIMIT %(limit)s;
+-- include: newest_refused, whose = true
+
+-- newest_refusals_of_user -- the same of one user
+-- include: newest_refused, whose = user_id = %(of_user)s
 
 -- these_refusals -- some refusals
 WITH found (id) AS (SELECT unnest(%(ids)s::bigint[]))
