@@ -118,6 +118,7 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.search": {"SELECT", "INSERT", "DELETE", "TRUNCATE"},
         "opensend_milter.search_stretches": {"SELECT", "INSERT", "UPDATE", "TRUNCATE"},
         "opensend_milter.search_progress": {"SELECT", "UPDATE"},
+        "opensend_milter.console_views": {"SELECT", "DELETE"},
     },
 }
 
@@ -270,6 +271,7 @@ NEVER: list[tuple[Role, str]] = [
     ("opensend_worker", "UPDATE public.emails SET \"to\" = '[]'"),
     ("opensend_worker", JOB),
     ("opensend_worker", "SELECT * FROM opensend_milter.refusals"),
+    ("opensend_worker", "SELECT viewer FROM opensend_milter.console_views"),
     ("opensend_worker", "DELETE FROM public.email_events"),
     ("opensend_worker", "SELECT token_hash FROM public.api_keys"),
     ("opensend_http", "SELECT * FROM opensend_milter.feedback"),

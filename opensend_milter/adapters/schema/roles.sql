@@ -238,3 +238,4 @@ GRANT SELECT ON opensend_milter.key_settings, opensend_milter.key_usage, opensen
     opensend_milter.console_users TO opensend_console;
 GRANT SELECT, INSERT, DELETE ON opensend_milter.console_sessions TO opensend_console;
 GRANT INSERT ON opensend_milter.console_views TO opensend_console;
+GRANT SELECT (id, viewed_at), DELETE ON opensend_milter.console_views TO opensend_worker;
