@@ -41,6 +41,7 @@ EXAMPLES = (
     "packaging/logrotate",
     "docs/opensend-milter.example.yaml",
     "systemd/opensend-milter.service.d/tcp.conf.example",
+    "systemd/opensend-console.service.d/actions.conf.example",
 )
 UNITS = {".service", ".socket", ".timer", ".path", ".target"}
 

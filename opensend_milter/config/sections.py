@@ -377,6 +377,11 @@ class Console:
         "socket or from trusted_proxies; empty: people log in here",
         check=FIELD,
     )
+    actions: bool = option(
+        default=False,
+        text="let whoever sees everything retry and cancel messages, and suppress recipients; the same on all hosts of "
+        "one database, where db init or db migrate grants the rights for it and takes them back",
+    )
 
     @property
     def client_share_percent(self) -> int:

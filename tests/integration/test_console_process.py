@@ -163,3 +163,20 @@ def test_sessions_are_ended_and_views_listed(database: Database) -> None:
     assert (view["viewer"], view["what"]) == ("ann", "raw")
     assert listed("views", "--email", "01a22a0c-ffff-4d1e-9651-279c9f1ee060") == []
     assert "raw" in console("views").stdout
+
+
+@pytest.mark.usefixtures("place")
+def test_what_was_done_is_listed(database: Database) -> None:
+    with database.connect() as connection:
+        connection.execute(
+            """INSERT INTO opensend_milter.console_actions
+            (actor, client_address, action, email_id, address, outcome, form) VALUES
+            ('ann', '::1', 'suppress', '01a22a0c-f6a0-4d1e-9651-279c9f1ee060', 'to@example.net', 'done',
+            gen_random_uuid())"""
+        )
+    (done,) = listed("actions", "--email", "01a22a0c-f6a0-4d1e-9651-279c9f1ee060", "--since", "7d")
+    assert (done["actor"], done["action"], done["address"], done["outcome"]) == (
+        "ann", "suppress", "to@example.net", "done",
+    )  # fmt: skip
+    assert listed("actions", "--email", "01a22a0c-ffff-4d1e-9651-279c9f1ee060") == []
+    assert "suppress" in console("actions").stdout

@@ -30,6 +30,7 @@ from opensend_milter.adapters.admin.connections import UNLIMITED, RoleUse, judge
 from opensend_milter.adapters.admin.inspection import Inspection
 from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.aws import sns_inspection, sqs_inspection
+from opensend_milter.adapters.schema import migrations
 from opensend_milter.adapters.schema.roles import CONNECTION_LIMITS
 from opensend_milter.app.examining import examination, made_key, some_user
 from opensend_milter.cli.machine import doctor
@@ -116,6 +117,7 @@ def test_a_healthy_database(database: Database, config: Config) -> None:
 DATABASE_FAULTS = {
     "right-missing": ("database.rights", "REVOKE INSERT ON opensend_milter.jobs FROM opensend_milter"),
     "right-too-many": ("database.rights", "GRANT SELECT ON public.api_keys TO opensend_milter"),
+    "console-acts": ("database.rights", "GRANT UPDATE (status) ON public.emails TO opensend_console_actor"),
     "function-gone": ("database.rights", "DROP FUNCTION opensend_milter.key_id(text)"),
     "migration-pending": (
         "database.migrations",
@@ -290,6 +292,17 @@ def test_a_role_with_too_much_power(database: Database, config: Config) -> None:
             assert inspected(config, "database.roles")["database.roles"].result is Result.GOOD
         finally:
             connection.execute("ALTER ROLE opensend_worker NOCREATEDB")
+
+
+def test_a_console_that_may_act_and_rights_that_differ(database: Database, config: Config) -> None:
+    acting = dataclasses.replace(config, console=Console(port=1, actions=True))
+    asked = "database.rights", "database.migrations"
+    found = inspected(acting, *asked)
+    assert results(found) == dict.fromkeys(asked, "problem")
+    assert "opensend_console_actor lacks public.emails UPDATE" in found["database.rights"].seen
+    migrations.init(database.url, database.password_dir, actions=True)
+    assert results(inspected(acting, *asked)) == {}
+    assert results(inspected(config, *asked)) == dict.fromkeys(asked, "problem")
 
 
 def test_a_role_with_too_few_connections(database: Database, config: Config) -> None:

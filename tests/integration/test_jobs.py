@@ -459,13 +459,21 @@ def test_old_and_surplus_refusals_go(
     assert rows(database, "SELECT count(*) FROM opensend_milter.jobs") == [(1,)]
 
 
-def test_who_was_shown_a_message_is_known_for_a_year(database: Database, store: PostgresJobStore) -> None:
+def test_who_was_shown_a_message_or_did_something_is_known_for_a_year(
+    database: Database, store: PostgresJobStore
+) -> None:
     viewed = """INSERT INTO opensend_milter.console_views (viewed_at, viewer, client_address, email_id, what)
         VALUES (now() - %s::interval, 'ann', '::1', gen_random_uuid(), 'text')"""
     rows(database, viewed, "366 days")
     rows(database, viewed, "364 days")
-    assert store.prune() == 1
+    done = """INSERT INTO opensend_milter.console_actions
+        (done_at, actor, client_address, action, email_id, outcome, form)
+        VALUES (now() - %s::interval, 'ann', '::1', 'retry', gen_random_uuid(), 'done', gen_random_uuid())"""
+    rows(database, done, "366 days")
+    rows(database, done, "364 days")
+    assert store.prune() == 2
     assert rows(database, "SELECT id FROM opensend_milter.console_views") == [(2,)]
+    assert rows(database, "SELECT id FROM opensend_milter.console_actions") == [(2,)]
 
 
 def test_beside_opensend_a_job_ends_when_its_email_was_taken_up_without_us(beside: Database) -> None:

@@ -33,7 +33,7 @@ _numbers = itertools.count(1)
 OURS = [
     "ours/0001_tables", "ours/0002_names", "ours/0003_delivery", "ours/0004_front_door", "ours/0005_rest_rows",
     "ours/0006_odd_spellings", "ours/0008_refusal_refs", "ours/0009_inline_bounces", "ours/0010_letters",
-    "ours/0011_search", "ours/0012_console",
+    "ours/0011_search", "ours/0012_console", "ours/0013_console_actions",
 ]  # fmt: skip
 ALL = ["opensend/0001_tables", "opensend/0002_deliveries", "opensend/0003_as_opensend", *OURS]
 _DROP_ROLE: tuple[LiteralString, ...] = ("DROP OWNED BY {}", "DROP ROLE {}")
@@ -321,7 +321,7 @@ def test_a_table_that_stays_in_use_is_said_and_nothing_is_half_done(
     with in_use(older.url), pytest.raises(UsageError, match="0010_letters: a transaction goes on using a table"):
         migrations.init(older.url, None)
     pending = [one.name for one in migrations.status(older.url) if one.state == "pending"]
-    after = ["ours/0011_search", "ours/0012_console"]
+    after = ["ours/0011_search", "ours/0012_console", "ours/0013_console_actions"]
     assert pending == ["ours/0010_letters", *after, migrations.RIGHTS]
     assert migrations.init(older.url, None) == ["ours/0010_letters", *after]
 
@@ -353,6 +353,7 @@ def test_new_roles_may_nothing_and_have_no_password(bare: Cluster) -> None:
     assert found == [
         ("opensend_body_reader", True, False, None, limits["opensend_body_reader"]),
         ("opensend_console", True, False, None, limits["opensend_console"]),
+        ("opensend_console_actor", True, False, None, limits["opensend_console_actor"]),
         ("opensend_dovecot_auth", True, False, None, limits["opensend_dovecot_auth"]),
         ("opensend_http", True, False, None, limits["opensend_http"]),
         ("opensend_key_reader", False, False, None, -1),

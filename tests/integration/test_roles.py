@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 
-from opensend_milter.adapters.postgres.link import Role, StatementFile, statements
+from opensend_milter.adapters.postgres.link import Connection, Role, StatementFile, statements
 from opensend_milter.adapters.schema import migrations
 from opensend_milter.adapters.schema.roles import LOGIN_ROLES
 from tests.integration.private_postgres import Database
@@ -74,7 +74,9 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.console_users": {"SELECT"},
         "opensend_milter.console_sessions": {"SELECT", "INSERT", "DELETE"},
         "opensend_milter.console_views": {"INSERT"},
+        "opensend_milter.console_actions": {"SELECT"},
     },
+    "opensend_console_actor": {},
     "opensend_dovecot_auth": {},
     "opensend_milter": INTAKE_TABLES,
     "opensend_http": INTAKE_TABLES
@@ -119,8 +121,24 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.search_stretches": {"SELECT", "INSERT", "UPDATE", "TRUNCATE"},
         "opensend_milter.search_progress": {"SELECT", "UPDATE"},
         "opensend_milter.console_views": {"SELECT", "DELETE"},
+        "opensend_milter.console_actions": {"SELECT", "DELETE"},
     },
 }
+ACTS = {
+    "public.emails": {"SELECT", "UPDATE"},
+    "public.email_events": {"SELECT", "INSERT"},
+    "public.email_suppressions": {"SELECT", "INSERT", "UPDATE"},
+    "public.domains": {"SELECT"},
+    "public.webhooks": {"SELECT"},
+    "public.webhook_deliveries": {"INSERT"},
+    "opensend_milter.submissions": {"SELECT", "UPDATE"},
+    "opensend_milter.jobs": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    "opensend_milter.recipient_results": {"SELECT", "DELETE"},
+    "opensend_milter.domain_settings": {"SELECT"},
+    "opensend_milter.odd_spellings": {"SELECT", "INSERT"},
+    "opensend_milter.console_actions": {"INSERT"},
+}
+"""What `opensend_console_actor` may while the console has actions."""
 
 INTAKE_WORKS = [
     "SELECT id, user_id, permission, domain FROM public.api_keys",
@@ -196,6 +214,28 @@ INTAKE_NEVER = [
     "DELETE FROM opensend_milter.jobs",
     "INSERT INTO public.email_suppressions (user_id, email, reason) VALUES ('u', 'x', 'manual')",
 ]
+ACTED = """INSERT INTO opensend_milter.console_actions (actor, client_address, action, email_id, outcome, form)
+    VALUES ('a', '::1', 'retry', gen_random_uuid(), 'done', gen_random_uuid())"""
+ACTING = [
+    "UPDATE public.emails SET status = 'queued' WHERE id = gen_random_uuid()",
+    "DELETE FROM opensend_milter.jobs WHERE email_id = gen_random_uuid()",
+    "INSERT INTO public.email_suppressions (user_id, email, reason) VALUES ('u', 'x', 'manual')",
+    ACTED,
+]
+READS = [
+    'SELECT "from" FROM public.emails',
+    'SELECT "to" FROM public.emails',
+    "SELECT subject FROM public.emails",
+    "SELECT text FROM public.emails",
+    "SELECT bytes FROM opensend_milter.raw_chunks",
+    "SELECT recipients FROM opensend_milter.submissions",
+    "SELECT id FROM public.api_keys",
+    "SELECT url FROM public.webhooks",
+    "SELECT * FROM opensend_milter.console_sessions",
+    "SELECT digest FROM opensend_milter.console_users",
+    "SELECT actor FROM opensend_milter.console_actions",
+]
+"""Of what is not needed to act."""
 NEVER: list[tuple[Role, str]] = [
     *((role, statement) for role in LOGIN_ROLES for statement in EVERYBODY),
     *((role, "SELECT token_preview FROM public.api_keys") for role in LOGIN_ROLES if role != "opensend_console"),
@@ -226,8 +266,14 @@ NEVER: list[tuple[Role, str]] = [
             "UPDATE opensend_milter.console_sessions SET expires_at = 'infinity'",
             "UPDATE public.emails SET status = 'sent'",
             "DELETE FROM opensend_milter.jobs",
+            "UPDATE opensend_milter.jobs SET not_before = now()",
+            "INSERT INTO public.email_suppressions (user_id, email, reason) VALUES ('u', 'x', 'manual')",
+            "DELETE FROM opensend_milter.console_actions",
+            "SET ROLE opensend_console_actor",
+            ACTED,
         )
     ),
+    *(("opensend_console_actor", statement) for statement in (*READS, *ACTING)),
     *(("opensend_milter", statement) for statement in INTAKE_NEVER),
     *(("opensend_http", statement) for statement in INTAKE_NEVER),
     *((role, MAY_CHANGE) for role in LOGIN_ROLES),
@@ -280,8 +326,7 @@ NEVER: list[tuple[Role, str]] = [
 ]
 
 
-@pytest.mark.parametrize("role", LOGIN_ROLES)
-def test_each_role_has_these_rights_and_no_others(database: Database, role: Role) -> None:
+def rights_of(database: Database, role: Role) -> dict[str, set[str]]:
     with database.connect() as connection:
         rows = connection.execute(
             """SELECT c.relnamespace::regnamespace || '.' || c.relname, p
@@ -295,7 +340,54 @@ def test_each_role_has_these_rights_and_no_others(database: Database, role: Role
     found: dict[str, set[str]] = {}
     for table, privilege in rows:
         found.setdefault(table, set()).add(privilege)
-    assert found == MAY[role]
+    return found
+
+
+@pytest.mark.parametrize("role", LOGIN_ROLES)
+def test_each_role_has_these_rights_and_no_others(database: Database, role: Role) -> None:
+    assert rights_of(database, role) == MAY[role]
+
+
+def test_who_acts_from_the_console_may_do_so_while_it_is_switched_on(database: Database) -> None:
+    """And then no more than that; what is off again is taken back. The console's other role gains nothing."""
+    migrations.init(database.url, database.password_dir, actions=True)
+    assert rights_of(database, "opensend_console_actor") == ACTS
+    assert rights_of(database, "opensend_console") == MAY["opensend_console"]
+    with database.connect("opensend_console_actor") as connection:
+        assert_may(connection, ACTING)
+        assert holes_of(connection, [*EVERYBODY, *READS]) == []
+        for change in (
+            "UPDATE public.emails SET subject = ''",
+            "UPDATE opensend_milter.submissions SET key_id = gen_random_uuid()",
+            "UPDATE opensend_milter.jobs SET user_id = 'u'",
+            "DELETE FROM opensend_milter.console_actions",
+            "UPDATE opensend_milter.console_actions SET actor = 'nobody'",
+            "DELETE FROM public.email_suppressions",
+            "INSERT INTO opensend_milter.console_views DEFAULT VALUES",
+        ):
+            assert holes_of(connection, [change]) == []
+    with database.connect("opensend_console") as connection:
+        assert holes_of(connection, ACTING) == []
+    migrations.init(database.url, database.password_dir)
+    assert rights_of(database, "opensend_console_actor") == {}
+
+
+def assert_may(connection: Connection, some: list[str]) -> None:
+    for statement in some:
+        with connection.transaction(force_rollback=True):
+            connection.execute(statement.encode())
+
+
+def holes_of(connection: Connection, some: list[str]) -> list[str]:
+    """Return what it should not be able to do, and can."""
+    found = []
+    for statement in some:
+        try:
+            assert_may(connection, [statement])
+        except errors.InsufficientPrivilege:
+            continue
+        found.append(statement)
+    return found
 
 
 def test_each_role_can_do_its_work(database: Database) -> None:
@@ -333,13 +425,7 @@ def test_no_role_can_do_more(database: Database) -> None:
     for role in LOGIN_ROLES:
         with database.connect(role) as connection:
             connection.execute("SET default_transaction_read_only = off")  # rights must hold without it
-            for statement in [statement for who, statement in NEVER if who == role]:
-                try:
-                    with connection.transaction(force_rollback=True):
-                        connection.execute(statement)
-                except errors.InsufficientPrivilege:
-                    continue
-                holes.append((role, statement))
+            holes += [(role, one) for one in holes_of(connection, [one for who, one in NEVER if who == role])]
     assert holes == []
 
 

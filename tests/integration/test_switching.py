@@ -368,8 +368,8 @@ def test_roles_of_ours_that_are_there(opensend: Opensend) -> None:
     found = looked_at(opensend.config, "opensend.migrate")["opensend.migrate"]
     assert found.result is Result.GOOD
     assert (
-        "there already:\n  opensend_body_reader\n  opensend_console\n  opensend_dovecot_auth\n  opensend_http\n"
-        "  opensend_key_reader\n" in found.seen
+        "there already:\n  opensend_body_reader\n  opensend_console\n  opensend_console_actor\n"
+        "  opensend_dovecot_auth\n  opensend_http\n  opensend_key_reader\n" in found.seen
     )
     opensend.db.execute("ALTER ROLE opensend_key_reader LOGIN")
     try:

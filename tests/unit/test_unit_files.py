@@ -150,6 +150,14 @@ def test_the_console_is_wanted_where_it_is_on() -> None:
     assert not [one for one in shipped_units.drop_ins(Config()) if "console" in str(one.path)]
 
 
+@pytest.mark.parametrize("actions", [False, True])
+def test_the_console_is_handed_the_password_to_act_by_where_it_may(*, actions: bool) -> None:
+    config = Config(console=Console(port=8026, actions=actions))
+    handed = [one.content for one in shipped_units.drop_ins(config) if b"opensend_console_actor" in one.content]
+    assert len(handed) == actions
+    assert all(b"\nLoadCredential=opensend_console_actor:/etc/opensend-milter/passwords/" in one for one in handed)
+
+
 def test_an_empty_value_forgets_those_before() -> None:
     unit = units.Unit([units.Directive(section="Service", name="A", value=value) for value in ("x", "", "y z", "w")])
     assert (unit.values("A"), unit.words("A"), unit.last("A"), unit.last("B")) == (

@@ -58,6 +58,7 @@ def needed(config: Config, cores: int | None = None) -> Mapping[Role, int]:
         "opensend_reader": 2,
         "opensend_body_reader": 1 + config.console.is_on,
         "opensend_console": 4 * config.console.is_on,
+        "opensend_console_actor": int(config.console.is_on and config.console.actions),
     }
 
 

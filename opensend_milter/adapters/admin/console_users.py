@@ -1,4 +1,4 @@
-"""ConsoleUsers: who may look at the console, and who was shown what a message says."""
+"""ConsoleUsers: who may look at the console, who was shown what a message says, and who did what from there."""
 
 from __future__ import annotations
 
@@ -38,6 +38,19 @@ class ViewRow:
     what: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionRow:
+    """Somebody retried or canceled a message, or suppressed a recipient, or tried to."""
+
+    done_at: datetime
+    actor: str
+    client_address: str
+    action: str
+    email_id: str
+    address: str | None
+    outcome: str
+
+
 class ConsoleUsers:
     """The administrator's view, over one connection that it does not close."""
 
@@ -75,6 +88,18 @@ class ConsoleUsers:
         """List who was shown what a message says, latest first."""
         asked = {"email_id": email_id, "since": since}
         return listed(self._connection, _sql("views"), ViewRow, limit, asked, progress=progress)
+
+    def actions(
+        self,
+        *,
+        email_id: EmailId | None,
+        since: datetime | None,
+        limit: int | None,
+        progress: Callable[[int], None] = unwatched,
+    ) -> Listed[ActionRow]:
+        """List who did what from the console, latest first."""
+        asked = {"email_id": email_id, "since": since}
+        return listed(self._connection, _sql("actions"), ActionRow, limit, asked, progress=progress)
 
     def _execute(self, name: str, /, **values: object) -> int:
         with explained():

@@ -20,3 +20,9 @@ SELECT viewed_at, viewer, client_address, email_id::text AS email_id, what FROM 
 WHERE (%(email_id)s::uuid IS NULL OR email_id = %(email_id)s::uuid)
     AND (%(since)s::timestamptz IS NULL OR viewed_at >= %(since)s)
 ORDER BY viewed_at DESC, id DESC LIMIT %(limit)s;
+
+-- actions -- who did what from the console, latest first
+SELECT done_at, actor, client_address, action, email_id::text AS email_id, address, outcome FROM opensend_milter.console_actions
+WHERE (%(email_id)s::uuid IS NULL OR email_id = %(email_id)s::uuid)
+    AND (%(since)s::timestamptz IS NULL OR done_at >= %(since)s)
+ORDER BY done_at DESC, id DESC LIMIT %(limit)s;

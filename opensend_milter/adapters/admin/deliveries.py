@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from psycopg.rows import class_row
 from opensend_milter.adapters.admin.explaining import explained
 from opensend_milter.adapters.admin.naming import emails_named, no_email, the_email
 from opensend_milter.adapters.postgres.link import Connection, statements
+from opensend_milter.core.actions import Stood
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.model import EmailId
 
@@ -58,7 +59,8 @@ class DomainChanges:
 class Done:
     """What came of a request about several emails."""
 
-    done: tuple[EmailId, ...]
+    done: Mapping[EmailId, Stood]
+    """Each as it was before."""
     not_done: dict[str, str]
     """Each with the reason."""
 
@@ -98,11 +100,11 @@ class DeliveryAdmin:
             return cursor.execute(SQL["show_domain"], {"id": domain_id}).fetchall()[0]
 
     def _done(self, ids: Sequence[EmailId], rows: list[tuple[Any, ...]]) -> Done:
-        done = {EmailId(email_id) for (email_id,) in rows}
+        done: dict[EmailId, Stood] = {EmailId(email_id): was for email_id, was in rows}
         left = [email_id for email_id in ids if email_id not in done]
         standing = self._all("standing", ids=left) if left else []
         reasons = {email_id: _why_not(status, state, dropped=dropped) for email_id, status, state, dropped in standing}
-        return Done(tuple(email_id for email_id in ids if email_id in done), reasons)
+        return Done({email_id: done[email_id] for email_id in ids if email_id in done}, reasons)
 
     def _all(self, name: str, **values: object) -> list[tuple[Any, ...]]:
         with explained():

@@ -51,12 +51,13 @@ WITH failed AS MATERIALIZED (
     WHERE j.email_id = ANY (%(ids)s::uuid[]) AND j.state = 'waiting' AND e.id = j.email_id AND e.status = 'queued'
     RETURNING j.email_id
 ), again AS (
-    SELECT email_id FROM begun UNION SELECT email_id FROM taken_up UNION SELECT email_id FROM hurried
+    SELECT email_id, 'failed' AS was FROM begun UNION ALL SELECT email_id, 'uncertain' FROM taken_up
+    UNION ALL SELECT email_id, 'waiting' FROM hurried
 ), mail AS (
     UPDATE public.emails e SET status = 'queued', provider_next_retry_at = NULL, provider_dead_lettered_at = NULL
     FROM again WHERE e.id = again.email_id
 )
-SELECT email_id::text FROM again;
+SELECT email_id::text, was FROM again;
 
 -- close -- end a delivery as a person says: what waits or is uncertain, not what is in hand
 WITH job AS (
@@ -84,7 +85,7 @@ WITH job AS (
     WHERE %(status)s::text <> 'canceled'
 ),
 -- include: event, user_id = event.user_id, type = event.type
-SELECT email_id::text FROM job;
+SELECT email_id::text, state FROM job;
 
 -- set_domain -- what a domain asks of our worker; NULL leaves a thing as it is
 WITH tracking AS (

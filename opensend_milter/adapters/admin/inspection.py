@@ -218,7 +218,7 @@ class Inspection:
             return skipped("only the owner may ask: give DATABASE_URL")
         wrong = [
             f"{one.name} is {one.state}"
-            for one in migrations.status(self._config.database.url)
+            for one in migrations.status(self._config.database.url, actions=self._config.console.actions)
             if one.state != "applied"
         ]
         if wrong:
@@ -247,17 +247,19 @@ class Inspection:
 
     def _rights(self) -> Seen:
         wrong = []
-        for one in _RIGHTS:
+        acts = self._config.console.actions
+        rights = (*_RIGHTS, Right("opensend_console_actor", "public.emails", "UPDATE", column="*", expected=acts))
+        for one in rights:
             values = {"role": one.role, "name": one.name, "right": one.right, "column": one.column}
             try:
                 ((found,),) = self._rows("has_right", **values)
-            except UsageError as error:
+            except (UsageError, StoreUnavailable) as error:
                 return problem(str(error), "opensend-milter db init   # beside OpenSend: db migrate")
             if found is not one.expected:
                 wrong.append(f"{one.role} {'lacks' if one.expected else 'has'} {one}")
         if wrong:
             return problem("; ".join(wrong[:4]), "opensend-milter db init   # beside OpenSend: db migrate")
-        return good(f"{len(_RIGHTS)} rights are as they should be")
+        return good(f"{len(rights)} rights are as they should be")
 
     def _roles(self) -> Seen:
         rows = self._rows("powerful_roles", roles=[KEY_READER, *LOGIN_ROLES])

@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 SQL = statements("jobs")
 REFUSALS_FOR = timedelta(days=30)
 REFUSALS_KEPT = 100_000
-VIEWS_FOR = timedelta(days=365)
-"""Who asks who has read a message does so late."""
+VISITS_FOR = timedelta(days=365)
+"""Who asks who has read a message, or taken one back, does so late."""
 PRUNED_AT_ONCE = 1_000
 PRUNE_ROUNDS = 50
 FINISHED = frozenset({
@@ -281,7 +281,8 @@ class PostgresJobStore:
             ("daily counts", "prune_key_usage", {}),
             ("old secrets", "prune_key_secrets", {}),
             ("rate limits", "prune_rate_buckets", {}),
-            ("views of messages", "prune_console_views", {"age": VIEWS_FOR}),
+            ("views of messages", "prune_console_views", {"age": VISITS_FOR}),
+            ("actions of the console", "prune_console_actions", {"age": VISITS_FOR}),
             ("answers of next hops", "prune_lane_answers", {"keep": LANE_RECIPIENTS, "age": LANE_FOR}),
             ("messages", "drop_raw", {"age": keeping.raw} if keeping.raw else None),
             ("jobs", "prune_jobs", {} if self._hand_over else None),

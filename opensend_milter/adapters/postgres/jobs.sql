@@ -319,6 +319,10 @@ DELETE FROM opensend_milter.refusals WHERE id IN (
 DELETE FROM opensend_milter.console_views WHERE id IN (
     SELECT id FROM opensend_milter.console_views WHERE viewed_at < now() - %(age)s::interval ORDER BY viewed_at LIMIT %(limit)s);
 
+-- prune_console_actions -- a batch of those that are too old
+DELETE FROM opensend_milter.console_actions WHERE id IN (
+    SELECT id FROM opensend_milter.console_actions WHERE done_at < now() - %(age)s::interval ORDER BY done_at LIMIT %(limit)s);
+
 -- prune_jobs -- a batch of jobs whose email somebody else has sent, or is sending
 DELETE FROM opensend_milter.jobs WHERE email_id IN (
     SELECT j.email_id FROM opensend_milter.jobs j

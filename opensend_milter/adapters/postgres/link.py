@@ -31,17 +31,17 @@ log = logging.getLogger(__name__)
 Connection = psycopg.Connection[TupleRow]
 Role = Literal[
     "opensend_dovecot_auth", "opensend_milter", "opensend_worker", "opensend_http",
-    "opensend_reader", "opensend_body_reader", "opensend_console",
+    "opensend_reader", "opensend_body_reader", "opensend_console", "opensend_console_actor",
 ]  # fmt: skip
 StatementFile = Literal[
     "intake", "billing", "whole_rows", "jobs", "feedback", "spellings", "webhooks", "submissions", "letters", "rates",
     "admin", "deliveries", "inspection", "suppression_files", "switching", "verification",
-    "search", "filling", "story", "contents", "console", "console_users", "overview",
+    "search", "filling", "story", "contents", "console", "console_users", "console_actions", "overview",
 ]  # fmt: skip
 _FOLDERS = {
     **dict.fromkeys(
         (
-            *("admin", "console_users", "deliveries", "inspection", "overview"),
+            *("admin", "console_actions", "console_users", "deliveries", "inspection", "overview"),
             *("suppression_files", "switching", "verification"),
         ),
         "admin",

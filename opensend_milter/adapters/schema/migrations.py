@@ -70,12 +70,17 @@ def _to_nobody(_text: str) -> None:
 
 
 def init(
-    url: str, password_dir: Path | None, *, new_passwords: bool = False, say: Callable[[str], None] = _to_nobody
+    url: str,
+    password_dir: Path | None,
+    *,
+    actions: bool = False,
+    new_passwords: bool = False,
+    say: Callable[[str], None] = _to_nobody,
 ) -> list[str]:
     """Make a database that has no OpenSend ready; return the names of the migrations applied.
 
-    `say`: hears how far it is. `new_passwords`: also where roles have one that is not in the directory, so that other
-    hosts are locked out.
+    `say`: hears how far it is. `actions`: with the rights for those of the console. `new_passwords`: also where roles
+    have one that is not in the directory, so that other hosts are locked out.
     """
     with _locked(url) as connection:
         records = _records(connection)
@@ -85,11 +90,18 @@ def init(
                 f"this database has tables that `db init` did not make: {', '.join(foreign)}; "
                 "beside OpenSend use `db migrate`, otherwise an empty database"
             )
-        return _bring_up(connection, ("opensend", "ours"), records, password_dir, say, new_passwords=new_passwords)
+        return _bring_up(
+            connection, ("opensend", "ours"), records, password_dir, say, actions=actions, new_passwords=new_passwords
+        )
 
 
 def migrate(
-    url: str, password_dir: Path | None, *, new_passwords: bool = False, say: Callable[[str], None] = _to_nobody
+    url: str,
+    password_dir: Path | None,
+    *,
+    actions: bool = False,
+    new_passwords: bool = False,
+    say: Callable[[str], None] = _to_nobody,
 ) -> list[str]:
     """Put our schema beside OpenSend's, or bring it up to date; return the names of the migrations applied.
 
@@ -107,7 +119,9 @@ def migrate(
         beside = not _made_by_us(records)
         if beside:
             _refuse_misfits(connection)
-        return _bring_up(connection, _owners(beside=beside), records, password_dir, say, new_passwords=new_passwords)
+        return _bring_up(
+            connection, _owners(beside=beside), records, password_dir, say, actions=actions, new_passwords=new_passwords
+        )
 
 
 def _refuse_misfits(connection: Connection) -> None:
@@ -119,12 +133,15 @@ def _refuse_misfits(connection: Connection) -> None:
         raise UsageError(f"{lines}\nnothing was changed: this version knows OpenSend as of {facts.SNAPSHOT}")
 
 
-def status(url: str) -> list[MigrationStatus]:
-    """Compare the files with what the database has recorded; change nothing."""
+def status(url: str, *, actions: bool = False) -> list[MigrationStatus]:
+    """Compare the files with what the database has recorded; change nothing.
+
+    `actions`: the rights are to be those with actions of the console.
+    """
     with _connected(url) as connection:
         records = _records(connection)
         beside = not _made_by_us(records) and bool(_tables(connection, OPENSEND_CORE))
-        granted_at = roles.granted_at(connection)
+        granted_at = roles.granted_at(connection, actions=actions)
     files = {file.name: file for owner in _owners(beside=beside) for file in _files(owner)}
     return [
         MigrationStatus(
@@ -136,9 +153,9 @@ def status(url: str) -> list[MigrationStatus]:
     ] + [MigrationStatus(name=RIGHTS, state="applied" if granted_at else "pending", applied_at=granted_at)]
 
 
-def shipped(*, beside: bool) -> tuple[str, ...]:
+def shipped(*, beside: bool, actions: bool) -> tuple[str, ...]:
     """Name all that this version brings about; `beside`: OpenSend, which makes its own tables."""
-    return (*(file.name for owner in _owners(beside=beside) for file in _files(owner)), roles.shipped())
+    return (*(file.name for owner in _owners(beside=beside) for file in _files(owner)), roles.shipped(actions=actions))
 
 
 def warning(url: str) -> str:
@@ -255,6 +272,7 @@ def _bring_up(
     password_dir: Path | None,
     say: Callable[[str], None],
     *,
+    actions: bool,
     new_passwords: bool,
 ) -> list[str]:
     """Apply what is pending; whatever can be refused is refused before anything is changed."""
@@ -272,7 +290,7 @@ def _bring_up(
         say(f"{number} of {len(pending)}: applying {file.name}")
         _persist(connection, file, say)
     say("giving roles their rights")
-    roles.grant(connection)
+    roles.grant(connection, actions=actions)
     if password_dir:
         roles.set_passwords(connection, password_dir, but=without)
     return [file.name for file in pending]

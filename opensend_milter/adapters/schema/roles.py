@@ -21,7 +21,9 @@ from opensend_milter.core.errors import ConfigError, UsageError
 
 KEY_READER = "opensend_key_reader"
 LOGIN_ROLES: tuple[Role, ...] = get_args(Role)
-FOR_PEOPLE: tuple[Role, ...] = ("opensend_reader", "opensend_body_reader", "opensend_console")
+FOR_PEOPLE: tuple[Role, ...] = (
+    "opensend_reader", "opensend_body_reader", "opensend_console", "opensend_console_actor",
+)  # fmt: skip
 """Commands, and a host without a console, go without where their password is not: on one of several is enough."""
 OF_PROCESSES = tuple(role for role in LOGIN_ROLES if role not in FOR_PEOPLE)
 CONNECTION_LIMITS: Mapping[Role, int] = {
@@ -29,9 +31,10 @@ CONNECTION_LIMITS: Mapping[Role, int] = {
     "opensend_milter": 32,
     "opensend_worker": 20,
     "opensend_http": 20,
-    "opensend_reader": 4,
+    "opensend_reader": 3,
     "opensend_body_reader": 2,
     "opensend_console": 6,
+    "opensend_console_actor": 2,
 }
 """Together below Postgres's default of 100: our processes cannot lock the administrator out."""
 
@@ -84,35 +87,41 @@ def _create(connection: Connection, role: str, options: str) -> None:
     _persist(connection, once)
 
 
-def grant(connection: Connection) -> None:
-    """Give each role its rights, in one transaction; refuse where this user may not give all of them."""
-    text = _rights()
+def grant(connection: Connection, *, actions: bool) -> None:
+    """Give each role its rights, in one transaction; refuse where this user may not give all of them.
+
+    `actions`: also those for what somebody does from the console; otherwise they are taken back.
+    """
+    text = _rights(actions=actions)
 
     def once() -> None:
         with _no_grant_left_out(connection):
             connection.execute(text)
         connection.execute(_RECORDED)
-        connection.execute("INSERT INTO opensend_milter.rights (sha256) VALUES (%s)", [shipped()])
+        connection.execute("INSERT INTO opensend_milter.rights (sha256) VALUES (%s)", [shipped(actions=actions)])
 
     _persist(connection, once)
 
 
-def shipped() -> str:
+def shipped(*, actions: bool) -> str:
     """Know again the rights that this version gives."""
-    return hashlib.sha256(_rights().encode()).hexdigest()
+    return hashlib.sha256(_rights(actions=actions).encode()).hexdigest()
 
 
-def granted_at(connection: Connection) -> datetime | None:
+def granted_at(connection: Connection, *, actions: bool) -> datetime | None:
     """Tell when the rights were given that this version needs; None: others were, or none."""
     rows = connection.execute("SELECT to_regclass('opensend_milter.rights') IS NOT NULL").fetchone()
     if not rows or not rows[0]:
         return None
-    row = connection.execute("SELECT applied_at FROM opensend_milter.rights WHERE sha256 = %s", [shipped()]).fetchone()
+    row = connection.execute(
+        "SELECT applied_at FROM opensend_milter.rights WHERE sha256 = %s", [shipped(actions=actions)]
+    ).fetchone()
     return row[0] if row else None
 
 
-def _rights() -> LiteralString:
-    return resources.files(__package__).joinpath("roles.sql").read_text(encoding="utf-8")
+def _rights(*, actions: bool) -> LiteralString:
+    files = ("roles.sql", "actions.sql") if actions else ("roles.sql",)
+    return "\n".join(resources.files(__package__).joinpath(name).read_text(encoding="utf-8") for name in files)
 
 
 @contextmanager

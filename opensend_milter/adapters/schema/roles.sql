@@ -7,7 +7,7 @@ DECLARE
 BEGIN
     FOREACH member IN ARRAY ARRAY[
         'opensend_dovecot_auth', 'opensend_milter', 'opensend_worker', 'opensend_http', 'opensend_reader', 'opensend_body_reader',
-        'opensend_console'
+        'opensend_console', 'opensend_console_actor'
     ] LOOP
         IF NOT has_database_privilege(member, current_database(), 'CONNECT') THEN
             EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), member);
@@ -31,10 +31,10 @@ END $$;
 -- What an earlier version granted in our own schema and this one does not.
 REVOKE ALL ON ALL TABLES IN SCHEMA opensend_milter
     FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http, opensend_reader,
-        opensend_body_reader, opensend_console;
+        opensend_body_reader, opensend_console, opensend_console_actor;
 REVOKE ALL ON SCHEMA opensend_milter
     FROM opensend_key_reader, opensend_dovecot_auth, opensend_milter, opensend_worker, opensend_http, opensend_reader,
-        opensend_body_reader, opensend_console;
+        opensend_body_reader, opensend_console, opensend_console_actor;
 
 -- Some functions run as their owner, who cannot log in. They find keys, compare rows that OpenSend's REST API made, show of a
 -- refusal what a stranger may see, and let the holder of a key read, take back and put off emails: the HTTP process alone can do
@@ -87,7 +87,7 @@ DECLARE
 BEGIN
     FOREACH role IN ARRAY ARRAY[
         'opensend_dovecot_auth', 'opensend_milter', 'opensend_worker', 'opensend_http', 'opensend_reader', 'opensend_body_reader',
-        'opensend_console'
+        'opensend_console', 'opensend_console_actor'
     ] LOOP
         FOREACH setting IN ARRAY ARRAY[
             'tcp_keepalives_idle = 5', 'tcp_keepalives_interval = 5', 'tcp_keepalives_count = 3', 'tcp_user_timeout = 20000',
@@ -239,3 +239,10 @@ GRANT SELECT ON opensend_milter.key_settings, opensend_milter.key_usage, opensen
 GRANT SELECT, INSERT, DELETE ON opensend_milter.console_sessions TO opensend_console;
 GRANT INSERT ON opensend_milter.console_views TO opensend_console;
 GRANT SELECT (id, viewed_at), DELETE ON opensend_milter.console_views TO opensend_worker;
+GRANT SELECT ON opensend_milter.console_actions TO opensend_console;
+GRANT SELECT (id, done_at), DELETE ON opensend_milter.console_actions TO opensend_worker;
+
+-- What somebody does from the console is done by a role that may nothing, but where `actions.sql` follows this file.
+REVOKE ALL ON public.emails, public.email_events, public.email_suppressions, public.domains, public.webhooks,
+    public.webhook_deliveries FROM opensend_console_actor;
+ALTER ROLE opensend_console_actor SET statement_timeout = '30s';

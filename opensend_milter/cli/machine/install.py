@@ -112,11 +112,11 @@ def _locked_out(place: Path) -> Iterator[Fault]:
 def _database(place: Path, units_url: str, *, new_passwords: bool) -> Action:
     """Return the step that makes the tables: as whom this shell says, for those whom the units will be."""
     settings = configuration.load(place)
-    opensend = settings.profile == "opensend"
+    opensend, actions = settings.profile == "opensend", settings.console.actions
     command = migrations.migrate if opensend else migrations.init
 
     def prepare() -> None:
-        command(settings.database.url, PASSWORDS, new_passwords=new_passwords)
+        command(settings.database.url, PASSWORDS, actions=actions, new_passwords=new_passwords)
         for role in OF_PROCESSES:
             _log_in(units_url, role)
 
@@ -127,7 +127,7 @@ def _database(place: Path, units_url: str, *, new_passwords: bool) -> Action:
         name=f"db {'migrate' if opensend else 'init'}",
         why="tables and roles, each of which must get in; run again at any time",
         call=prepare,
-        wants=migrations.shipped(beside=opensend),
+        wants=migrations.shipped(beside=opensend, actions=actions),
         diff=warning,
         stays="the database stays as it is. To remove it with all its data: dropdb, then DROP ROLE for each role",
     )

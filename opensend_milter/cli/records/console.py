@@ -1,4 +1,4 @@
-"""`console`: the process that shows pages, who may look at them, and who was shown what a message says."""
+"""`console`: the process that shows pages, who may look at them, and who read or did what there."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ user = typer.Typer(help="Who may look at the console, and see everything there."
 app.add_typer(user, name="user")
 GENERATED_BYTES = 18
 
+OfEmail = Annotated[str | None, typer.Option("--email", metavar="ID", help="Only of this message.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="By which somebody logs in.", show_default=False)]
 
 
@@ -103,7 +104,7 @@ def log_out(
 @app.command("views")
 def views(
     *,
-    email: Annotated[str | None, typer.Option("--email", metavar="ID", help="Only of this message.")] = None,
+    email: OfEmail = None,
     since: admin.Since = None,
     limit: admin.Limit = 100,
     every: admin.All = False,
@@ -112,12 +113,9 @@ def views(
     as_json: AsJson = False,
 ) -> None:
     """List who was shown what a message says."""
-    asked = key_id(email) if email else None
-    if email and not asked:
-        raise typer.BadParameter("not the id of a message", param_hint="--email")
     with _users(config) as users, progress() as say:
         found = users.views(
-            email_id=EmailId(asked) if asked else None,
+            email_id=_id_of(email),
             since=admin.moment(since),
             limit=None if every else limit,
             progress=counting("found", say),
@@ -133,6 +131,48 @@ def views(
         ),
         more=admin.left_out(found),
     )
+
+
+@app.command("actions")
+def actions(
+    *,
+    email: OfEmail = None,
+    since: admin.Since = None,
+    limit: admin.Limit = 100,
+    every: admin.All = False,
+    utc: Utc = False,
+    config: ConfigPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """List who retried, canceled or suppressed what from there."""
+    with _users(config) as users, progress() as say:
+        found = users.actions(
+            email_id=_id_of(email),
+            since=admin.moment(since),
+            limit=None if every else limit,
+            progress=counting("found", say),
+        )
+    show(
+        found.rows,
+        as_json=as_json,
+        table=lambda: table_of(
+            ["AT", "WHO", "FROM", "ACTION", "MESSAGE", "ADDRESS", "OUTCOME"],
+            [
+                (row.done_at, row.actor, row.client_address, row.action, row.email_id, row.address, row.outcome)
+                for row in found.rows
+            ],
+            drop=["FROM", "AT"],
+            utc=utc,
+        ),
+        more=admin.left_out(found),
+    )
+
+
+def _id_of(email: str | None) -> EmailId | None:
+    asked = key_id(email) if email else None
+    if email and not asked:
+        raise typer.BadParameter("not the id of a message", param_hint="--email")
+    return EmailId(asked) if asked else None
 
 
 @contextmanager

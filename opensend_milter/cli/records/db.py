@@ -34,7 +34,7 @@ def init(new_passwords: NewPasswords = False, config: ConfigPath = None, as_json
     with configured(config) as settings:
         if settings.profile == "opensend":
             raise UsageError("profile is opensend, and OpenSend makes its own tables: use `db migrate`")
-        _run(partial(migrations.init, new_passwords=new_passwords), settings.database, as_json=as_json)
+        _run(partial(migrations.init, new_passwords=new_passwords), settings, as_json=as_json)
 
 
 @app.command()
@@ -44,14 +44,14 @@ def migrate(new_passwords: NewPasswords = False, config: ConfigPath = None, as_j
     They live in a schema of their own. OpenSend's tables stay as they are: our roles get rights on them, nothing else.
     """
     with configured(config) as settings:
-        _run(partial(migrations.migrate, new_passwords=new_passwords), settings.database, as_json=as_json)
+        _run(partial(migrations.migrate, new_passwords=new_passwords), settings, as_json=as_json)
 
 
 @app.command()
 def status(utc: Utc = False, config: ConfigPath = None, as_json: AsJson = False) -> None:
     """List the migrations: applied, pending, changed or unknown. Exit code 1: not all of them are applied."""
     with configured(config) as settings:
-        found = migrations.status(settings.database.url)
+        found = migrations.status(settings.database.url, actions=settings.console.actions)
     show(
         found,
         as_json=as_json,
@@ -113,11 +113,12 @@ def fill_search(
     show({"looked_at": count}, as_json=as_json, table=lambda: f"{count:,} messages looked at: all are noted")
 
 
-def _run(command: Callable[..., list[str]], database: configuration.Database, *, as_json: bool) -> None:
+def _run(command: Callable[..., list[str]], settings: configuration.Config, *, as_json: bool) -> None:
+    database = settings.database
     if warning := migrations.warning(database.url):
         typer.echo(warning, err=True)
     with progress() as say:
-        applied = command(database.url, database.password_dir, say=say)
+        applied = command(database.url, database.password_dir, actions=settings.console.actions, say=say)
     lines = [f"applied {name}" for name in applied] or ["nothing to apply: the tables are up to date"]
     lines.append(
         f"roles are ready, their passwords in {database.password_dir}"

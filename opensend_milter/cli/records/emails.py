@@ -13,6 +13,7 @@ from opensend_milter.adapters.admin.deliveries import AT_ONCE, Done, Ending, Uns
 from opensend_milter.adapters.admin.rows import EmailDetail, EmailStatus, RefusalRow
 from opensend_milter.cli import admin
 from opensend_milter.cli.output import AsJson, ConfigPath, Utc, counting, on_page, plain, progress, show, table_of
+from opensend_milter.core.actions import Stood
 from opensend_milter.core.errors import UsageError
 from opensend_milter.core.model import EmailId
 from opensend_milter.core.rules import Rule
@@ -210,22 +211,22 @@ def _end(emails: Sequence[str], ending: Ending, reason: str, config: Path | None
 
 def _in_batches(ids: Sequence[EmailId], act: Callable[[Sequence[EmailId]], Done]) -> Done:
     """Act on some at a time, and say how far it is where a person watches."""
-    done: list[EmailId] = []
+    done: dict[EmailId, Stood] = {}
     not_done: dict[str, str] = {}
     with progress() as say:
         for first in range(0, len(ids), AT_ONCE):
             if len(ids) > AT_ONCE:
                 say(f"{first:,} of {len(ids):,}")
             found = act(ids[first : first + AT_ONCE])
-            done += found.done
+            done |= found.done
             not_done |= found.not_done
-    return Done(tuple(done), not_done)
+    return Done(done, not_done)
 
 
 def _tell(what: str, found: Done, *, as_json: bool) -> None:
     """Show what was done; exit 1 where something was not."""
     lines = [f"{what}: {len(found.done)}", *(f"left: {email_id}: {why}" for email_id, why in found.not_done.items())]
-    show({"done": found.done, "left": found.not_done}, as_json=as_json, table=lambda: "\n".join(lines))
+    show({"done": list(found.done), "left": found.not_done}, as_json=as_json, table=lambda: "\n".join(lines))
     if found.not_done:
         raise typer.Exit(1)
 

@@ -84,6 +84,9 @@ def drop_ins(config: Config) -> Iterator[File]:
         yield from _listening("console", config.console, "127.0.0.1:8026")
         text = f"[Unit]\nWants={' '.join(CONSOLE)}\n"
         yield _drop_in(TARGET, "console.conf", text, "the console is configured")
+        if config.console.actions:
+            text = read("opensend-console.service.d/actions.conf.example")
+            yield _drop_in("opensend-console.service", "actions.conf", text, "the console may act")
     if config.smtp.proxies:
         yield for_balancers_only(config.smtp.proxies)
     certificate = certificate_file(config.tls)
