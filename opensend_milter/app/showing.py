@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLContext
+from typing import get_args
 
 from starlette.routing import BaseRoute
 
+from opensend_milter.adapters.admin.console_actions import ConsoleActions
 from opensend_milter.adapters.admin.overview import Overview
 from opensend_milter.adapters.admin.verification import list_domains
 from opensend_milter.adapters.dns import DnsResolver
@@ -22,6 +24,7 @@ from opensend_milter.app.sender_records import wanted_for
 from opensend_milter.app.web import pair_of
 from opensend_milter.config import Config, load
 from opensend_milter.config.changes import Reads
+from opensend_milter.core.actions import Act
 from opensend_milter.core.dns_records import Record, records
 from opensend_milter.core.errors import ConfigError
 from opensend_milter.servers.console import site
@@ -75,6 +78,10 @@ def shown(config: Config, nameserver: str = "") -> Iterator[Sequence[BaseRoute]]
             flow=Kept(overview.flow),
             volume=overview.volume,
             look_up=lambda domain_id: _looked_up(config, pool, domain_id, nameserver),
+            actions=ConsoleActions(_info(config, "opensend_console_actor")) if config.console.actions else None,
+            # OpenSend's own worker delivers there, and heeds nothing of ours.
+            acts=("suppress",) if config.profile == "opensend" else get_args(Act),
+            taken=visitors.taken,
         )
     finally:
         pool.close()
@@ -109,6 +116,9 @@ def _show(tls: SSLContext | None, config: Config) -> None:
         show_certificate(tls, *pair_of(config, "console"))
 
 
+def _info(config: Config, role: Role) -> str:
+    return conninfo_for(config.database.url, config.database.password_dir, role)
+
+
 def _pool(config: Config, role: Role, connections: int) -> Pool:
-    info = conninfo_for(config.database.url, config.database.password_dir, role)
-    return Pool(info, connections=connections, timeout_s=TIMEOUT_S, name=role.replace("_", "-"))
+    return Pool(_info(config, role), connections=connections, timeout_s=TIMEOUT_S, name=role.replace("_", "-"))

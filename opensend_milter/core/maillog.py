@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from opensend_milter.core import counting
+from opensend_milter.core.actions import Action, Outcome
 from opensend_milter.core.budget import Where
 from opensend_milter.core.counting import LoginOutcome
 from opensend_milter.core.couriers import CourierName
@@ -190,6 +191,21 @@ def rescheduled(request_id: str, email_id: EmailId, key_id: str, moment: datetim
     at: dict[str, Plain] = {"at": moment.astimezone(UTC).isoformat(timespec="seconds")} if moment else {}
     status = "scheduled" if moment else "canceled"
     _note(logging.INFO, request_id, email=email_id, key=key_id, status=status, **at)
+
+
+def acted(request_id: str, action: Action, name: str, client: str, outcome: Outcome) -> None:
+    """Note what somebody did about a message from the console, or why it was left."""
+    left: dict[str, Plain | Said] = {"reason": _said(outcome.why_not)} if outcome.why_not else {}
+    _note(
+        logging.INFO,
+        request_id,
+        email=action.email_id,
+        action=action.act,
+        by=_said(name),
+        client=client,
+        status="left" if outcome.why_not else "done",
+        **left,
+    )
 
 
 def quoted(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from opensend_milter.adapters.schema import migrations
 from tests.integration import many_messages
 from tests.integration.console_browser import Browser
 from tests.integration.console_site import HOSTILE, KEYS, MESSAGES, NAME, PASSWORD, console, seed
@@ -21,6 +22,8 @@ OURS: Mapping[str, str] = {
     "messages-none": "/messages?q=nothing@example.net",
     "message": f"/messages/{MESSAGES['own']}",
     "contents": f"/messages/{MESSAGES['own']}/text",
+    "action": f"/messages/{MESSAGES['chief']}/retry",
+    "action-refused": f"/messages/{MESSAGES['own']}/cancel",
     "refusals": "/messages?status=refused",
     "refusal-told": "/messages/1",
     "domains": "/domains",
@@ -36,8 +39,9 @@ OF_A_KEY: Mapping[str, str] = {"key-messages": "/messages", "key-message": f"/me
 @contextmanager
 def walked(database: Database) -> Iterator[tuple[str, Mapping[str, str], Mapping[str, str]]]:
     """Serve it; yield where, and the cookies of somebody of this host and of the holder of a key."""
+    migrations.init(database.url, database.password_dir, actions=True)
     fill(seed(database))
-    with console(database) as port:
+    with console(database, actions=True) as port:
         ours, holder = Browser(port), Browser(port)
         ours.log_in(name=NAME, password=PASSWORD)
         holder.log_in(key="os_own")
@@ -68,4 +72,9 @@ def fill(database: Database) -> None:
         database, "INSERT INTO opensend_milter.key_settings (key_id, per_minute, per_day) VALUES (%s, 60, 500)", key_id
     )
     rows(database, "INSERT INTO opensend_milter.jobs (email_id, user_id) VALUES (%s, %s)", MESSAGES["own"], user)
+    rows(database, "UPDATE emails SET status = 'failed' WHERE id = %s", MESSAGES["chief"])
+    done = """INSERT INTO opensend_milter.console_actions
+        (actor, client_address, action, email_id, address, outcome, form)
+        VALUES (%s, '::1', 'suppress', %s, %s, 'done', gen_random_uuid())"""
+    rows(database, done, NAME, MESSAGES["own"], HOSTILE["attribute"])
     rows(database, "VACUUM ANALYZE")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from opensend_milter.adapters.admin.console_users import ConsoleUsers
 from opensend_milter.app.showing import shown
@@ -42,13 +42,19 @@ SECRET_TEXT = "what only a few may read"
 
 @contextmanager
 def console(
-    database: Database, *, failed_per_minute: int = 60, nameserver: str = "127.0.0.1:1", **settings: Any
+    database: Database,
+    *,
+    failed_per_minute: int = 60,
+    nameserver: str = "127.0.0.1:1",
+    profile: Literal["standalone", "opensend"] = "standalone",
+    **settings: Any,
 ) -> Iterator[int]:
     """Serve it; yield the port."""
     chosen = Console(**{"port": 1, **settings})
     config = Config(
         database=DatabaseSettings(url=database.url, password_dir=database.password_dir),
         console=chosen,
+        profile=profile,
         limits=Rates(failed_per_minute=failed_per_minute),
     )
     with shown(config, nameserver) as routes:

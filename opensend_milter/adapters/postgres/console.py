@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from typing import Literal, NamedTuple
 
 from opensend_milter.adapters.postgres.link import statements
@@ -14,6 +15,8 @@ from opensend_milter.core.visitors import SESSION_LASTS, Visitor
 SQL = statements("console")
 MOST_SESSIONS = 20
 """Of one user or key, the newest."""
+MOST_TAKEN = 20
+"""The newest; `console actions` lists all."""
 
 
 class SessionRow(NamedTuple):
@@ -23,6 +26,16 @@ class SessionRow(NamedTuple):
     key_id: str | None
     key_name: str | None
     networks: list[str] | None
+
+
+class TakenRow(NamedTuple):
+    """What somebody did about a message."""
+
+    done_at: datetime
+    actor: str
+    action: str
+    address: str | None
+    outcome: str
 
 
 class PostgresVisitors:
@@ -81,6 +94,10 @@ class PostgresVisitors:
                 SQL["note_view"],
                 {"viewer": visitor.name, "client_address": client_address, "email_id": email_id, "what": what},
             )
+
+    def taken(self, email_id: str) -> list[TakenRow]:
+        """Return what was done about a message, the latest first."""
+        return [TakenRow._make(row) for row in self._pool.all(SQL["taken"], email_id=email_id, most=MOST_TAKEN)]
 
 
 def _holder(key_id: str, name: str, networks: list[str] | None) -> Visitor:

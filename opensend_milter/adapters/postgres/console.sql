@@ -32,3 +32,7 @@ DELETE FROM opensend_milter.console_sessions WHERE token_hash = %(token_hash)s;
 -- note_view -- that somebody is shown what a message says
 INSERT INTO opensend_milter.console_views (viewer, client_address, email_id, what)
 VALUES (%(viewer)s, %(client_address)s, %(email_id)s::uuid, %(what)s);
+
+-- taken -- what was done about a message from the console, the latest first
+SELECT done_at, actor, action, address, outcome FROM opensend_milter.console_actions
+WHERE email_id = %(email_id)s::uuid ORDER BY id DESC LIMIT %(most)s;

@@ -137,6 +137,20 @@ class Entrance:
         """Return what stands for all that one visitor has open."""
         return self._vouched_for(request) or request.cookies.get(self._cookie, "")
 
+    def secret_of(self, request: Request) -> str:
+        """Return what this browser alone knows, as far as it was told something; forms are made for it."""
+        return request.cookies.get(self._form_cookie if self._vouched_for(request) else self._cookie, "")
+
+    def with_form(self, request: Request, page: Callable[[str], Response]) -> Response:
+        """Answer with a page that has a form for what this browser alone knows."""
+        if secret := self.secret_of(request):
+            return page(secret)
+        # Whom a proxy vouches for has no session.
+        secret = secrets.token_urlsafe(32)
+        answer = page(secret)
+        self._set(answer, self._form_cookie, secret)
+        return answer
+
     def _vouched_for(self, request: Request) -> str:
         """Return the name in the proxy's field; from anybody else, or said twice, it is nobody's."""
         if not self.settings.user_header or not request.client:

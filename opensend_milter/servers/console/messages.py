@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from opensend_milter.core.lookup import EVERYTHING, REFUSED, Scope
 from opensend_milter.core.visitors import Visitor
+from opensend_milter.servers.console.actions import ActionPages
 from opensend_milter.servers.console.entrance import Entrance
 from opensend_milter.servers.pages.answering import HEADERS, root_of
 from opensend_milter.servers.pages.shown import moment
@@ -42,6 +43,8 @@ class MessagePages:
 
     entrance: Entrance
     store: MessageStore
+    actions: ActionPages | None = None
+    """Where somebody of this host may do something about a message."""
     turns: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(AT_ONCE))
     """Its own: who looks for much leaves other pages their threads and connections."""
 
@@ -95,9 +98,9 @@ class MessagePages:
         if story is None:
             raise HTTPException(404)
         refused = story.status == REFUSED
-        return self.entrance.answer(
-            request, visitor, "message.html", here="refusals" if refused else "messages", refused=refused, story=story
-        )
+        here = "refusals" if refused else "messages"
+        acts = await self.actions.beside(story) if self.actions and visitor.sees_everything else {}
+        return self.entrance.answer(request, visitor, "message.html", here=here, refused=refused, story=story, **acts)
 
 
 def _scope_of(visitor: Visitor) -> Scope:

@@ -10,6 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from opensend_milter.core.actions import Act
+from opensend_milter.servers.console.actions import ActionPages, Actions, AskTaken
 from opensend_milter.servers.console.contents import ContentPages, ContentStore, Views
 from opensend_milter.servers.console.domains import DomainPage, LookUp
 from opensend_milter.servers.console.entrance import Entrance
@@ -39,13 +41,20 @@ def routes(
     flow: Kept[Flow],
     volume: AskVolume,
     look_up: LookUp,
+    actions: Actions | None,
+    acts: Sequence[Act],
+    taken: AskTaken,
 ) -> Sequence[BaseRoute]:
-    """Return the routes of all pages."""
+    """Return the routes of all pages; without `actions` of those that change nothing."""
+    acting = (
+        ActionPages(entrance=entrance, store=messages, actions=actions, taken=taken, acts=acts) if actions else None
+    )
     return [
         *files.routes(),
         *entrance.routes(),
         *ContentPages(entrance=entrance, views=views, store=contents).routes(),
-        *MessagePages(entrance=entrance, store=messages).routes(),
+        *MessagePages(entrance=entrance, store=messages, actions=acting).routes(),
+        *(acting.routes() if acting else ()),
         *ListPages(entrance=entrance, lists=lists).routes(),
         *DomainPage(entrance=entrance, look_up=look_up).routes(),
         *NowPage(entrance=entrance, flow=flow).routes(),
