@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from opensend_milter.adapters.admin.verification import Domain, courier_of, ses_identity_of
+from opensend_milter.adapters.admin.verification import Domain, courier_of, ses_identity_of, token_of
 from opensend_milter.adapters.postgres.link import Connection
 from opensend_milter.config import Config
 from opensend_milter.core.couriers import COURIERS, CourierName
@@ -21,6 +21,11 @@ _UNREADABLE = Unasked("this role may not read it: ask as the tables' owner", Rec
 def verifies(config: Config) -> bool:
     """Tell whether it is we who verify domains, by an ownership record; beside OpenSend it is OpenSend."""
     return config.profile == "standalone"
+
+
+def token_for(config: Config, connection: Connection, domain: Domain) -> str:
+    """Return what proves to us whose a domain is; nothing where it is nobody's, or nobody proves it to us."""
+    return token_of(connection, domain.user_id, domain.name) if domain.user_id and verifies(config) else ""
 
 
 def wanted_for(

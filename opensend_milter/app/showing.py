@@ -20,7 +20,7 @@ from opensend_milter.adapters.postgres.link import Role, conninfo_for
 from opensend_milter.adapters.postgres.lookup.contents import PostgresContents
 from opensend_milter.adapters.postgres.lookup.messages import PostgresMessages
 from opensend_milter.adapters.postgres.pool import Pool
-from opensend_milter.app.sender_records import wanted_for
+from opensend_milter.app.sender_records import token_for, wanted_for
 from opensend_milter.app.web import pair_of
 from opensend_milter.config import Config, load
 from opensend_milter.config.changes import Reads
@@ -102,8 +102,7 @@ def _looked_up(config: Config, pool: Pool, domain_id: str, nameserver: str) -> L
     with pool.lend() as connection:
         for domain in list_domains(connection):
             if domain.id == domain_id:
-                # Without a token: the secret that it is made of is not the console's to know.
-                wanted = wanted_for(config, connection, domain)
+                wanted = wanted_for(config, connection, domain, token=token_for(config, connection, domain))
                 break
         else:
             return None

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from opensend_milter.adapters.admin.verification import Domain, find_domain, list_domains, set_status, token_of
+from opensend_milter.adapters.admin.verification import Domain, find_domain, list_domains, set_status
 from opensend_milter.adapters.dns import DnsResolver
 from opensend_milter.adapters.postgres.link import Connection
-from opensend_milter.app.sender_records import verifies, wanted_for
+from opensend_milter.app.sender_records import token_for, verifies, wanted_for
 from opensend_milter.config import Config
 from opensend_milter.core.dns_records import Record, RecordState, Resolver, records
 from opensend_milter.core.errors import UsageError
@@ -101,8 +101,6 @@ class Verifier:
             raise UsageError(NOT_OURS)
 
     def _token(self, domain: Domain) -> str:
-        if not verifies(self.config):
-            return ""
-        if not domain.user_id:
+        if verifies(self.config) and not domain.user_id:
             raise UsageError(f"{domain.name} belongs to no user: nobody could prove that it is theirs")
-        return token_of(self.connection, domain.user_id, domain.name)
+        return token_for(self.config, self.connection, domain)

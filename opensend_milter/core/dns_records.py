@@ -11,7 +11,6 @@ from enum import Enum
 from typing import Literal, Protocol
 
 from opensend_milter.core.errors import TemporaryError
-from opensend_milter.core.signing import derived
 
 RecordKind = Literal["ownership", "spf", "dkim", "dmarc"]
 
@@ -123,9 +122,8 @@ class Wanted:
     dmarc: Unasked | None = None
 
 
-def ownership_token(secret: bytes, user_id: str, domain: str) -> str:
-    """Return what proves that a domain is this user's: no other user's, and of no other installation."""
-    key = derived(secret, "domain", f"{user_id}:{domain}")
+def ownership_token(key: bytes) -> str:
+    """Spell what proves that a domain is a user's: no other user's, and of no other installation."""
     return base64.b32encode(key[:_TOKEN_BYTES]).decode().rstrip("=").lower()
 
 

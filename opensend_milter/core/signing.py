@@ -12,7 +12,7 @@ from uuid import UUID
 
 from opensend_milter.core.model import EmailId
 
-Purpose = Literal["return-path", "link", "webhook", "domain"]
+Purpose = Literal["return-path", "link", "webhook"]
 MAC_BYTES = 10
 """80 bits: a guess has to be sent to us, and nothing is won with one that is right."""
 _ID_BYTES = 16

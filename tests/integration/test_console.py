@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 import re
+from base64 import b32encode
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
@@ -325,12 +327,24 @@ def test_a_domain_is_shown_as_dns_has_it(seeded: Database) -> None:
         page = ann.get(f"/domains/{domain_id}")
         assert page.status == 200
         assert "DMARC _dmarc.example.org" in page.words
+        proof = owned_by("shop", "example.org", seeded)
+        assert f"OWNERSHIP _opensend-milter.example.org missing no such record {proof}" in page.words
+        zone.texts["_opensend-milter.example.org"] = [[proof.partition('"')[2].rstrip('"')]]
+        assert "OWNERSHIP _opensend-milter.example.org found opensend-milter=" in ann.get(f"/domains/{domain_id}").words
         assert "v=DMARC1; p=none" in page.words
         assert_is_only_text(page)
         assert ann.get(f"/domains/{NOWHERE}").status == 404
         zone.failing["*"] = "SERVFAIL"
         assert "unknown" in ann.get(f"/domains/{domain_id}").words
         assert holder(port, "own").get(f"/domains/{domain_id}").status == 404
+
+
+def owned_by(user: str, domain: str, database: Database) -> str:
+    """Return the record that proves it, as it always was: made of the secret that the console cannot read."""
+    ((secret,),) = rows(database, "SELECT secret FROM opensend_milter.secrets")
+    key = hmac.digest(secret, f"opensend-milter:domain:{user}:{domain}".encode(), "sha256")
+    token = b32encode(key[:20]).decode().lower()
+    return f'_opensend-milter.{domain}. IN TXT "opensend-milter={token}"'
 
 
 def test_what_came_in_is_drawn_and_told(ann: Browser, seeded: Database) -> None:

@@ -30,6 +30,7 @@ CANCEL = "SELECT opensend_milter.cancel('x', gen_random_uuid())"
 RESCHEDULE = "SELECT opensend_milter.reschedule('x', gen_random_uuid(), now())"
 ROW_DIGEST = "SELECT opensend_milter.row_digest(gen_random_uuid())"
 REFUSED = "SELECT * FROM opensend_milter.refusal('7K2MQ0X9TD', 'x')"
+OWNERSHIP = "SELECT opensend_milter.ownership('u', 'example.org')"
 
 INTAKE_TABLES = {
     "public.api_keys": {"SELECT", "UPDATE"},
@@ -74,6 +75,7 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.console_users": {"SELECT"},
         "opensend_milter.console_sessions": {"SELECT", "INSERT", "DELETE"},
         "opensend_milter.console_views": {"INSERT"},
+        "opensend_milter.findings": {"SELECT"},
         "opensend_milter.console_actions": {"SELECT"},
     },
     "opensend_console_actor": {},
@@ -120,6 +122,7 @@ MAY: dict[Role, dict[str, set[str]]] = {
         "opensend_milter.search": {"SELECT", "INSERT", "DELETE", "TRUNCATE"},
         "opensend_milter.search_stretches": {"SELECT", "INSERT", "UPDATE", "TRUNCATE"},
         "opensend_milter.search_progress": {"SELECT", "UPDATE"},
+        "opensend_milter.findings": {"SELECT", "INSERT", "DELETE"},
         "opensend_milter.console_views": {"SELECT", "DELETE"},
         "opensend_milter.console_actions": {"SELECT", "DELETE"},
     },
@@ -151,6 +154,7 @@ WORKS: list[tuple[Role, str]] = [
     ("opensend_dovecot_auth", KEY_ID),
     ("opensend_http", KEY_ID),
     ("opensend_console", KEY_ID),
+    *((role, OWNERSHIP) for role in ("opensend_console", "opensend_worker")),
     ("opensend_http", REFUSED),
     *(("opensend_milter", statement) for statement in INTAKE_WORKS),
     *(("opensend_http", statement) for statement in INTAKE_WORKS),
@@ -303,6 +307,7 @@ NEVER: list[tuple[Role, str]] = [
     ("opensend_worker", ROW_DIGEST),
     ("opensend_dovecot_auth", ROW_DIGEST),
     *((role, REFUSED) for role in LOGIN_ROLES if role != "opensend_http"),
+    *((role, OWNERSHIP) for role in LOGIN_ROLES if role not in {"opensend_console", "opensend_worker"}),
     ("opensend_http", "SELECT token_hash FROM opensend_milter.refusals"),
     ("opensend_http", "SELECT from_domain FROM opensend_milter.refusals"),
     ("opensend_worker", "SELECT digest FROM opensend_milter.row_digests"),

@@ -10,6 +10,8 @@ from psycopg import errors
 from opensend_milter.adapters.postgres.link import store_errors
 from opensend_milter.core.errors import UsageError
 
+_NOT_THERE = (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedFunction, errors.InvalidSchemaName)
+
 
 @contextmanager
 def explained() -> Iterator[None]:
@@ -17,7 +19,7 @@ def explained() -> Iterator[None]:
     with store_errors():
         try:
             yield
-        except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as error:
+        except _NOT_THERE as error:
             raise UsageError(
                 f"{error.diag.message_primary}; `db init` or `db migrate` makes the database ready"
             ) from error

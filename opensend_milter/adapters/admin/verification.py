@@ -12,7 +12,6 @@ from psycopg.rows import class_row
 from opensend_milter.adapters.admin.explaining import explained
 from opensend_milter.adapters.admin.typed import domain_name
 from opensend_milter.adapters.postgres.link import Connection, Role, connect, conninfo_for, statements
-from opensend_milter.adapters.postgres.signing import signing_secret
 from opensend_milter.config import Database
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.dns_records import SesIdentity, ownership_token
@@ -101,7 +100,10 @@ def ses_identity_of(connection: Connection, domain: Domain) -> SesIdentity | Non
 def token_of(connection: Connection, user_id: str, domain: str) -> str:
     """Return the ownership token of a user's domain in this installation."""
     with explained():
-        return ownership_token(signing_secret(connection), user_id, domain)
+        row = connection.execute(SQL["ownership"], {"user_id": user_id, "domain": domain}).fetchone()
+    if row is None or row[0] is None:
+        raise StoreUnavailable("opensend_milter.secrets is empty: `db migrate` fills it")
+    return ownership_token(bytes(row[0]))
 
 
 def set_status(connection: Connection, domain: Domain, status: str) -> bool:

@@ -37,7 +37,7 @@ REVOKE ALL ON SCHEMA opensend_milter
         opensend_body_reader, opensend_console, opensend_console_actor;
 
 -- Some functions run as their owner, who cannot log in. They find keys, compare rows that OpenSend's REST API made, show of a
--- refusal what a stranger may see, and let the holder of a key read, take back and put off emails: the HTTP process alone can do
+-- refusal what a stranger may see and what proves whose a domain is, and let the holder of a key read, take back and put off emails: the HTTP process alone can do
 -- that to no email.
 GRANT USAGE ON SCHEMA public TO opensend_key_reader;
 GRANT SELECT (id, token_hash, user_id, permission) ON public.api_keys TO opensend_key_reader;
@@ -51,6 +51,7 @@ GRANT SELECT, INSERT ON opensend_milter.row_digests TO opensend_key_reader;
 GRANT SELECT (token_hash, key_id, expires_at) ON opensend_milter.key_secrets TO opensend_key_reader;
 GRANT SELECT (key_id, expires_at) ON opensend_milter.key_settings TO opensend_key_reader;
 GRANT SELECT (rule, code, enhanced, from_domain, refused_at, ref, token_hash) ON opensend_milter.refusals TO opensend_key_reader;
+GRANT SELECT (name, secret) ON opensend_milter.secrets TO opensend_key_reader;
 GRANT SELECT (expires_at), DELETE ON opensend_milter.key_secrets TO opensend_worker;
 DO $$
 BEGIN
@@ -66,6 +67,7 @@ BEGIN
     ALTER FUNCTION opensend_milter.cancel(text, uuid) OWNER TO opensend_key_reader;
     ALTER FUNCTION opensend_milter.reschedule(text, uuid, timestamptz) OWNER TO opensend_key_reader;
     ALTER FUNCTION opensend_milter.refusal(text, bytea) OWNER TO opensend_key_reader;
+    ALTER FUNCTION opensend_milter.ownership(text, text) OWNER TO opensend_key_reader;
     REVOKE CREATE ON SCHEMA opensend_milter FROM opensend_key_reader;
 END $$;
 
@@ -75,6 +77,7 @@ GRANT EXECUTE ON FUNCTION opensend_milter.row_digest(uuid) TO opensend_milter, o
 GRANT EXECUTE ON FUNCTION opensend_milter.letters(text, uuid[], boolean), opensend_milter.cancel(text, uuid),
     opensend_milter.reschedule(text, uuid, timestamptz) TO opensend_http;
 GRANT EXECUTE ON FUNCTION opensend_milter.refusal(text, bytea) TO opensend_http;
+GRANT EXECUTE ON FUNCTION opensend_milter.ownership(text, text) TO opensend_worker, opensend_console;
 -- Postfix gives up after ten seconds and then says 535 for ever.
 ALTER ROLE opensend_dovecot_auth SET statement_timeout = '3s';
 ALTER ROLE opensend_dovecot_auth SET default_transaction_read_only = on;
@@ -195,6 +198,9 @@ GRANT SELECT (cc, bcc) ON public.emails TO opensend_worker;
 GRANT SELECT, INSERT, DELETE, TRUNCATE ON opensend_milter.search TO opensend_worker;
 GRANT SELECT, INSERT, UPDATE, TRUNCATE ON opensend_milter.search_stretches TO opensend_worker;
 GRANT SELECT, UPDATE ON opensend_milter.search_progress TO opensend_worker;
+
+-- What the doctor found, it stores as the worker where it may not as the owner.
+GRANT SELECT, INSERT, DELETE ON opensend_milter.findings TO opensend_worker;
 GRANT SELECT ON opensend_milter.search, opensend_milter.search_stretches, opensend_milter.search_progress
     TO opensend_http, opensend_reader, opensend_body_reader, opensend_console;
 
@@ -235,7 +241,7 @@ ALTER ROLE opensend_console SET statement_timeout = '30s';
 GRANT SELECT (token_preview, last_used_at) ON public.api_keys TO opensend_console;
 GRANT SELECT (created_at, dkim_origin, dkim_tokens, dkim_selector, custom_return_path) ON public.domains TO opensend_console;
 GRANT SELECT ON opensend_milter.key_settings, opensend_milter.key_usage, opensend_milter.webhook_settings,
-    opensend_milter.console_users TO opensend_console;
+    opensend_milter.console_users, opensend_milter.findings TO opensend_console;
 GRANT SELECT, INSERT, DELETE ON opensend_milter.console_sessions TO opensend_console;
 GRANT INSERT ON opensend_milter.console_views TO opensend_console;
 GRANT SELECT (id, viewed_at), DELETE ON opensend_milter.console_views TO opensend_worker;
