@@ -30,7 +30,6 @@ from opensend_milter.core.errors import ConfigError
 from opensend_milter.servers.console import site
 from opensend_milter.servers.console.entrance import Entrance
 from opensend_milter.servers.console.forms import MOST_BYTES
-from opensend_milter.servers.console.kept import Kept
 from opensend_milter.servers.reloading import Reloading
 from opensend_milter.servers.web import server as http_server
 from opensend_milter.servers.web.server import show_certificate, tls_context
@@ -75,7 +74,7 @@ def shown(config: Config, nameserver: str = "") -> Iterator[Sequence[BaseRoute]]
             views=visitors,
             contents=PostgresContents(bodies.lend),
             lists=overview,
-            flow=Kept(overview.flow),
+            flow=overview.flow,
             volume=overview.volume,
             look_up=lambda domain_id: _looked_up(config, pool, domain_id, nameserver),
             actions=ConsoleActions(_info(config, "opensend_console_actor")) if config.console.actions else None,

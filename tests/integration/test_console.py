@@ -301,10 +301,47 @@ def test_a_page_is_told_what_is_new_while_its_session_lasts(ann: Browser, port: 
     assert holder(port, "own").get("/now/live").status == 404
 
 
+def test_the_newest_messages_are_told_as_they_come(ann: Browser, port: int, seeded: Database) -> None:
+    """To each visitor what he may see, by the filters of his page, and nothing more once his session has ended."""
+    key_id, user, _ = KEYS["stranger"]
+    own, chief = holder(port, "own"), holder(port, "chief")
+    with (
+        ann.hearing("/messages/live?status=sent") as heard,
+        ann.hearing("/messages/live?status=refused") as refused,
+        own.hearing("/messages/live") as heard_by_own,
+        chief.hearing("/messages/live") as heard_by_chief,
+    ):
+        assert "a parcel from own" in (first := heard.next_of("messages"))
+        assert "a parcel" not in refused.next_of("messages")
+        assert "a parcel from chief" in heard_by_chief.next_of("messages")
+        told = heard_by_own.next_of("messages")
+        assert "a parcel from own" in told
+        assert "a parcel from chief" not in told
+        assert "a parcel from stranger" not in told
+        add_message(seeded, NOWHERE, key_id, user, HOSTILE["script"])
+        told = heard.next_of("messages")
+        assert f'data-row="{NOWHERE}"' in told
+        assert f'data-row="{NOWHERE}"' not in first
+        assert "<script" not in told
+        rows(seeded, "DELETE FROM opensend_milter.console_sessions")
+        assert heard_by_own.rest() == []
+    assert ann.get("/messages/live").status == 401
+
+
+def test_what_is_looked_for_is_not_live(ann: Browser) -> None:
+    """It costs more than the newest do."""
+    assert "messages/live" in ann.get("/messages?status=sent").text
+    for query in ("q=nothing", "before=1-1"):
+        assert "messages/live" not in ann.get(f"/messages?{query}").text
+        assert ann.get(f"/messages/live?{query}").status == 400
+
+
 def test_live_pages_have_places_of_their_own(ann: Browser) -> None:
+    """All of one session's together."""
     with ExitStack() as held:
-        for _ in range(MOST_OF_ONE):
-            held.enter_context(ann.hearing("/now/live")).next_of("now")
+        for what in ("now", "messages") * (MOST_OF_ONE // 2):
+            held.enter_context(ann.hearing(f"/{what}/live")).next_of(what)
+        assert ann.get("/messages/live").status == 204
         assert ann.get("/now/live").status == 204
         assert ann.get("/messages").status == 200
     await_true(lambda: is_free(ann), "a place is free again")

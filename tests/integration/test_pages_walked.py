@@ -65,6 +65,8 @@ WIDTHS = (360, 1440)
 VIEWS = list(product(SCHEMES, WIDTHS))
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
+SHOWN = "document.querySelector('[data-part] ul')"
+
 pytestmark = pytest.mark.skipif(not is_there(), reason="there is no Chromium: tools/setup tests")
 
 
@@ -200,7 +202,10 @@ def test_a_page_tells_the_same_without_script(browser: Browser, sites: Mapping[s
     browser.look_as("light", 1440)
     opened(browser, sites, page)
     # A button that copies is of no use without it; and when it was asked is another time.
-    told = "document.querySelectorAll('[data-copy], time').forEach((it) => it.remove());document.body.innerText"
+    told = (
+        "document.querySelectorAll('[data-copy], [data-pause], time').forEach((it) => it.remove());"
+        "document.body.innerText"
+    )
     with_script = browser.evaluate(told)
     browser.run_scripts(does=False)
     try:
@@ -225,17 +230,45 @@ def test_a_keyboard_reaches_the_content_first_and_is_seen_there(
 
 
 def test_what_is_live_shows_what_it_hears(browser: Browser) -> None:
-    events = (
-        "event: rates\ndata: <b>12 a second</b>\n\nevent: messages\ndata: <li>the second</li>\n\nretry: 3600000\n\n"
-    )
+    rows = '<ul><li data-row="2">the second</li><li data-row="1">the first</li></ul>'
+    button = '<button type="button" id="new" data-copy hidden>Copy</button>'
+    events = f"event: messages\ndata: {rows}{button}\n\nretry: 3600000\n\n"
     browser.look_as("light", 1440)
     with served(Starlette(routes=gallery(events))) as port:
         browser.open(f"http://127.0.0.1:{port}")
-        await_true(
-            lambda: browser.evaluate("document.querySelector('[data-rows]').children.length") == 2, "a row comes"
-        )
-        assert browser.evaluate("document.querySelector('[data-part] b').innerText") == "12 a second"
-        assert browser.evaluate("document.querySelector('[data-rows]').innerText") == "the second\nthe first"
+        await_true(lambda: browser.evaluate(f"{SHOWN}.children.length") == 2, "a row comes")
+        assert browser.evaluate(f"{SHOWN}.innerText") == "the second\nthe first"
+        assert browser.evaluate("[...document.querySelectorAll('.new')].map((it) => it.innerText)") == ["the second"]
+        assert browser.evaluate("document.querySelector('#new').hidden") is False
+        browser.open("about:blank")
+
+
+def test_what_is_live_can_be_told_to_stand_still(browser: Browser) -> None:
+    """By keyboard; and it does where somebody walks through it by that."""
+    asked: list[str] = []
+
+    async def heard(request: Request) -> Response:
+        asked.append(request.url.path)
+        data = f'<ul><li data-row="{len(asked)}"><a href="#x">heard {len(asked)}</a></li></ul>'
+        return Response(f"event: messages\ndata: {data}\n\nretry: 50\n\n", media_type="text/event-stream")
+
+    page, _, *others = gallery()
+    browser.look_as("light", 1440)
+    with served(Starlette(routes=[page, Route("/live", heard), *others])) as port:
+        browser.open(f"http://127.0.0.1:{port}")
+        await_true(lambda: len(asked) > 2 and "heard" in browser.evaluate(f"{SHOWN}.innerText"), "it is live")
+        browser.evaluate("document.querySelector('[data-pause] input').focus()")
+        browser.press("Tab")
+        (shown, before) = browser.evaluate(f"{SHOWN}.innerText"), len(asked)
+        await_true(lambda: browser.evaluate("1") and len(asked) > before + 2, "it goes on to be told")
+        assert browser.evaluate(f"{SHOWN}.innerText") == shown
+        browser.evaluate("document.querySelector('[data-pause] input').focus()")
+        await_true(lambda: browser.evaluate(f"{SHOWN}.innerText") != shown, "it goes on to show it")
+        browser.press(" ")
+        assert browser.evaluate("document.querySelector('[data-pause] input').checked") is False
+        shown = browser.evaluate(f"{SHOWN}.innerText")
+        browser.press(" ")
+        await_true(lambda: browser.evaluate(f"{SHOWN}.innerText") != shown, "it is live again")
         browser.open("about:blank")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from anyio import create_task_group, run
@@ -18,10 +19,11 @@ class Counting:
     takes_s: float = 0.0
     now: float = 0.0
     asked: int = 0
+    alike: int = 1
     kept: Kept[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.kept = Kept(self.ask, lambda: self.now)
+        self.kept = Kept(self.ask, lambda: self.now, alike=lambda: self.alike)
 
     def ask(self) -> int:
         self.asked += 1
@@ -41,6 +43,16 @@ def test_it_is_asked_anew_when_it_is_old() -> None:
 def test_what_takes_long_is_asked_for_less_often() -> None:
     counting = Counting(takes_s=3.0)
     assert [counting.after(seconds) for seconds in (0, GOOD_FOR_S, 3.0 * SHARE)] == [1, 1, 2]
+
+
+def test_however_many_there_are_they_take_that_part_together() -> None:
+    counting = Counting(takes_s=3.0, alike=4)
+    assert [counting.after(seconds) for seconds in (0, 3.0 * SHARE, 3.0 * SHARE * 3)] == [1, 1, 2]
+
+
+def test_who_wants_it_as_it_is_now_renews_it_for_all() -> None:
+    counting = Counting()
+    assert [counting.after(0), run(partial(counting.kept.get, anew=True)), counting.after(GOOD_FOR_S - 1)] == [1, 2, 2]
 
 
 def test_of_many_at_once_one_asks() -> None:

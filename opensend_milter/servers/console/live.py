@@ -60,6 +60,7 @@ async def _events(places: Places, session: str, part: str, told: Told) -> AsyncI
         return
     with places.held(session):
         yield f"retry: {_AGAIN_MS}\n\n"
+        told_last = ""
         for _ in range(ROUNDS):
             try:
                 text = await told()
@@ -67,6 +68,8 @@ async def _events(places: Places, session: str, part: str, told: Told) -> AsyncI
                 return
             if text is None:
                 return
-            lines = "".join(f"data: {line}\n" for line in text.splitlines())
-            yield f"event: {part}\n{lines}\n"
+            if text != told_last:
+                lines = "".join(f"data: {line}\n" for line in text.splitlines())
+                yield f"event: {part}\n{lines}\n"
+            told_last = text
             await sleep(EVERY_S)

@@ -1,4 +1,4 @@
-"""Pages of messages and refusals: found as `why` finds them, and told as it tells them."""
+"""Pages of messages and refusals: found and told as `why` does; the newest keep themselves up to date."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, urlencode
+from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, to_thread
 from starlette.exceptions import HTTPException
@@ -13,10 +14,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from opensend_milter.core.lookup import EVERYTHING, REFUSED, Scope
+from opensend_milter.core.lookup import EVERYTHING, REFUSED, Hits, Scope
 from opensend_milter.core.visitors import Visitor
 from opensend_milter.servers.console.actions import ActionPages
 from opensend_milter.servers.console.entrance import Entrance
+from opensend_milter.servers.console.kept import Kept
+from opensend_milter.servers.console.live import Places, live
 from opensend_milter.servers.pages.answering import HEADERS, root_of
 from opensend_milter.servers.pages.shown import moment
 from opensend_milter.servers.web.messages import AT_ONCE, FILTERS, STATUSES, MessageStore, spelled, wanted
@@ -26,6 +29,11 @@ ROWS = 50
 _SPANS = (("hour", timedelta(hours=1)), ("24 h", timedelta(days=1)), ("7 d", timedelta(days=7)))
 _OF_FORM = ("q", "since", "key", "domain", "status", "rule", "courier")
 """Filters that a search keeps."""
+_STILL = {"q", "before", "limit"}
+"""What is asked for so is not the newest, or costs too much to be asked for again and again."""
+REFRESH_S = 60
+"""Without script; whoever is typing a search then loses it."""
+_Tail = tuple[Scope, frozenset[tuple[str, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +51,13 @@ class MessagePages:
 
     entrance: Entrance
     store: MessageStore
+    places: Places
     actions: ActionPages | None = None
     """Where somebody of this host may do something about a message."""
     turns: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(AT_ONCE))
     """Its own: who looks for much leaves other pages their threads and connections."""
+    _tails: WeakValueDictionary[_Tail, Kept[str]] = field(init=False, default_factory=WeakValueDictionary)
+    """Of all that live pages show, each once: whoever shows it holds it."""
 
     def routes(self) -> list[Route]:
         """Return the routes; what a key may not read is not there."""
@@ -54,6 +65,7 @@ class MessagePages:
         return [
             Route("/", everybody(self._start), methods=["GET"]),
             Route("/messages", everybody(self._some), methods=["GET"]),
+            Route("/messages/live", everybody(self._live), methods=["GET"]),
             Route("/messages/{id}", everybody(self._one), methods=["GET"]),
         ]
 
@@ -64,16 +76,16 @@ class MessagePages:
         # A field of a form that was left empty filters nothing.
         query = {name: value for name, value in request.query_params.items() if value}
         only(request, *FILTERS)
-        asked, filters, before = wanted(query)
-        scope = _scope_of(visitor)
-        found = await to_thread.run_sync(
-            lambda: self.store.find(scope, asked, filters, before=before, limit=ROWS), limiter=self.turns
-        )
-        if asked and len(found.rows) == 1 and not found.more and not before:
-            return _led(request, f"messages/{quote(found.rows[0].id)}")
-        kept = {name: query[name] for name in _OF_FORM if name in query}
-        older = _href(kept | {"before": spelled(found.rows[-1].place)}) if found.more and found.rows else ""
-        refused = filters.status == REFUSED
+        scope, kept = _scope_of(visitor), _kept(query)
+        is_live = not query.keys() & _STILL
+        if is_live:
+            part = await self._tail(scope, kept).get(anew=True)
+        else:
+            found = await to_thread.run_sync(lambda: self._found(scope, query), limiter=self.turns)
+            if "q" in query and len(found.rows) == 1 and not found.more and "before" not in query:
+                return _led(request, f"messages/{quote(found.rows[0].id)}")
+            part = self._part(query, found)
+        refused = query.get("status") == REFUSED
         return self.entrance.answer(
             request,
             visitor,
@@ -82,14 +94,50 @@ class MessagePages:
             refused=refused,
             query=query,
             kept={name: value for name, value in kept.items() if name != "q"},
-            rows=found.rows,
-            searched_back_to=found.searched_back_to,
+            part=part,
             spans=_spans(kept),
             statuses=_choices(kept, "status", STATUSES),
             others=[*_others(kept)],
-            newest=_href(kept) if before else "",
-            older=older,
+            live=_href(kept) if is_live else None,
+            **({"refresh_s": REFRESH_S} if is_live else {}),
         )
+
+    async def _live(self, request: Request, visitor: Visitor) -> Response:
+        only(request, *set(FILTERS) - _STILL)
+        scope, kept = _scope_of(visitor), _kept(request.query_params)
+        tail = self._tail(scope, kept)
+
+        async def told() -> str | None:
+            looks = await self.entrance.visitor(request)
+            return await tail.get() if looks and _scope_of(looks) == scope else None
+
+        return live(request, self.places, self.entrance.session_of(request), "messages", told)
+
+    def _tail(self, scope: Scope, kept: Mapping[str, str]) -> Kept[str]:
+        """Return what all live pages of these filters share."""
+
+        def ask() -> str:
+            return self._part(kept, self._found(scope, kept))
+
+        tail = Kept(ask, alike=lambda: len(self._tails), threads=self.turns)
+        return self._tails.setdefault((scope, frozenset(kept.items())), tail)
+
+    def _found(self, scope: Scope, query: Mapping[str, str]) -> Hits:
+        asked, filters, before = wanted(query)
+        return self.store.find(scope, asked, filters, before=before, limit=ROWS)
+
+    def _part(self, query: Mapping[str, str], found: Hits) -> str:
+        """Write what of the page changes: the list, and the ways to what is newer and older."""
+        kept = _kept(query)
+        older = _href(kept | {"before": spelled(found.rows[-1].place)}) if found.more and found.rows else ""
+        values = {
+            "refused": query.get("status") == REFUSED,
+            "rows": found.rows,
+            "searched_back_to": found.searched_back_to,
+            "newest": _href(kept) if "before" in query else "",
+            "older": older,
+        }
+        return self.entrance.pages.text("messages_part.html", values, root="./")
 
     async def _one(self, request: Request, visitor: Visitor) -> Response:
         asked: str = request.path_params["id"]
@@ -101,6 +149,10 @@ class MessagePages:
         here = "refusals" if refused else "messages"
         acts = await self.actions.beside(story) if self.actions and visitor.sees_everything else {}
         return self.entrance.answer(request, visitor, "message.html", here=here, refused=refused, story=story, **acts)
+
+
+def _kept(query: Mapping[str, str]) -> dict[str, str]:
+    return {name: query[name] for name in _OF_FORM if name in query}
 
 
 def _scope_of(visitor: Visitor) -> Scope:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -64,13 +64,21 @@ class Flow(Protocol):
     def at(self) -> datetime: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+AskFlow = Callable[[], Flow]
+"""Raises StoreUnavailable."""
+
+
+@dataclass(slots=True, kw_only=True)
 class NowPage:
     """It hears what is new; without script, or where there is no place for that, it is asked for again."""
 
     entrance: Entrance
-    flow: Kept[Flow]
-    places: Places = field(default_factory=Places)
+    flow: AskFlow
+    places: Places
+    _part: Kept[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._part = Kept(self._written)
 
     def routes(self) -> list[Route]:
         """Return the routes; to the holder of a key there are none."""
@@ -81,14 +89,15 @@ class NowPage:
         ]
 
     async def _now(self, request: Request, visitor: Visitor) -> Response:
-        return self.entrance.answer(
-            request, visitor, "now.html", here="now", flow=await self.flow.get(), refresh_s=REFRESH_S
-        )
+        part = await self._part.get()
+        return self.entrance.answer(request, visitor, "now.html", here="now", part=part, refresh_s=REFRESH_S)
 
     async def _live(self, request: Request, _: Visitor) -> Response:
         async def told() -> str | None:
-            if not await self.entrance.visitor(request):
-                return None
-            return self.entrance.pages.text("now_part.html", {"flow": await self.flow.get()}, root="./")
+            looks = await self.entrance.visitor(request)
+            return await self._part.get() if looks and looks.sees_everything else None
 
         return live(request, self.places, self.entrance.session_of(request), "now", told)
+
+    def _written(self) -> str:
+        return self.entrance.pages.text("now_part.html", {"flow": self.flow()}, root="./")

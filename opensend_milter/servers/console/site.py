@@ -15,10 +15,10 @@ from opensend_milter.servers.console.actions import ActionPages, Actions, AskTak
 from opensend_milter.servers.console.contents import ContentPages, ContentStore, Views
 from opensend_milter.servers.console.domains import DomainPage, LookUp
 from opensend_milter.servers.console.entrance import Entrance
-from opensend_milter.servers.console.kept import Kept
 from opensend_milter.servers.console.listings import ListPages, Lists
+from opensend_milter.servers.console.live import Places
 from opensend_milter.servers.console.messages import MessagePages
-from opensend_milter.servers.console.now import Flow, NowPage
+from opensend_milter.servers.console.now import AskFlow, NowPage
 from opensend_milter.servers.console.volume import AskVolume, VolumePage
 from opensend_milter.servers.pages import files
 from opensend_milter.servers.pages.answering import Pages
@@ -38,7 +38,7 @@ def routes(
     views: Views,
     contents: ContentStore,
     lists: Lists,
-    flow: Kept[Flow],
+    flow: AskFlow,
     volume: AskVolume,
     look_up: LookUp,
     actions: Actions | None,
@@ -49,15 +49,16 @@ def routes(
     acting = (
         ActionPages(entrance=entrance, store=messages, actions=actions, taken=taken, acts=acts) if actions else None
     )
+    places = Places()
     return [
         *files.routes(),
         *entrance.routes(),
         *ContentPages(entrance=entrance, views=views, store=contents).routes(),
-        *MessagePages(entrance=entrance, store=messages, actions=acting).routes(),
+        *MessagePages(entrance=entrance, store=messages, places=places, actions=acting).routes(),
         *(acting.routes() if acting else ()),
         *ListPages(entrance=entrance, lists=lists).routes(),
         *DomainPage(entrance=entrance, look_up=look_up).routes(),
-        *NowPage(entrance=entrance, flow=flow).routes(),
+        *NowPage(entrance=entrance, flow=flow, places=places).routes(),
         *VolumePage(entrance=entrance, ask=volume).routes(),
     ]
 
