@@ -88,6 +88,17 @@ def test_a_probe_goes_through_every_port_and_arrives(sandbox: Sandbox) -> None:
     assert left == (0,), "its keys are revoked"
 
 
+def test_what_is_found_is_put_down_whole_or_not_at_all(sandbox: Sandbox) -> None:
+    """In the place of what was found before."""
+    for options in (("--store", "--only", "tls"), ("--store", "--checklist"), ("--store", "--before-opensend")):
+        assert doctor(sandbox, *options).returncode == 64
+    found = [json.loads(doctor(sandbox, "--store", "--json").stdout)["findings"] for _ in range(2)][-1]
+    with psycopg.connect(sandbox["SANDBOX_DATABASE_URL"]) as connection:
+        kept = connection.execute("SELECT name, result FROM opensend_milter.findings ORDER BY name").fetchall()
+    assert kept == sorted((one["name"], one["result"]) for one in found)
+    assert len(kept) > 80
+
+
 def test_the_checklist_is_the_part_that_is_about_security(sandbox: Sandbox) -> None:
     done = doctor(sandbox, "--checklist", "--only", "tls", "--only", "postfix")
     assert done.returncode == 0, done.stdout + done.stderr

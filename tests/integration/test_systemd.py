@@ -97,6 +97,7 @@ class MailHost:
     """A host that `install --apply` has furnished, and what it was before."""
 
     host: SystemdHost
+    database: Database
     key: str
     before: dict[str, State]
     secrets: frozenset[str]
@@ -141,7 +142,7 @@ def mail_host(_shared_cluster: Cluster, _template: Path) -> Iterator[MailHost]:
             host.write(f"/etc/opensend-milter/passwords/{role}", secret + "\n", 0o600)
         before = host.written()
         host.install("--apply", DATABASE_URL=f"postgresql://{SUPERUSER}:{PASSWORD}@/{name}?{place}")
-        yield MailHost(host, make_key(database), before, frozenset(secrets.values()))
+        yield MailHost(host, database, make_key(database), before, frozenset(secrets.values()))
     _shared_cluster.drop_database(name)
 
 
@@ -159,7 +160,7 @@ def test_all_come_up_and_mail_flows(mail_host: MailHost) -> None:
         assert not any(secret in shown for secret in mail_host.secrets)
         assert host.journal(unit)
     # The console is off until it is configured, and its units are not there.
-    installed = [name for name in shipped_units.names() if not name.startswith("opensend-console.")]
+    installed = [name for name in shipped_units.names() if name not in shipped_units.CONSOLE]
     verified = host.run("systemd-analyze", "verify", "--man=no", *installed)
     assert not verified.stdout + verified.stderr
 
@@ -313,6 +314,21 @@ def test_the_timers_services_run(mail_host: MailHost) -> None:
     host.systemctl("start", "opensend-domains.service", check=False)
     assert host.shown("opensend-domains.service", "ExecMainStatus") == "75"
     assert "nothing was changed" in host.journal("opensend-domains.service")
+    # What its unit keeps it from seeing is no fault of the host's.
+    host.systemctl("start", "opensend-doctor.service")
+    with mail_host.database.connect() as connection:
+        rows = connection.execute("SELECT name, result, seen FROM opensend_milter.findings").fetchall()
+    found = {str(name): (str(result), str(seen)) for name, result, seen in rows}
+    for name in (
+        "postfix.running",
+        "postfix.relay",
+        "dovecot.version",
+        "database.passwords",
+        "milter.answers",
+        "machine.queue-space",
+    ):
+        assert found[name][0] == "good", found[name]
+    assert not [seen for _, seen in found.values() if "could not be looked at" in seen]
 
 
 def test_what_must_be_denied_is(mail_host: MailHost) -> None:

@@ -19,7 +19,7 @@ from opensend_milter.host.examining.confinement import UNITS, Service
 from opensend_milter.host.installing import shipped_units
 from opensend_milter.host.rendering.certificates import make_certificate
 from opensend_milter.host.requirements import free_ports
-from tests.integration.confined_host import HOME, Host, host_with, mail_flows, settings_for, write_program
+from tests.integration.confined_host import HOME, PROGRAM, Host, host_with, mail_flows, settings_for, write_program
 from tests.integration.overlaid_system import overlaid_system, why_not
 from tests.integration.private_postgres import Cluster, Database
 
@@ -28,6 +28,8 @@ LIMITS = {
     "opensend-milter.service": 1.0,
     "opensend-auth-gate.service": 1.0,
     **{f"opensend-{name}.service": 1.5 for name in ("worker", "http", "console", "prune", "domains", "certificate")},
+    # Root, with the network.
+    "opensend-doctor.service": 1.6,
     # Not ours: their masters are root, so that they can give each process the user it is for.
     "opensend-dovecot.service": 3.0,
     "opensend-postfix.service": 3.0,
@@ -131,6 +133,20 @@ def test_what_must_be_denied_is_denied(mail_host: MailHost, service: Service) ->
     reaches_out = outcomes["open a TCP connection"] == "not applicable"
     assert reaches_out == (service in {"worker", "http", "console"})
     assert done.returncode == 0
+
+
+def test_what_keeps_the_doctor_in_is_no_fault_of_the_hosts(mail_host: MailHost) -> None:
+    """It reads what is root's, asks Postfix and Dovecot and the database; what it cannot tell it says."""
+    done = mail_host.host.run("opensend-doctor.service", str(PROGRAM), "doctor", "--store", "--json")
+    assert done.returncode == 1, done.stderr  # nothing runs here
+    found = {one["name"]: one for one in json.loads(done.stdout)["findings"]}
+    for name in ("postfix.relay", "dovecot.version", "dovecot.file-mode", "database.passwords", "machine.secrets"):
+        assert found[name]["result"] == "good", found[name]
+    assert found["courier.reachable"]["result"] == "skipped", found["courier.reachable"]
+    assert not [one for one in found.values() if "could not be looked at" in one["seen"]]
+    with mail_host.database.connect() as connection:
+        kept = connection.execute("SELECT name, result FROM opensend_milter.findings").fetchall()
+    assert dict(kept) == {name: one["result"] for name, one in found.items()}
 
 
 def test_without_restrictions_it_says_what_is_allowed(mail_host: MailHost) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from opensend_milter.adapters.admin.findings import EVERY
 from opensend_milter.config import Config, Console, Smtp
 from opensend_milter.host.examining import units
 from opensend_milter.host.examining.confinement import UNITS, attempt_all, running_as
@@ -124,7 +126,7 @@ def test_the_gates_socket_has_a_directory_that_is_roots_alone() -> None:
 
 def test_the_target_wants_all_that_stays() -> None:
     wanted = set(units.read("opensend-milter.target").words("Wants"))
-    oneshot = {"opensend-certificate.service", "opensend-prune.service", "opensend-domains.service"}
+    oneshot = {f"opensend-{name}.service" for name in ("certificate", "prune", "domains", "doctor")}
     # Off until it is configured.
     oneshot |= set(shipped_units.CONSOLE)
     assert (
@@ -142,7 +144,7 @@ def test_the_console_is_wanted_where_it_is_on() -> None:
     config = Config(console=Console(socket=Path("/run/console.sock"), socket_group="web"))
     found = {str(one.path.relative_to("/etc/systemd/system")): one.content for one in shipped_units.drop_ins(config)}
     assert found["opensend-milter.target.d/console.conf"] == (
-        b"[Unit]\nWants=opensend-console.socket opensend-console.service\n"
+        b"[Unit]\nWants=opensend-console.socket opensend-console.service opensend-doctor.timer\n"
     )
     assert found["opensend-console.socket.d/listen.conf"] == (
         b"[Socket]\nListenStream=\nListenStream=/run/console.sock\nSocketGroup=web\nSocketMode=0660\n"
@@ -156,6 +158,10 @@ def test_the_console_is_handed_the_password_to_act_by_where_it_may(*, actions: b
     handed = [one.content for one in shipped_units.drop_ins(config) if b"opensend_console_actor" in one.content]
     assert len(handed) == actions
     assert all(b"\nLoadCredential=opensend_console_actor:/etc/opensend-milter/passwords/" in one for one in handed)
+
+
+def test_what_the_doctor_found_is_old_when_its_timer_should_have_gone_off_twice() -> None:
+    assert units.read("opensend-doctor.timer").last("OnCalendar") == f"*:0/{EVERY // timedelta(minutes=1)}"
 
 
 def test_an_empty_value_forgets_those_before() -> None:

@@ -36,12 +36,12 @@ Role = Literal[
 StatementFile = Literal[
     "intake", "billing", "whole_rows", "jobs", "feedback", "spellings", "webhooks", "submissions", "letters", "rates",
     "admin", "deliveries", "inspection", "suppression_files", "switching", "verification",
-    "search", "filling", "story", "contents", "console", "console_users", "console_actions", "overview",
+    "search", "filling", "story", "contents", "console", "console_users", "console_actions", "overview", "findings",
 ]  # fmt: skip
 _FOLDERS = {
     **dict.fromkeys(
         (
-            *("admin", "console_actions", "console_users", "deliveries", "inspection", "overview"),
+            *("admin", "console_actions", "console_users", "deliveries", "findings", "inspection", "overview"),
             *("suppression_files", "switching", "verification"),
         ),
         "admin",

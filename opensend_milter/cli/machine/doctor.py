@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
@@ -11,7 +12,9 @@ from typing import Annotated
 import typer
 
 from opensend_milter import config as configuration
+from opensend_milter.adapters.admin.findings import keep
 from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.admin.verification import connect_as_owner
 from opensend_milter.adapters.postgres.link import connect, conninfo_for
 from opensend_milter.app.examining import examination, made_key, some_user
 from opensend_milter.app.switching import before_switching
@@ -50,6 +53,7 @@ Nameserver = Annotated[
     str, typer.Option("--nameserver", metavar="ADDRESS[:PORT]", help="Ask this one, not the system's.")
 ]
 Every = Annotated[bool, typer.Option("--all", help="Also what is good.")]
+Store = Annotated[bool, typer.Option("--store", help="Also put down what was found, where the console shows it.")]
 BeforeOpensend = Annotated[
     bool, typer.Option("--before-opensend", help="Not this host: OpenSend's database, before `db migrate`.")
 ]
@@ -68,38 +72,47 @@ def doctor(
     dovecot_dir: DovecotDir = None,
     nameserver: Nameserver = "",
     every: Every = False,
+    store: Store = False,
     before_opensend: BeforeOpensend = False,
     config: ConfigPath = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what is wrong on this host, why, and what mends it.
 
-    It changes nothing. Exit code 1: there is a problem; 78: the configuration cannot be read.
+    It changes nothing, but for what --store puts down. Exit code 1: there is a problem; 78: the configuration cannot be
+    read.
     """
     with configured(config) as settings, ExitStack() as opened:
+        if store and (only or checklist or before_opensend):
+            raise UsageError(
+                "--store puts down all that is found: it goes with no --only, --checklist, --before-opensend"
+            )
         if before_opensend:
             other = (probe, sender, recipient, checklist, key_file, postfix_dir, dovecot_dir, nameserver)
             checks = _beside_opensend(opened, settings, is_alone=not any(other))
         else:
             path = configuration.path_in_force(config)
-            store = cache(partial(_store, settings, opened))
+            asked = cache(partial(_asked, settings, opened))
             site = Site(
                 config=settings,
                 config_path=path,
                 postfix_dir=postfix_dir or path.parent / "postfix",
                 dovecot_dir=dovecot_dir or path.parent / "dovecot",
                 key_file=key_file,
-                made_key=(lambda: made_key(store(), some_user(store()))) if probe else None,
+                made_key=(lambda: made_key(asked(), some_user(asked()))) if probe else None,
             )
             checks = opened.enter_context(examination(site, nameserver))
             if site.made_key:
-                draft = partial(_draft, store, sender, recipient)
-                find = partial(_found, store)
+                draft = partial(_draft, asked, sender, recipient)
+                find = partial(_found, asked)
                 made = Probe(config=settings, draft=draft, made_key=site.made_key, find=find, wait_s=wait_s)
                 checks += made.checks()
         selected = [check for check in chosen(checks, only or []) if check.security or not checklist]
         with progress() as say:
             findings = [*_watched(examine(checks, selected), len(selected), say)]
+        if store:
+            with connect_as_owner(settings.database, application_name="opensend-doctor") as connection:
+                keep(connection, socket.gethostname(), findings)
     _conclude(findings, _ticked if checklist else partial(_listed, every=every or bool(only)), as_json=as_json)
 
 
@@ -127,7 +140,7 @@ def _conclude(findings: Sequence[Finding], drawn: Callable[[Sequence[Finding]], 
         raise typer.Exit(1)
 
 
-def _store(settings: configuration.Config, opened: ExitStack) -> AdminStore:
+def _asked(settings: configuration.Config, opened: ExitStack) -> AdminStore:
     info = conninfo_for(settings.database.url, None, None)
     connection = opened.enter_context(connect(info, application_name="opensend-doctor"))
     return AdminStore(connection, makes_users=False)

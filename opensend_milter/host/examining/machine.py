@@ -25,6 +25,7 @@ LEAST_FREE_INODES_SHARE = 0.03
 DESCRIPTORS_PER_SESSION = 2
 DESCRIPTORS_OF_OURS = 100
 _OTHERS = 0o007
+_ANYBODY_RUNS = 0o111
 _SMTP_PORT = 25
 _OK = 200
 
@@ -149,13 +150,16 @@ def _plunk(config: Config) -> Seen:
 
 
 def _program(path: Path) -> Seen:
-    is_good = os.access(path, os.X_OK)
+    # Whoever asks may be denied it where the worker is not.
+    is_good = path.is_file() and bool(path.stat().st_mode & _ANYBODY_RUNS)
     return good(f"{path} can be run") if is_good else problem(f"{path} cannot be run", f"ls -l {path}")
 
 
 def _folder(folder: Path) -> Seen:
     there = next((one for one in (folder, *folder.parents) if one.exists()), Path("/"))
     is_good = os.access(there, os.W_OK)
+    if not is_good and os.statvfs("/").f_flag & os.ST_RDONLY:
+        return skipped(f"{there}: nothing can be written from here, so it cannot be told who else may")
     return good(str(folder)) if is_good else problem(f"{there} cannot be written to", f"ls -ld {there}")
 
 

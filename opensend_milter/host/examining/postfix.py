@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -306,6 +307,17 @@ def _running(_: Config, instance: Instance) -> Seen:
         pid = int(lock.read_text().split()[0])
     except (FileNotFoundError, ValueError, IndexError):
         return problem(f"no process id in {lock}", start)
-    if not Path(f"/proc/{pid}").exists():
+    if not _runs(pid):
         return problem(f"process {pid} of {lock} is gone", start)
     return good(f"master is process {pid}")
+
+
+def _runs(pid: int) -> bool:
+    """Not asked of /proc, which may show whoever has no capability no process that has some."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

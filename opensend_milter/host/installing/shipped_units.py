@@ -16,7 +16,7 @@ UNIT_DIR = Path("/etc/systemd/system")
 PACKAGED = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
 PROGRAM = Path("/usr/bin/opensend-milter")
 TARGET = "opensend-milter.target"
-CONSOLE = ("opensend-console.socket", "opensend-console.service")
+CONSOLE = ("opensend-console.socket", "opensend-console.service", "opensend-doctor.timer")
 """Wanted where the console is on."""
 SYSUSERS, TMPFILES = "opensend-milter.sysusers.conf", "opensend-milter.tmpfiles.conf"
 _EXECUTABLE_BY_DEFAULT = "-/opt/opensend-milter"
