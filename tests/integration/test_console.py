@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 
 from opensend_milter.adapters.admin.console_users import ConsoleUsers
+from opensend_milter.adapters.admin.findings import keep
 from opensend_milter.adapters.admin.store import AdminStore
+from opensend_milter.adapters.postgres.link import connect
 from opensend_milter.app.showing import shown
 from opensend_milter.config import Config, Console, Database as DatabaseSettings
 from opensend_milter.core.errors import ConfigError
+from opensend_milter.core.findings import Finding, Result
 from opensend_milter.core.model import KeyId
 from opensend_milter.core.passwords import verifier_of
 from opensend_milter.servers.console.entrance import TABS
@@ -287,8 +290,73 @@ def test_somebody_of_this_host_sees_every_page(ann: Browser, seeded: Database) -
     assert "refused by rule too-large: 552 5.3.4 too large" in refused.words
     assert "Send less, or raise the limit." in refused.words
     now = ann.get("/now").words
-    assert "Taken in the last hour 3" in now
+    assert "In 0.05/s 3 in the last hour" in now
+    assert "Accepted 50.0% 3 refused in the last hour" in now
     assert "too-large 3" in now
+
+
+def test_what_goes_out_is_told_and_what_does_not(ann: Browser, seeded: Database) -> None:
+    """How much, how late, and why it waits; of a message that was to wait, from then on."""
+    now = ann.get("/now").words
+    assert "Out 0/s 0 in the last hour Accepted" in now
+    assert "No worker is connected" in now
+    rows(
+        seeded,
+        """UPDATE emails SET created_at = now() - interval '3 hours', sent_at = now(), scheduled_at = CASE id::text
+        WHEN %s THEN now() - interval '2 seconds' WHEN %s THEN now() - interval '4 seconds' END""",
+        MESSAGES["own"], MESSAGES["chief"],
+    )  # fmt: skip
+    rows(
+        seeded,
+        """INSERT INTO opensend_milter.jobs (email_id, user_id, courier, last_error, not_before, state) VALUES
+        (%s, 'shop', 'smtp', '<script>alert(1)</script> connection refused', now() + interval '1 hour', 'waiting'),
+        (%s, 'shop', 'smtp', NULL, now() - interval '2 hours', 'waiting')""",
+        MESSAGES["own"], MESSAGES["chief"],
+    )  # fmt: skip
+    rows(
+        seeded,
+        """WITH event AS (INSERT INTO email_events (type, payload) VALUES ('sent', '{}') RETURNING id),
+        webhook AS (INSERT INTO webhooks (url, event_types) VALUES ('https://hooks.example.org', '[]') RETURNING id)
+        INSERT INTO webhook_deliveries (webhook_id, event_id, status, attempt)
+        SELECT webhook.id, event.id, 'pending', attempt FROM webhook, event, generate_series(0, 2) AS attempt""",
+    )
+    with console(seeded) as port, connect(seeded.url_for("opensend_worker"), application_name="opensend-worker-1"):
+        other = Browser(port)
+        other.log_in(name=NAME, password=PASSWORD)
+        page = other.get("/now")
+        assert_is_only_text(page)
+        assert "Out 0.05/s 3 in the last hour" in page.words
+        assert "Delay 4 s at most 3 h" in page.words
+        assert "Waiting 2 0 uncertain" in page.words
+        assert "smtp 1 <script>alert(1)</script> connection refused" in page.words
+        assert "shop smtp 2 0 2 h" in page.words
+        assert "Webhooks that do not take what they are told: 1" in page.words
+        assert "No worker is connected" not in page.words
+
+
+def test_what_the_doctor_of_each_host_found_is_shown_with_its_age(ann: Browser, seeded: Database) -> None:
+    assert "No doctor has looked yet" in ann.get("/now").words
+    bad = [
+        Finding(
+            name=f"part.{result.value}", result=result, seen=f"<b>{result.value}</b>", why="", mend="ls", security=False
+        )
+        for result in Result
+    ]
+    with seeded.connect("opensend_worker") as worker:
+        for found in (bad, bad[:3]):
+            keep(worker, "one.example.org", found)
+        keep(worker, "two.example.org", bad)
+    rows(seeded, "UPDATE opensend_milter.findings SET checked_at = now() - interval '2 hours' WHERE host LIKE 'two%%'")
+    with console(seeded) as port:
+        other = Browser(port)
+        other.log_in(name=NAME, password=PASSWORD)
+        page = other.get("/now")
+    assert_is_only_text(page)
+    assert re.search(r"one\.example\.org , \S+ m?s ago: 1 good, 0 not looked at", page.words)
+    assert "two.example.org , 2 h ago, which is old: does its timer run? 1 good, 1 not looked at" in page.words
+    assert re.findall(r"part\.(\w+) \w+ <b>\w+</b> ls Copy (\w+)", page.words) == [
+        ("problem", "one"), ("problem", "two"), ("warning", "one"), ("warning", "two")
+    ]  # fmt: skip
 
 
 def test_a_page_is_told_what_is_new_while_its_session_lasts(ann: Browser, port: int, seeded: Database) -> None:

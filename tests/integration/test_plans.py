@@ -295,3 +295,17 @@ def test_a_search_and_what_fills_its_table_cost_what_they_find(filled: Connectio
         assert len(filled.execute(statement, values, prepare=True).fetchall()) == count, statement
         # A look at each of 200 stretches may be among them.
         assert rows_read(filled) - before < 700, statement
+
+
+def test_what_goes_out_is_counted_among_the_newest(filled: Connection) -> None:
+    """However many there are, and however many of them were sent within the hour."""
+    filled.execute(
+        "UPDATE emails e SET created_at = now() - n.place * interval '1 second', sent_at = now()"
+        " FROM (SELECT id, row_number() OVER (ORDER BY id) AS place FROM emails) n WHERE n.id = e.id"
+    )
+    filled.execute("VACUUM ANALYZE emails")
+    before = rows_read(filled)
+    (found,) = filled.execute(statements("overview")["handed_over"], {"most": 500}, prepare=True).fetchall()
+    assert found[:2] == (500, 500)
+    assert found[2] < found[3]
+    assert rows_read(filled) - before < 700

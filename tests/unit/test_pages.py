@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from opensend_milter.servers.pages import files
 from opensend_milter.servers.pages.answering import HEADERS, Pages, Tab, root_of
 from opensend_milter.servers.pages.charts import Series
 from opensend_milter.servers.pages.marks import mark_of
-from opensend_milter.servers.pages.shown import MOST_CHARACTERS, shown
+from opensend_milter.servers.pages.shown import MOST_CHARACTERS, lasted, rate, shown
 
 Show = Callable[..., str]
 NIGHT = datetime(2026, 11, 30, 23, 59, 1, tzinfo=UTC)
@@ -52,6 +52,14 @@ def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Show:
         return bytes(Pages(package, site="A site").answer(asked(), "it.html", values, tabs=tabs).body).decode()
 
     return shown
+
+
+def test_how_often_and_how_long_are_said_in_few_digits() -> None:
+    assert [rate(count, 60) for count in (0, 1, 24, 59, 600, 123_456)] == ["0", "0.017", "0.4", "0.98", "10", "2,058"]
+    spans = (0.0, 0.0421, 1.0, 9.94, 59.0, 90.0, 3_600.0, 100_000.0, 86_400.0 * 30, -1.0)
+    assert [lasted(timedelta(seconds=one)) for one in spans] == [
+        "0 ms", "42 ms", "1 s", "9.9 s", "59 s", "1.5 min", "1 h", "1.2 d", "30 d", "0 ms"
+    ]  # fmt: skip
 
 
 def test_the_frame(show: Show) -> None:

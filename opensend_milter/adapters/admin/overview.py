@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from psycopg.rows import class_row
 
+from opensend_milter.adapters.admin.findings import Examined, Fault, examined, faults
 from opensend_milter.adapters.admin.listing import Listed, listed
 from opensend_milter.adapters.admin.rows import DomainRow, KeyRow
 from opensend_milter.adapters.admin.store import AdminStore
@@ -18,10 +19,12 @@ from opensend_milter.adapters.postgres.link import Connection, statements
 
 Row = TypeVar("Row")
 MOST_COUNTED = 100_000
-"""Of the last hour, the newest."""
+"""Of the last hour, or day, the newest."""
 MOST_LANES = 50
+MOST_CAUSES = 10
+MOST_WEBHOOK_CALLS = 10_000
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
-SQL = statements("overview")
+SQL = {**statements("overview"), "workers": statements("inspection")["workers"]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,27 @@ class Lane:
     courier: str
     waiting: int
     uncertain: int
-    due_since: datetime | None
+    due_for: timedelta | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutOff:
+    """Why so many messages of a courier wait for another attempt."""
+
+    courier: str
+    reason: str
+    messages: int
+    next_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What next hops took lately, and how long that was after it could be sent."""
+
+    last_minute: int
+    last_hour: int
+    usual_delay: timedelta | None
+    longest_delay: timedelta | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +65,16 @@ class Flow:
     at: datetime
     taken_last_minute: int
     taken_last_hour: int
+    sent: Sent
     states: Sequence[tuple[str, int]]
     refusals: Sequence[tuple[str, int]]
     lanes: Sequence[Lane]
+    put_off: Sequence[PutOff]
+    workers: int
+    """Connections that they have."""
+    failing_webhooks: int
+    examined: Sequence[Examined]
+    faults: Sequence[Fault]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +116,27 @@ class Overview:
         with self.lend() as connection:
             taken = connection.execute(SQL["taken"], {"most": MOST_COUNTED}).fetchall()
             refused = connection.execute(SQL["refused"], {"most": MOST_COUNTED}).fetchall()
+            sent = connection.execute(SQL["handed_over"], {"most": MOST_COUNTED}).fetchone()
             with connection.cursor(row_factory=class_row(Lane)) as cursor:
                 lanes = cursor.execute(SQL["lanes"], {"lanes": MOST_LANES}).fetchall()
+            with connection.cursor(row_factory=class_row(PutOff)) as cursor:
+                put_off = cursor.execute(SQL["put_off"], {"causes": MOST_CAUSES}).fetchall()
+            ((workers,),) = connection.execute(SQL["workers"])
+            ((failing_webhooks,),) = connection.execute(SQL["failing_webhooks"], {"most": MOST_WEBHOOK_CALLS})
+            hosts, wrong = examined(connection), faults(connection)
         return Flow(
             at=datetime.now(UTC),
             taken_last_minute=sum(count for *_, count in taken),
             taken_last_hour=sum(count for _, count, _ in taken),
+            sent=Sent(*sent or (0, 0, None, None)),
             states=[(status, count) for status, count, _ in taken],
             refusals=[(rule, count) for rule, count in refused],
             lanes=lanes,
+            put_off=put_off,
+            workers=workers,
+            failing_webhooks=failing_webhooks,
+            examined=hosts,
+            faults=wrong,
         )
 
     def volume(self, steps: int, step_s: int) -> Volume:

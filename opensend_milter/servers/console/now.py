@@ -1,10 +1,10 @@
-"""The page of what goes on: how much comes in, what is refused by which rule, and what waits in which lane."""
+"""The page of what goes on: how much comes in and goes out, what waits and why, what is wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from starlette.requests import Request
@@ -35,7 +35,77 @@ class Lane(Protocol):
     def uncertain(self) -> int: ...
 
     @property
-    def due_since(self) -> datetime | None: ...
+    def due_for(self) -> timedelta | None: ...
+
+
+class PutOff(Protocol):
+    """Why so many messages of a courier wait for another attempt."""
+
+    @property
+    def courier(self) -> str: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def messages(self) -> int: ...
+
+    @property
+    def next_at(self) -> datetime: ...
+
+
+class Sent(Protocol):
+    """What next hops took lately, and how long that was after it could be sent."""
+
+    @property
+    def last_minute(self) -> int: ...
+
+    @property
+    def last_hour(self) -> int: ...
+
+    @property
+    def usual_delay(self) -> timedelta | None: ...
+
+    @property
+    def longest_delay(self) -> timedelta | None: ...
+
+
+class Examined(Protocol):
+    """A host whose doctor has looked."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def age(self) -> timedelta: ...
+
+    @property
+    def is_old(self) -> bool: ...
+
+    @property
+    def good(self) -> int: ...
+
+    @property
+    def skipped(self) -> int: ...
+
+
+class Fault(Protocol):
+    """What was wrong on a host."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def result(self) -> str: ...
+
+    @property
+    def seen(self) -> str: ...
+
+    @property
+    def mend(self) -> str: ...
 
 
 class Flow(Protocol):
@@ -46,6 +116,9 @@ class Flow(Protocol):
 
     @property
     def taken_last_hour(self) -> int: ...
+
+    @property
+    def sent(self) -> Sent: ...
 
     @property
     def states(self) -> Sequence[tuple[str, int]]:
@@ -59,6 +132,23 @@ class Flow(Protocol):
 
     @property
     def lanes(self) -> Sequence[Lane]: ...
+
+    @property
+    def put_off(self) -> Sequence[PutOff]: ...
+
+    @property
+    def workers(self) -> int:
+        """Connections that they have."""
+        ...
+
+    @property
+    def failing_webhooks(self) -> int: ...
+
+    @property
+    def examined(self) -> Sequence[Examined]: ...
+
+    @property
+    def faults(self) -> Sequence[Fault]: ...
 
     @property
     def at(self) -> datetime: ...

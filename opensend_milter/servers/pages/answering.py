@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, Response
 from opensend_milter.servers.pages.charts import stacked_bars
 from opensend_milter.servers.pages.files import FILES, PATH
 from opensend_milter.servers.pages.marks import mark_of
-from opensend_milter.servers.pages.shown import instant, moment, shown, typed
+from opensend_milter.servers.pages.shown import instant, lasted, moment, rate, shown, typed
 
 HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
@@ -51,7 +51,14 @@ class Pages:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._environment.filters |= {"instant": instant, "moment": moment, "shown": shown, "typed": typed}
+        self._environment.filters |= {
+            "instant": instant,
+            "lasted": lasted,
+            "moment": moment,
+            "rate": rate,
+            "shown": shown,
+            "typed": typed,
+        }
         self._environment.globals |= {
             "site": site,
             "files": {name: PATH + file.name for name, file in FILES.items()},

@@ -10,7 +10,19 @@ Mark = Literal["good", "bad", "wait", "unsure", "off"]
 _MARKS: Mapping[str, Mark] = {
     **dict.fromkeys(("delivered", "sent", "opened", "clicked", "verified", "active", "ok", "found", "success"), "good"),
     **dict.fromkeys(
-        ("failed", "bounced", "complained", "refused", "rejected", "dead", "dead_letter", "wrong", "missing"), "bad"
+        (
+            "failed",
+            "bounced",
+            "complained",
+            "problem",
+            "refused",
+            "rejected",
+            "dead",
+            "dead_letter",
+            "wrong",
+            "missing",
+        ),
+        "bad",
     ),
     **dict.fromkeys(
         ("queued", "scheduled", "processing", "deferred", "put off", "delivery_delayed", "pending"), "wait"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from markupsafe import Markup, escape
 
@@ -13,6 +13,8 @@ _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u
 _TYPED = re.compile(r"`([^`]*)`")
 _PICTURES = 0x2400
 _DELETE = "\x7f"
+_FEW = 10
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def shown(text: str | None, most: int = MOST_CHARACTERS) -> str:
@@ -31,6 +33,21 @@ def typed(text: str) -> Markup:
 def moment(at: datetime) -> str:
     """Say a time to the second."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def rate(count: int, seconds: int) -> str:
+    """Say how many that is each second, by two digits at most where it is few."""
+    each = count / seconds
+    return f"{each:,.0f}" if each >= _FEW else f"{each:.2g}"
+
+
+def lasted(span: timedelta) -> str:
+    """Say how long it was, in the largest unit that there is at least one of."""
+    seconds = max(span.total_seconds(), 0)
+    for name, size in _UNITS:
+        if seconds >= size:
+            return f"{seconds / size:.0f} {name}" if seconds >= _FEW * size else f"{seconds / size:.2g} {name}"
+    return f"{seconds * 1000:.0f} ms"
 
 
 def instant(at: datetime) -> str:
