@@ -10,7 +10,7 @@ from psycopg import errors, sql
 
 from opensend_milter.adapters.postgres.link import Connection, Role, StatementFile, statements
 from opensend_milter.adapters.schema import migrations
-from opensend_milter.adapters.schema.roles import LOGIN_ROLES
+from opensend_milter.adapters.schema.roles import CONNECTION_LIMITS, LOGIN_ROLES
 from tests.integration.private_postgres import Database
 
 EMAIL = """INSERT INTO public.emails (id, "from", "to", subject, user_id)
@@ -375,6 +375,11 @@ def test_who_acts_from_the_console_may_do_so_while_it_is_switched_on(database: D
         assert holes_of(connection, ACTING) == []
     migrations.init(database.url, database.password_dir)
     assert rights_of(database, "opensend_console_actor") == {}
+
+
+def test_all_roles_together_leave_the_administrator_a_connection() -> None:
+    """Of the 100 that Postgres has unless it is told otherwise."""
+    assert sum(CONNECTION_LIMITS.values()) < 100
 
 
 def assert_may(connection: Connection, some: list[str]) -> None:
