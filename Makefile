@@ -1,6 +1,6 @@
 # `make` lists the targets. All but `docs` run what tools/setup put into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-lookup bench-http bench-delivery bench-flame bench-hostile chaos fuzz soak upgrade-test docs lock deb clean
+.PHONY: help setup sandbox test lint check bench bench-quick bench-growth bench-lookup bench-console bench-live bench-http bench-delivery bench-flame bench-hostile chaos fuzz soak upgrade-test docs lock deb clean
 BIN := .venv/bin
 # Compiled once, not by each of the many processes that a test starts.
 unexport PYTHONDONTWRITEBYTECODE
@@ -51,6 +51,12 @@ bench-growth: setup ## What a message costs beside a million rows; ARGS="--rows 
 
 bench-lookup: setup ## How long it takes to find a message among a million; ARGS="--rows 10000000" for ten
 	@$(BIN)/python -m bench.lookup $(ARGS)
+
+bench-console: setup ## How large the console's pages are, and how long they take, among a million messages; ARGS="--rows 10000000" for ten
+	@$(BIN)/python -m bench.console $(ARGS)
+
+bench-live: setup ## How many messages a second are taken while 200 live pages of the console are open
+	@$(BIN)/python -m bench.live $(ARGS)
 
 bench-http: setup ## POST /v1/send beside SMTP, with rate limits and without
 	@$(BIN)/python -m bench.front_doors $(ARGS)

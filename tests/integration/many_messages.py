@@ -69,7 +69,8 @@ _JOBS = """
     FROM made WHERE (%(work)s::text[])[fate] IS NOT NULL"""
 _EVENTS = """
     INSERT INTO email_events (email_id, type, payload, received_at, user_id)
-    SELECT id, (%(heard)s::text[])[fate], jsonb_build_object('courier', 'smtp', 'reply', '250 ' || words, 'attempt', 1),
+    SELECT id, (%(heard)s::text[])[fate], jsonb_build_object('courier', 'smtp', 'attempt', 1,
+            CASE WHEN (%(heard)s::text[])[fate] IN ('delayed', 'failed') THEN 'reason' ELSE 'reply' END, words),
         at + interval '1 minute', %(user)s
     FROM made WHERE (%(heard)s::text[])[fate] IS NOT NULL"""
 _RESULTS = """
@@ -92,10 +93,17 @@ def id_of(fate: str, count: int = 1) -> str:
     return f"{number:08x}-0000-4000-8000-{end}"
 
 
-def put_messages(database: Database, count: int, *, key: str, user: str, words: Sequence[str] = PLAIN) -> None:
-    """Put in messages of one key with these words in whatever a stranger may write."""
-    fates = [*FATES.values()]
-    columns = [*map(list, zip(*map(astuple, fates), strict=True))]
+def put_messages(
+    database: Database,
+    count: int,
+    *,
+    key: str,
+    user: str,
+    words: Sequence[str] = PLAIN,
+    fates: Sequence[str] = tuple(FATES),
+) -> None:
+    """Put in messages of one key, these fates in turn, with these words in whatever a stranger may write."""
+    columns = [*map(list, zip(*(astuple(FATES[name]) for name in fates), strict=True))]
     values = {"count": count, "key": key, "user": user, "words": [*words]}
     values |= dict(zip(("statuses", "work", "attempts", "heard"), columns, strict=True))
     _run(database, (_EMAILS, _SUBMISSIONS, _JOBS, _EVENTS, _RESULTS), values)
