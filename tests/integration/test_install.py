@@ -60,9 +60,10 @@ def furnish(system: CopiedSystem, url: str = "postgresql:///mail?host=/var/run/p
     made = make_certificate(tls, ["relay.example.org"], now=dt.datetime.now(dt.UTC))
     system.write("/etc/dovecot/private/dovecot.pem", made.pair.certificate.read_text())
     system.write("/etc/dovecot/private/dovecot.key", made.pair.key.read_text(), 0o600)
-    system.write("/etc/opensend-milter/opensend-milter.yaml", CONFIG.format(url=url))
+    system.write(CONFIG_PATH, CONFIG.format(url=url))
 
 
+CONFIG_PATH = "/etc/opensend-milter/opensend-milter.yaml"
 OPTIONS = [(), ("--mode", "services", "--dovecot", "existing")]
 
 
@@ -84,3 +85,30 @@ def test_undo_leaves_the_system_as_it_was(system: CopiedSystem, options: tuple[s
     undone = system.install_from_outside("--undo")
     assert system.changes(before) == LEFT_BY_THE_SYSTEM
     assert all(path in undone.stdout for path in LEFT_BY_THE_SYSTEM), "what stays is named"
+
+
+def test_a_console_that_is_configured_no_more_goes(system: CopiedSystem) -> None:
+    before, off = system.written(), system.read(CONFIG_PATH)
+    units = {f"opensend-console.{kind}" for kind in ("service", "socket")}
+    drop_ins = {"opensend-milter.target.d/console.conf", "opensend-console.socket.d/listen.conf"}
+    for settings, there in (
+        ("", set[str]()),
+        (
+            "console: {socket: /run/opensend-console/console.sock, public_url: 'https://c.example.org'}",
+            units | drop_ins,
+        ),
+        ("console: {port: 8026}", units | drop_ins - {"opensend-console.socket.d/listen.conf"}),
+        ("", set[str]()),
+    ):
+        system.write(CONFIG_PATH, f"{off}{settings}\n" if settings else off)
+        system.install_from_outside("--apply")
+        folder = system.root / "etc/systemd/system"
+        found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert {name for name in found if "console" in name} == there
+        assert "nothing to do" in system.install_from_outside("--apply").stdout
+    status = system.install_from_outside("--status").stdout
+    assert not [name for name in ("console.conf", "listen.conf", "console.service") if name in status]
+    system.install_from_outside("--undo")
+    # It was written since, the same as before.
+    assert system.changes(before) - {CONFIG_PATH} == LEFT_BY_THE_SYSTEM
+    assert system.read(CONFIG_PATH) == off

@@ -20,7 +20,7 @@ from opensend_milter.host.rendering.certificates import make_certificate
 from tests.integration.copied_system import State
 from tests.integration.private_postgres import PASSWORD, SUPERUSER, Cluster, Database
 from tests.integration.systemd_host import DATABASE_DIR, HOME, PROGRAM, SystemdHost, booted
-from tests.integration.test_install import LEFT_BY_THE_SYSTEM, furnish
+from tests.integration.test_install import CONFIG_PATH, LEFT_BY_THE_SYSTEM, furnish
 from tests.integration.test_install_running import OF_RUNNING, make_key
 from tests.waiting import await_true, patience_s, scaled_s
 
@@ -89,6 +89,10 @@ for name, way in ways.items():
     print(name)
 """
 """Prints each way that leads to a socket of one's own in a place."""
+LOG_IN = """
+import urllib.request
+print("Log in" in urllib.request.urlopen("http://127.0.0.1:8026/login").read().decode())
+"""
 POSTCONF = ("postconf", "-c", "/etc/opensend-milter/postfix")
 
 
@@ -101,6 +105,8 @@ class MailHost:
     key: str
     before: dict[str, State]
     secrets: frozenset[str]
+    owner_url: str
+    """Of the database, for whoever installs."""
 
     def mail_flows(self, subject: str) -> list[str]:
         """Send by both doors until both have taken it, and wait until both are delivered; return what was refused."""
@@ -141,8 +147,9 @@ def mail_host(_shared_cluster: Cluster, _template: Path) -> Iterator[MailHost]:
         for role, secret in secrets.items():
             host.write(f"/etc/opensend-milter/passwords/{role}", secret + "\n", 0o600)
         before = host.written()
-        host.install("--apply", DATABASE_URL=f"postgresql://{SUPERUSER}:{PASSWORD}@/{name}?{place}")
-        yield MailHost(host, database, make_key(database), before, frozenset(secrets.values()))
+        owner_url = f"postgresql://{SUPERUSER}:{PASSWORD}@/{name}?{place}"
+        host.install("--apply", DATABASE_URL=owner_url)
+        yield MailHost(host, database, make_key(database), before, frozenset(secrets.values()), owner_url)
     _shared_cluster.drop_database(name)
 
 
@@ -242,7 +249,7 @@ def test_the_watchdog_ends_a_serve_that_stands_still(mail_host: MailHost) -> Non
 
 
 def test_reload_reads_the_configuration_again(mail_host: MailHost) -> None:
-    host, place = mail_host.host, "/etc/opensend-milter/opensend-milter.yaml"
+    host, place = mail_host.host, CONFIG_PATH
     reloads = [unit for unit in sorted(OURS) if host.shown(unit, "CanReload") == "yes"]
     assert set(reloads) == OURS
     ours = [unit for unit in reloads if unit not in {"opensend-dovecot.service", "opensend-postfix.service"}]
@@ -262,7 +269,7 @@ def test_reload_reads_the_configuration_again(mail_host: MailHost) -> None:
 
 
 def test_a_wrong_configuration_is_not_tried_again(mail_host: MailHost) -> None:
-    host, unit, place = mail_host.host, "opensend-worker.service", "/etc/opensend-milter/opensend-milter.yaml"
+    host, unit, place = mail_host.host, "opensend-worker.service", CONFIG_PATH
     right = host.read(place)
     (host.root / place.removeprefix("/")).write_text(right + "wrong: 1\n")
     host.systemctl("restart", unit, check=False)
@@ -339,8 +346,23 @@ def test_what_must_be_denied_is(mail_host: MailHost) -> None:
         assert "all as it must be" in mail_host.host.run(*shlex.split(command)).stdout
 
 
+def test_the_console_is_switched_on_and_off_again(mail_host: MailHost) -> None:
+    """It is on in the end, so that the undo finds it."""
+    host, off = mail_host.host, mail_host.host.read(CONFIG_PATH)
+    for is_on in (True, False, True):
+        (host.root / CONFIG_PATH.removeprefix("/")).write_text(off + "console: {port: 8026}\n" if is_on else off)
+        host.install("--apply", DATABASE_URL=mail_host.owner_url)
+        for unit in shipped_units.CONSOLE:
+            assert host.shown(unit, "ActiveState") == ("active" if is_on else "inactive"), unit
+            assert (host.shown(unit, "LoadState") == "loaded") == is_on, unit
+        asked = host.run(str(HOME / "bin/python"), "-c", LOG_IN, check=False).stdout.strip()
+        assert asked == ("True" if is_on else "")
+    assert not mail_host.mail_flows("beside-the-console")
+    (host.root / CONFIG_PATH.removeprefix("/")).write_text(off)
+
+
 def test_undo_leaves_nothing(mail_host: MailHost) -> None:
-    """Also nothing of what systemd knows: when a timer ran last, what failed."""
+    """Also nothing of what systemd knows: when a timer ran last, what failed; nor the console, which is on."""
     host = mail_host.host
     host.systemctl("start", "opensend-domains.service", check=False)
     assert "opensend-domains.service" in host.systemctl("list-units", "--failed")

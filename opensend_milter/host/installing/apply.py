@@ -20,6 +20,7 @@ from opensend_milter.host.installing.plan import (
     Command,
     Directory,
     File,
+    Gone,
     Outlook,
     Plan,
     Root,
@@ -122,9 +123,10 @@ def status(root: Root) -> list[Placed]:
         if record.left is None and not record.before:
             found.append(Placed(name=record.step, state="interrupted"))
         for path in record.before:
-            if path not in seen:
-                seen.add(path)
+            is_there = not record.left or record.left[path].kind != "absent"
+            if path not in seen and is_there:
                 found.append(Placed(name=path, state=_placed(path, record)))
+            seen.add(path)
     return found[::-1]
 
 
@@ -132,7 +134,7 @@ def _placed(path: str, record: Record) -> Literal["as installed", "changed since
     if record.left is None:
         return "interrupted"
     now, left = snapshot.take(Path(path)), record.left[path]
-    if now.kind == "absent" and left.kind != "absent":
+    if now.kind == "absent":
         return "gone"
     return "as installed" if now.same_as(left) else "changed since"
 
@@ -153,7 +155,7 @@ def _ran(plan: Plan, step: Step, journal: Journal | None) -> Callable[[str], boo
 def _take(step: Step, plan: Plan, journal: Journal) -> None:
     root = plan.root
     match step:
-        case Directory() | File() | SymbolicLink():
+        case Directory() | File() | SymbolicLink() | Gone():
             path = root.at(step.path)
             if not path.parent.exists():
                 _take(Directory(path=step.path.parent, why=f"holds {step.path.name}"), plan, journal)

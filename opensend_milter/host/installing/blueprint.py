@@ -257,10 +257,21 @@ class Blueprint:
             yield from (shipped_units.mask(name) for name in sorted(left_out))
         else:
             yield from shipped_units.units(self._wanted(), self.host.program)
+        yield from self._console_stopped()
+        yield from shipped_units.of_former_settings(self.config, packaged=self.host.packaged)
         yield from shipped_units.drop_ins(self.config)
         if self.choice.mode == "services":
             yield shipped_units.reload_of_existing_postfix()
         yield shipped_units.enabling(packaged=self.host.packaged)
+
+    def _console_stopped(self) -> Iterator[Command]:
+        if self.host.has_systemd and not self.config.console.is_on:
+            yield Command(
+                name="stop the console",
+                why="it is not configured",
+                run=((program("systemctl"), "stop", *shipped_units.CONSOLE),),
+                done=lambda: not self.host.root.at(shipped_units.CONSOLE_ON).exists(),
+            )
 
     # ------------------------------------------------------------------ commands
 

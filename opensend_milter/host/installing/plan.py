@@ -107,6 +107,14 @@ class SymbolicLink:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gone:
+    """A file of ours that is not to be there any more."""
+
+    path: Path
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """Programs to run, and those that take it back."""
 
@@ -141,7 +149,7 @@ class Action:
     diff: str = ""
 
 
-PathStep = Directory | File | SymbolicLink
+PathStep = Directory | File | SymbolicLink | Gone
 Step = PathStep | Command | Action
 
 
@@ -193,6 +201,8 @@ def name_of(step: Step) -> str:
             return f"file {step.path}"
         case SymbolicLink():
             return f"link {step.path} -> {step.target}"
+        case Gone():
+            return f"no {step.path}"
         case Command() | Action():
             return step.name
 
@@ -201,6 +211,8 @@ def wanted(step: PathStep, root: Root) -> Snapshot | None:
     """Return what is to stand at the step's path; None while its owner is not known here."""
     if isinstance(step, SymbolicLink):
         return snapshot.link(step.target)
+    if isinstance(step, Gone):
+        return snapshot.ABSENT
     uid, gid = root.uid(step.owner), root.gid(step.group)
     if uid is None or gid is None:
         return None
@@ -212,7 +224,7 @@ def wanted(step: PathStep, root: Root) -> Snapshot | None:
 def is_done(step: Step, root: Root, ran: Callable[[str], bool]) -> bool:
     """Tell whether nothing is to be done for a step; `ran`: whether one ran to its end for this plan."""
     match step:
-        case Directory() | File() | SymbolicLink():
+        case Directory() | File() | SymbolicLink() | Gone():
             target = wanted(step, root)
             return target is not None and snapshot.take(root.at(step.path)).same_as(target)
         case Command():
@@ -237,6 +249,8 @@ def _diff(step: Step, root: Root) -> str:
             return step.diff
         case SymbolicLink():
             return ""
+        case Gone():
+            return unified(step.path, snapshot.take(root.at(step.path)).content or b"", b"", fresh=False)
         case Directory():
             return _rights(step, snapshot.take(root.at(step.path)), root)
         case File():

@@ -9,7 +9,7 @@ from pathlib import Path
 from psycopg import conninfo
 
 from opensend_milter.config import Config, Console, Http, Tls
-from opensend_milter.host.installing.plan import Directory, File, Root, SymbolicLink
+from opensend_milter.host.installing.plan import Directory, File, Gone, Root, SymbolicLink
 from opensend_milter.host.rendering import templates
 
 UNIT_DIR = Path("/etc/systemd/system")
@@ -18,6 +18,10 @@ PROGRAM = Path("/usr/bin/opensend-milter")
 TARGET = "opensend-milter.target"
 CONSOLE = ("opensend-console.socket", "opensend-console.service", "opensend-doctor.timer")
 """Wanted where the console is on."""
+CONSOLE_ON = UNIT_DIR / f"{TARGET}.d" / "console.conf"
+CONSOLE_LISTENS = UNIT_DIR / "opensend-console.socket.d" / "listen.conf"
+CONSOLE_ACTS = UNIT_DIR / "opensend-console.service.d" / "actions.conf"
+"""Drop-ins: while it is on; while it listens elsewhere; while it may act."""
 SYSUSERS, TMPFILES = "opensend-milter.sysusers.conf", "opensend-milter.tmpfiles.conf"
 _EXECUTABLE_BY_DEFAULT = "-/opt/opensend-milter"
 _UNITS = (".service", ".socket", ".target", ".path", ".timer")
@@ -83,16 +87,25 @@ def drop_ins(config: Config) -> Iterator[File]:
     if config.console.is_on:
         yield from _listening("console", config.console, "127.0.0.1:8026")
         text = f"[Unit]\nWants={' '.join(CONSOLE)}\n"
-        yield _drop_in(TARGET, "console.conf", text, "the console is configured")
+        yield File(path=CONSOLE_ON, content=text.encode(), why="the console is configured")
         if config.console.actions:
-            text = read("opensend-console.service.d/actions.conf.example")
-            yield _drop_in("opensend-console.service", "actions.conf", text, "the console may act")
+            acts = read("opensend-console.service.d/actions.conf.example")
+            yield File(path=CONSOLE_ACTS, content=acts.encode(), why="the console may act")
     if config.smtp.proxies:
         yield for_balancers_only(config.smtp.proxies)
     certificate = certificate_file(config.tls)
     if certificate:
         text = f"[Path]\nPathChanged=\nPathChanged={certificate}\n"
         yield _drop_in("opensend-certificate.path", "place.conf", text, "reloads when this certificate changes")
+
+
+def of_former_settings(config: Config, *, packaged: bool) -> Iterator[Gone]:
+    """Return what the console had before it was switched off, or was given another place to listen at."""
+    units = () if packaged or config.console.is_on else CONSOLE
+    wanted = {file.path for file in drop_ins(config)}
+    for path in (CONSOLE_ON, CONSOLE_LISTENS, CONSOLE_ACTS, *(UNIT_DIR / name for name in units)):
+        if path not in wanted:
+            yield Gone(path=path, why="the console is configured otherwise, or not at all")
 
 
 def _listening(name: str, door: Http | Console, usual: str) -> Iterator[File]:
