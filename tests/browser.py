@@ -107,10 +107,10 @@ class Browser:
                 "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode={"Tab": 9, " ": 32}[key]
             )
 
-    def picture(self, path: Path) -> None:
+    def picture(self, path: Path, most_height: int = MOST_HEIGHT) -> None:
         """Keep what the page looks like."""
         size = self.ask("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], MOST_HEIGHT), "scale": 1}
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], most_height), "scale": 1}
         path.parent.mkdir(parents=True, exist_ok=True)
         shot = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
         path.write_bytes(b64decode(shot["data"]))
