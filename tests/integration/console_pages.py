@@ -78,7 +78,8 @@ def fill(database: Database) -> None:
         VALUES (%s, '::1', 'suppress', %s, %s, 'done', gen_random_uuid())"""
     rows(database, done, NAME, MESSAGES["own"], HOSTILE["attribute"])
     put_off = "INSERT INTO opensend_milter.jobs (email_id, user_id, last_error) VALUES (%s, %s, %s)"
-    rows(database, put_off, MESSAGES["stranger"], KEYS["stranger"][1], f"451 4.4.1 {HOSTILE['script']}: connection refused")
+    error = f"451 4.4.1 {HOSTILE['script']}: connection refused"
+    rows(database, put_off, MESSAGES["stranger"], KEYS["stranger"][1], error)
     found = "INSERT INTO opensend_milter.findings (host, name, result, seen, mend) VALUES (%s, %s, %s, %s, %s)"
     for name, result in (("tls.expiry", "warning"), ("milter.answers", "problem"), ("postfix.relay", "good")):
         rows(database, found, "mail.example.org", name, result, HOSTILE["drawing"], "systemctl restart opensend-milter")

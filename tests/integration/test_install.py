@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -90,14 +91,19 @@ def test_undo_leaves_the_system_as_it_was(system: CopiedSystem, options: tuple[s
 def test_a_console_that_is_configured_no_more_goes(system: CopiedSystem) -> None:
     before, off = system.written(), system.read(CONFIG_PATH)
     units = {f"opensend-console.{kind}" for kind in ("service", "socket")}
-    drop_ins = {"opensend-milter.target.d/console.conf", "opensend-console.socket.d/listen.conf"}
+    is_on, listens, acts = (
+        "opensend-milter.target.d/console.conf",
+        "opensend-console.socket.d/listen.conf",
+        "opensend-console.service.d/actions.conf",
+    )
     for settings, there in (
         ("", set[str]()),
         (
             "console: {socket: /run/opensend-console/console.sock, public_url: 'https://c.example.org'}",
-            units | drop_ins,
+            units | {is_on, listens},
         ),
-        ("console: {port: 8026}", units | drop_ins - {"opensend-console.socket.d/listen.conf"}),
+        ("console: {port: 8026, actions: true}", units | {is_on, acts}),
+        ("console: {port: 8026}", units | {is_on}),
         ("", set[str]()),
     ):
         system.write(CONFIG_PATH, f"{off}{settings}\n" if settings else off)
@@ -107,7 +113,7 @@ def test_a_console_that_is_configured_no_more_goes(system: CopiedSystem) -> None
         assert {name for name in found if "console" in name} == there
         assert "nothing to do" in system.install_from_outside("--apply").stdout
     status = system.install_from_outside("--status").stdout
-    assert not [name for name in ("console.conf", "listen.conf", "console.service") if name in status]
+    assert not re.search(r"console\.conf|listen\.conf|actions\.conf|console\.service(?!\.d)", status)
     system.install_from_outside("--undo")
     # It was written since, the same as before.
     assert system.changes(before) - {CONFIG_PATH} == LEFT_BY_THE_SYSTEM
