@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from itertools import pairwise
@@ -26,7 +26,7 @@ from opensend_milter.adapters.postgres.link import Connection, conninfo_for
 from opensend_milter.adapters.schema import facts
 from opensend_milter.config import PATH_VARIABLE, Config, load
 from opensend_milter.core.errors import ConfigError
-from tests.integration.private_postgres import PASSWORD, SUPERUSER
+from tests.integration.private_postgres import PASSWORD, SUPERUSER, Database
 
 MARK = "altered_tables"
 MARK_MEANS = "alters OpenSend's tables on purpose, from those of the facts"
@@ -161,6 +161,7 @@ def install() -> None:
     """Listen to configurations, connections and starts of programs, from here to the end of the process."""
     patch.object(Config, "__init__", _then(Config.__init__, watch.hear)).start()
     patch.object(psycopg.Connection, "__init__", _then(psycopg.Connection.__init__, watch.see)).start()
+    patch.object(Database, "connect", _seen(Database.connect)).start()
     start = Popen.__init__
 
     @wraps(start)
@@ -178,6 +179,19 @@ def _then(original: Callable[..., None], tell: Callable[[Any], None]) -> Callabl
     def told(made: object, *words: Any, **given: Any) -> None:
         original(made, *words, **given)
         tell(made)
+
+    return told
+
+
+def _seen(connect: Callable[..., AbstractContextManager[Connection]]) -> Callable[..., Any]:
+    """One that was kept was opened by a test before."""
+
+    @contextmanager
+    @wraps(connect)
+    def told(*given: Any) -> Iterator[Connection]:
+        with connect(*given) as connection:
+            watch.see(connection)
+            yield connection
 
     return told
 

@@ -74,8 +74,8 @@ def beside(cluster: Cluster, _databases_beside: Databases, _beside_template: Pat
 
 
 def _handed_out(databases: Databases, cluster: Cluster, password_dir: Path) -> Iterator[Database]:
-    name = databases.take()
-    yield Database(name, cluster, password_dir)
+    name, way_in = databases.take()
+    yield Database(name, cluster, password_dir, way_in)
     cluster.resume()
     cluster.start()
     databases.give_back(name)

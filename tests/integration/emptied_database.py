@@ -56,21 +56,25 @@ class Databases:
     """Those rows, by their writers."""
     _size: int = 0
 
-    def take(self) -> str:
-        """Return the name of one that nobody is connected to but us."""
+    def take(self) -> tuple[str, Kept]:
+        """Return the name of one that nobody is connected to but us, and our way in."""
         if not self._shape:
             self._look_at_template()
-        if self._empty is None:
-            name = f"{self.prefix}_{next(self._numbers)}"
-            self.cluster.new_database(name, template=self.template)
-            return name
-        name, self._empty = self._empty, None
+        name, self._empty = self._empty or self._new(), None
+        return name, self._into(name)
+
+    def _into(self, name: str) -> Kept:
+        self._way_in = self._way_in or Kept(self.cluster.here(name))
+        return self._way_in
+
+    def _new(self) -> str:
+        name = f"{self.prefix}_{next(self._numbers)}"
+        self.cluster.new_database(name, template=self.template)
         return name
 
     def give_back(self, name: str) -> None:
         """Empty it for the next; one that a test has altered is dropped, and one that somebody has not left."""
-        self._way_in = self._way_in or Kept(self.cluster.here(name))
-        connection = self._way_in.connection()
+        connection = self._into(name).connection()
         if self._is_left(connection) and self._is_as_new(connection):
             self._clear(connection)
             self._empty = name

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import IO
 from urllib.parse import quote
 
@@ -196,16 +197,35 @@ class Kept:
 
     info: str
     _open: Connection | None = None
+    _is_lent: Lock = field(default_factory=Lock)
 
     def connection(self) -> Connection:
-        """Return it; where the server was stopped meanwhile, another."""
+        """Return it as good as new; where the server was stopped meanwhile, another."""
         if self._open:
             with suppress(psycopg.OperationalError):
-                self._open.execute("SELECT")
+                self._open.rollback()
+                self._open.set_autocommit(True)
+                self._open.execute("DISCARD ALL")
                 return self._open
             self.close()
-        self._open = psycopg.connect(self.info, autocommit=True)
+        # Nothing prepared: a test may alter the tables between two questions.
+        self._open = psycopg.connect(self.info, autocommit=True, prepare_threshold=None)
         return self._open
+
+    @contextmanager
+    def lent(self) -> Iterator[Connection]:
+        """Lend it; to whoever asks meanwhile, another."""
+        if not self._is_lent.acquire(blocking=False):
+            with psycopg.connect(self.info, autocommit=True) as connection:
+                yield connection
+            return
+        try:
+            connection = self.connection()
+            yield connection
+            if not connection.closed:
+                connection.commit()
+        finally:
+            self._is_lent.release()
 
     def close(self) -> None:
         if self._open:
@@ -220,6 +240,8 @@ class Database:
     name: str
     cluster: Cluster
     password_dir: Path
+    way_in: Kept | None = None
+    """The superuser's, kept from test to test."""
 
     @property
     def url(self) -> str:
@@ -233,7 +255,11 @@ class Database:
 
     @contextmanager
     def connect(self, role: Role | None = None) -> Iterator[Connection]:
-        """Open an autocommit connection, as superuser unless a role is named; close it at the end."""
+        """Lend an autocommit connection of its own, as superuser unless a role is named."""
+        if self.way_in and not role:
+            with self.way_in.lent() as connection:
+                yield connection
+            return
         info = self.url_for(role) if role else self.cluster.here(self.name)
         with psycopg.connect(info, autocommit=True) as connection:
             yield connection

@@ -25,7 +25,7 @@ def databases(cluster: Cluster, database: Database) -> Iterator[Databases]:
 
 
 def _use(cluster: Cluster, databases: Databases, *statements: str) -> tuple[object, ...]:
-    name = databases.take()
+    name, _ = databases.take()
     with psycopg.connect(cluster.url(name), autocommit=True) as connection:
         oid = connection.execute(OID).fetchone()
         for statement in statements:
@@ -43,7 +43,7 @@ def test_rows_are_gone_and_numbers_begin_again(cluster: Cluster, databases: Data
         "INSERT INTO opensend_milter.feedback (kind, source_id, email_id, payload)"
         " VALUES ('x', 'x', gen_random_uuid(), '{}')",
     )
-    name = databases.take()
+    name, _ = databases.take()
     with psycopg.connect(cluster.url(name), autocommit=True) as connection:
         assert connection.execute(OID).fetchone() == first
         tables = connection.execute(
@@ -78,14 +78,21 @@ def test_an_altered_one_is_not_used_again(cluster: Cluster, databases: Databases
 
 
 def test_one_that_somebody_has_not_left_is_not_used_again(cluster: Cluster, databases: Databases) -> None:
-    name = databases.take()
+    name, _ = databases.take()
     with psycopg.connect(cluster.url(name), autocommit=True) as connection:
         databases.give_back(name)
         with pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT")
-    assert databases.take() != name
+    assert databases.take()[0] != name
     with pytest.raises(psycopg.OperationalError, match="does not exist"):
         psycopg.connect(cluster.url(name))
+
+
+def test_the_way_in_heeds_triggers_and_foreign_keys_again(cluster: Cluster, databases: Databases) -> None:
+    _use(cluster, databases)
+    name, way_in = databases.take()
+    assert way_in.connection().execute("SHOW session_replication_role").fetchone() == ("origin",)
+    databases.give_back(name)
 
 
 def test_a_server_that_was_restarted_is_no_hindrance(cluster: Cluster, databases: Databases) -> None:
