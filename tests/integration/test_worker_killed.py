@@ -1,4 +1,4 @@
-"""Two thousand messages, two workers, and kill -9 five times: nothing lost, nothing twice."""
+"""A thousand messages, two workers, and kill -9 five times: nothing lost, nothing twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.integration.working import Working, working
 from tests.smtp_sink import Sink
 from tests.waiting import await_true, scaled_s
 
-MESSAGES, KILLS = 2_000, 5
+MESSAGES, KILLS = 1_000, 5
 
 
 def has_sent(worker: Working) -> bool:
