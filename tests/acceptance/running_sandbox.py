@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import LiteralString
 
 import psycopg
-from psycopg.rows import TupleRow
 from typer.testing import CliRunner
 
 from opensend_milter import cli
+from opensend_milter.adapters.postgres.link import Connection
 from opensend_milter.host.sandbox import lifecycle as host, state as sandbox_state
+from tests.integration.private_postgres import Kept
 from tests.log_scan import Finding, Forbidden, body_starts, look_through
 from tests.waiting import await_true, patience_s
 
@@ -81,12 +82,14 @@ class Sandbox:
     values: dict[str, str] = field(default_factory=dict)
     cleared: frozenset[bytes] = frozenset()
     """How bodies began that are not stored any more: no log may show them all the same."""
+    _way_in: Kept | None = None
 
     def __getitem__(self, name: str) -> str:
         return self.values[name]
 
     def up(self, *options: str) -> Sandbox:
         """Start it, or start it again."""
+        self._let_go()
         self.run("up", "--fast", *options)
         self.values = sandbox_state.variables(self.directory, sandbox_state.load(self.directory))
         return self
@@ -96,9 +99,9 @@ class Sandbox:
         return typed("sandbox", subcommand, "--dir", str(self.directory), *options, check=check)
 
     def pids(self) -> dict[str, int]:
-        """Return the process id of each program, and of the keeper."""
-        found = host.status(self.directory)
-        return {"keeper": found.keeper_pid or 0, **{one.name: one.pid or 0 for one in found.programs}}
+        """Return the process id of each program, and of the keeper, without asking whether they answer."""
+        keeper = sandbox_state.keeper_pid(self.directory) or 0
+        return {"keeper": keeper, **{str(one["name"]): int(one["pid"] or 0) for one in self._children()}}
 
     def pid(self, name: str) -> int:
         """Return the process id of one program, without asking it whether it answers."""
@@ -147,18 +150,28 @@ class Sandbox:
         """Read the log of a program."""
         return (self.directory / "log" / f"{name}.log").read_text(errors="replace")
 
+    def database(self) -> Connection:
+        """Return the superuser's connection: one for all questions."""
+        self._way_in = self._way_in or Kept(self["SANDBOX_DATABASE_URL"])
+        return self._way_in.connection()
+
+    def _let_go(self) -> None:
+        if self._way_in:
+            self._way_in.close()
+            self._way_in = None
+
     def clear(self) -> None:
         """Forget all mail, and what a test changed."""
         self.cleared |= self._body_starts()
-        with psycopg.connect(self["SANDBOX_DATABASE_URL"], autocommit=True) as connection:
-            for statement in CLEAR:
-                await_true(partial(_has_run, connection, statement), statement)
+        for statement in CLEAR:
+            await_true(partial(_has_run, self.database(), statement), statement)
         for path in self.inbox():
             path.unlink()
 
     def take_down(self) -> list[Finding]:
         """End it and leave nothing; return what its logs hold and must not."""
         found: list[Finding] = []
+        self._let_go()
         if (self.directory / "sandbox.json").exists():
             forbidden = Forbidden(secrets=self._secrets(), body_starts=self._body_starts() | self.cleared)
             self.run("down", check=False)
@@ -198,7 +211,7 @@ class Sandbox:
         return frozenset(found)
 
 
-def _has_run(connection: psycopg.Connection[TupleRow], statement: LiteralString) -> bool:
+def _has_run(connection: Connection, statement: LiteralString) -> bool:
     """Run it, unless somebody who is at work locks the same tables the other way round."""
     try:
         connection.execute(statement)

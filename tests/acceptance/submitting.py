@@ -10,10 +10,10 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal, LiteralString
 
-import psycopg
 from psycopg.rows import TupleRow
 
 from tests.acceptance.running_sandbox import Sandbox
@@ -136,9 +136,8 @@ def answers_to_the_end(client: smtplib.SMTP, octets: bytes) -> list[Answer]:
 
 def rows(sandbox: Sandbox, query: LiteralString, *values: object) -> list[TupleRow]:
     """Ask the database as superuser."""
-    with psycopg.connect(sandbox["SANDBOX_DATABASE_URL"], autocommit=True) as connection:
-        done = connection.execute(query, values)
-        return done.fetchall() if done.description else []
+    done = sandbox.database().execute(query, values)
+    return done.fetchall() if done.description else []
 
 
 def count(sandbox: Sandbox) -> int:
@@ -239,7 +238,9 @@ def in_inbox(sandbox: Sandbox, mark: str) -> Path | None:
     return found[0] if found else None
 
 
+@cache
 def _head(path: Path) -> bytes:
+    """Read it once: what is delivered is whole, and is looked at again with each question for another."""
     with path.open("rb") as file:
         return file.read(HEAD_BYTES)
 
