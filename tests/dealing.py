@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 Test = TypeVar("Test")
 SANDBOXED = "acceptance"
-"""Whoever runs some of these makes two sandboxes."""
+"""Whoever runs some of these makes a sandbox."""
 LIGHT = frozenset({"unit", "fuzz", "upgrade"})
 """These start nothing, and none takes long."""
 

@@ -2,9 +2,9 @@
 
 `sandbox` is one running sandbox per test process: `sandbox["SANDBOX_SMTP_PORT"]` and the other names that
 `opensend-milter sandbox env` prints, `sandbox.smtp()` for a logged-in connection, `sandbox.run(...)` for a
-subcommand. It is shared: a test that stops something takes `rough`, shared as well by those who do, without mail at
-the beginning and whole again at the end. One that needs another configuration, or counts restarts, makes its own with
-`make_sandbox()`, which takes it down at the end. The logs of each are looked through then: see tests/log_scan.py.
+subcommand. It is shared: a test that stops something takes it as `rough`, without mail at the beginning; at the end
+it is whole again, and without mail. One that needs another profile or a queue makes its own with `standing()`, which
+takes it down at the end. The logs of each are looked through then: see tests/log_scan.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, new_directory
-from tests.log_scan import Finding, assert_clean
+from tests.acceptance.running_sandbox import Sandbox, standing
 
 _HERE = Path(__file__).parent
 _shared: list[Sandbox] = []
@@ -45,25 +44,14 @@ def _tell_workers(what: signal.Signals) -> None:
             os.kill(sandbox.pid("worker"), what)
 
 
-def _running() -> Iterator[Sandbox]:
-    if os.geteuid() != 0:
-        pytest.skip("a sandbox needs root")
-    sandbox = Sandbox(new_directory())
-    found: list[Finding] = []
-    try:
-        _shared.append(sandbox.up())
-        yield sandbox
-        _tell_workers(signal.SIGCONT)
-        _shared.remove(sandbox)
-    finally:
-        found = sandbox.take_down()
-    assert_clean(found)
-
-
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
     """Share one running sandbox among the tests of this process."""
-    yield from _running()
+    with standing() as sandbox:
+        _shared.append(sandbox)
+        yield sandbox
+        _tell_workers(signal.SIGCONT)
+        _shared.remove(sandbox)
 
 
 @pytest.fixture
@@ -74,30 +62,10 @@ def resend_at(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     return sandbox
 
 
-@pytest.fixture(scope="session")
-def _rough() -> Iterator[Sandbox]:
-    yield from _running()
-
-
 @pytest.fixture
-def rough(_rough: Sandbox) -> Iterator[Sandbox]:
-    """Share a sandbox that may be hit: it has no mail at the beginning."""
-    _rough.clear()
-    yield _rough
-    _rough.await_good()
-
-
-@pytest.fixture
-def make_sandbox() -> Iterator[MakeSandbox]:
-    """Return a function that makes a sandbox of the test's own: `make_sandbox("--queue", "sqs")`, `directory=...`."""
-    if os.geteuid() != 0:
-        pytest.skip("a sandbox needs root")
-    made: list[Sandbox] = []
-
-    def make(*options: str, directory: Path | None = None) -> Sandbox:
-        sandbox = Sandbox(directory or new_directory())
-        made.append(sandbox)
-        return sandbox.up(*options)
-
-    yield make
-    assert_clean([found for sandbox in made for found in sandbox.take_down()])
+def rough(sandbox: Sandbox) -> Iterator[Sandbox]:
+    """Share it as one that may be hit: it has no mail at the beginning, and is as it was at the end."""
+    sandbox.clear()
+    yield sandbox
+    sandbox.await_good()
+    sandbox.clear()

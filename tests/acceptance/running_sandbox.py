@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import smtplib
 import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import LiteralString
 
 import psycopg
+import pytest
 from typer.testing import CliRunner
 
 from opensend_milter import cli
 from opensend_milter.adapters.postgres.link import Connection
 from opensend_milter.host.sandbox import lifecycle as host, state as sandbox_state
 from tests.integration.private_postgres import Kept
-from tests.log_scan import Finding, Forbidden, body_starts, look_through
+from tests.log_scan import Finding, Forbidden, assert_clean, body_starts, look_through
 from tests.waiting import await_true, patience_s
 
 OF_OTHERS = {"postfix.log", "postgres.log", "dovecot.log"}
@@ -38,7 +40,6 @@ CLEAR: tuple[LiteralString, ...] = (
     ),
 )
 """What tests/acceptance/test_faults.py makes of a database, undone."""
-MakeSandbox = Callable[..., "Sandbox"]
 
 
 def program(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -209,6 +210,20 @@ class Sandbox:
             ):
                 found |= body_starts(text.encode(), is_body=True) | body_starts(html.encode(), is_body=True)
         return frozenset(found)
+
+
+@contextmanager
+def standing(*options: str) -> Iterator[Sandbox]:
+    """Run one, and see at its end that its logs are clean."""
+    if os.geteuid() != 0:
+        pytest.skip("a sandbox needs root")
+    sandbox = Sandbox(new_directory())
+    found: list[Finding] = []
+    try:
+        yield sandbox.up(*options)
+    finally:
+        found = sandbox.take_down()
+    assert_clean(found)
 
 
 def _has_run(connection: Connection, statement: LiteralString) -> bool:

@@ -15,13 +15,12 @@ import pytest
 from opensend_milter.config import load
 from opensend_milter.core.findings import Result
 from opensend_milter.host.examining.host_checks import Site
-from tests.acceptance.running_sandbox import Sandbox, new_directory
+from tests.acceptance.running_sandbox import Sandbox, standing
 from tests.acceptance.submitting import MAIL, TAKEN, Account, Mechanism, delivered, log_in, revoke, stored, submit
 from tests.acceptance.test_doctor_sandbox import ON_PURPOSE, examined, mended
 from tests.acceptance.test_faults import NO_LOGIN, await_login, postgres_stopped
 from tests.acceptance.test_submission import BAD, GOOD, authenticated
 from tests.integration.debian13 import programs_of_debian13
-from tests.log_scan import Finding, assert_clean
 
 pytestmark = pytest.mark.case(68)
 
@@ -30,15 +29,10 @@ pytestmark = pytest.mark.case(68)
 def newer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """One sandbox for all, made while `dovecot` is another program than usual."""
     programs = programs_of_debian13(tmp_path_factory.mktemp("programs"))
-    sandbox = Sandbox(new_directory())
-    found: list[Finding] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-        try:
-            yield sandbox.up()
-        finally:
-            found = sandbox.take_down()
-    assert_clean(found)
+        with standing() as sandbox:
+            yield sandbox
 
 
 @pytest.fixture

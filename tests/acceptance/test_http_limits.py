@@ -8,17 +8,17 @@ import signal
 import smtplib
 import ssl
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, LiteralString
 from urllib.parse import urlsplit
 
-import psycopg
 import pytest
 import yaml
 
-from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, closed_on_failure
+from tests.acceptance.running_sandbox import Sandbox, closed_on_failure
 from tests.acceptance.submitting import Account, authenticate, rows
 from tests.asking import Answer, ask
 from tests.waiting import await_true, patience_s
@@ -203,20 +203,27 @@ def test_a_field_is_called_as_the_request_called_it(
 
 
 @pytest.fixture
-def strict(make_sandbox: MakeSandbox) -> Sandbox:
+def strict(rough: Sandbox) -> Iterator[Sandbox]:
     """A sandbox in which a client may fail a few times only, and whose database writes down each statement."""
-    sandbox = make_sandbox()
-    config = sandbox.directory / "opensend-milter.yaml"
-    content = yaml.safe_load(config.read_text())
+    config = rough.directory / "opensend-milter.yaml"
+    usual = config.read_text()
+    content = yaml.safe_load(usual)
     content["limits"]["failed_per_minute"] = FAILED_PER_MINUTE
+    rows(rough, "ALTER SYSTEM SET log_statement = 'all'")
     config.write_text(yaml.safe_dump(content))
+    start_again(rough)
+    yield rough
+    config.write_text(usual)
+    rows(rough, "ALTER SYSTEM RESET log_statement")
+    start_again(rough)
+
+
+def start_again(sandbox: Sandbox) -> None:
+    """Let the gate and the database read their configurations."""
+    rows(sandbox, "SELECT pg_reload_conf()")
     before = sandbox.pid("auth-gate")
     os.kill(before, signal.SIGTERM)
-    with psycopg.connect(sandbox["SANDBOX_DATABASE_URL"], autocommit=True) as connection:
-        connection.execute("ALTER SYSTEM SET log_statement = 'all'")
-        connection.execute("SELECT pg_reload_conf()")
     await_true(lambda: is_started_again(sandbox, before), "it is started again")
-    return sandbox
 
 
 def is_started_again(sandbox: Sandbox, before: int) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from opensend_milter.host.sandbox import state as sandbox_state
-from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, new_directory, program, typed
+from tests.acceptance.running_sandbox import Sandbox, new_directory, program, typed
 from tests.log_scan import assert_clean
 from tests.waiting import await_true
 
@@ -214,6 +214,15 @@ def test_variables_of_the_caller_change_nothing(deep_sandbox: Sandbox, monkeypat
         os.umask(before)
 
 
+def test_two_stand_side_by_side(second: Sandbox, sandbox: Sandbox) -> None:
+    assert sandbox["SANDBOX_API_KEY"] != second["SANDBOX_API_KEY"]
+    with pytest.raises(smtplib.SMTPAuthenticationError), sandbox.connect() as client:
+        client.login("apikey", second["SANDBOX_API_KEY"])
+    before = [len(one.inbox()) for one in (second, sandbox)]
+    second.run("send")
+    assert [len(one.inbox()) for one in (second, sandbox)] == [before[0] + 1, before[1]]
+
+
 def test_down_leaves_nothing_and_up_finds_everything(second: Sandbox) -> None:
     values = dict(second.values)
     second.run("send")
@@ -228,7 +237,7 @@ def test_down_leaves_nothing_and_up_finds_everything(second: Sandbox) -> None:
     assert second.up().values == values
 
 
-def test_a_deep_directory_gets_a_short_way_in(second: Sandbox) -> None:
+def test_a_deep_directory_gets_a_short_way_in(second: Sandbox, sandbox: Sandbox) -> None:
     deep = second.directory
     links = links_to(deep)
     assert len(links) == 1
@@ -240,6 +249,9 @@ def test_a_deep_directory_gets_a_short_way_in(second: Sandbox) -> None:
     second.run("down")
     assert not links[0].is_symlink()
     assert links_to(deep) == []
+    second.run("down", "--purge")
+    assert not deep.exists()
+    sandbox.run("status")
 
 
 def links_to(directory: Path) -> list[Path]:
@@ -249,30 +261,6 @@ def links_to(directory: Path) -> list[Path]:
             if path.readlink() == directory:
                 found.append(path)
     return found
-
-
-def test_two_stand_side_by_side(second: Sandbox, sandbox: Sandbox) -> None:
-    assert sandbox["SANDBOX_API_KEY"] != second["SANDBOX_API_KEY"]
-    with pytest.raises(smtplib.SMTPAuthenticationError), sandbox.connect() as client:
-        client.login("apikey", second["SANDBOX_API_KEY"])
-    before = [len(one.inbox()) for one in (second, sandbox)]
-    second.run("send")
-    assert [len(one.inbox()) for one in (second, sandbox)] == [before[0] + 1, before[1]]
-    second.run("down", "--purge")
-    assert not second.directory.exists()
-    sandbox.run("status")
-
-
-def test_with_sqs_jobs_go_by_the_queue(make_sandbox: MakeSandbox) -> None:
-    sandbox = make_sandbox("--queue", "sqs")
-    assert set(sandbox.values) == NAMES | {"SANDBOX_QUEUE_URL", "SANDBOX_AWS_ENDPOINT"}
-    sandbox.run("send")
-    os.kill(sandbox.pids()["sqs"], signal.SIGKILL)
-    sandbox.await_good()
-    sandbox.run("send", "--wait", "90")
-    said = sandbox.run("up", "--queue", "postgres", check=False)
-    assert said.returncode == 64
-    assert "runs with --queue sqs" in said.stderr
 
 
 @pytest.mark.parametrize(("name", "how"), [("dovecot", signal.SIGKILL), ("postgres", signal.SIGQUIT)])

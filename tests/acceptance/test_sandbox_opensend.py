@@ -18,9 +18,8 @@ import pytest
 from opensend_milter.adapters.schema import facts
 from opensend_milter.host.sandbox import state as sandbox_state
 from opensend_milter.host.sandbox.programs import ask_sqs
-from tests.acceptance.running_sandbox import MakeSandbox, Sandbox, new_directory
+from tests.acceptance.running_sandbox import Sandbox, standing
 from tests.asking import ask
-from tests.log_scan import assert_clean
 from tests.waiting import await_true, patience_s
 
 PROGRAMS = {"postgres", "sqs", "dovecot", "auth-gate", "serve", "worker", "http", "console", "postfix"}
@@ -29,15 +28,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a sandbox needs root"
 
 @pytest.fixture(scope="module")
 def _gateway() -> Iterator[Sandbox]:
-    if os.geteuid() != 0:
-        pytest.skip("a sandbox needs root")
-    sandbox = Sandbox(new_directory())
-    found = []
-    try:
-        yield sandbox.up("--profile", "opensend", "--queue", "sqs")
-    finally:
-        found = sandbox.take_down()
-    assert_clean(found)
+    with standing("--profile", "opensend", "--queue", "sqs") as sandbox:
+        yield sandbox
 
 
 @pytest.fixture
@@ -193,24 +185,24 @@ def test_the_http_door_leads_there_too(gateway: Sandbox) -> None:
 # ---------------------------------------------------------------------- which profile
 
 
-def test_a_profile_is_kept_from_up_to_up_and_no_other_is_taken(make_sandbox: MakeSandbox) -> None:
-    sandbox = make_sandbox("--profile", "opensend")
-    place = str(sandbox.directory)
-    assert "SANDBOX_QUEUE_URL" not in sandbox.values
-    said = sandbox.run("send").stdout
-    assert " queued\njob:       the row itself: it waits to be polled by OpenSend's ingester\n" in said
-    for running in (True, False):
-        for subcommand in ("up", "demo"):
-            refused = sandbox.run(subcommand, "--profile", "standalone", check=False)
-            assert refused.returncode == 64
-            assert f"`sandbox down --purge --dir {place}`" in refused.stderr
-        if running:
-            sandbox.run("down")
-    before = dict(sandbox.values)
-    assert sandbox.up().values == before
-    assert json.loads(sandbox.run("send", "--json").stdout)["log"]["status"] == 200
-    sandbox.run("down", "--purge")
-    assert not sandbox.directory.exists()
+def test_a_profile_is_kept_from_up_to_up_and_no_other_is_taken() -> None:
+    with standing("--profile", "opensend") as sandbox:
+        place = str(sandbox.directory)
+        assert "SANDBOX_QUEUE_URL" not in sandbox.values
+        said = sandbox.run("send").stdout
+        assert " queued\njob:       the row itself: it waits to be polled by OpenSend's ingester\n" in said
+        for running in (True, False):
+            for subcommand in ("up", "demo"):
+                refused = sandbox.run(subcommand, "--profile", "standalone", check=False)
+                assert refused.returncode == 64
+                assert f"`sandbox down --purge --dir {place}`" in refused.stderr
+            if running:
+                sandbox.run("down")
+        before = dict(sandbox.values)
+        assert sandbox.up().values == before
+        assert json.loads(sandbox.run("send", "--json").stdout)["log"]["status"] == 200
+        sandbox.run("down", "--purge")
+        assert not sandbox.directory.exists()
 
 
 def test_a_standalone_sandbox_is_not_made_opensends(sandbox: Sandbox) -> None:
