@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg.sql import SQL, Identifier
@@ -75,20 +78,27 @@ def test_the_largest_bodies_take_up_no_more_than_there_is(database: Database) ->
         # Each value would be in the server's log, which is looked through after each test.
         quiet = SQL("ALTER DATABASE {} SET log_statement = 'none'")
         connection.execute(quiet.format(Identifier(connection.info.dbname)))
-    with front(database) as served, ThreadPoolExecutor(len(keys) * 2) as pool:
+    # What is one too many of a key's is sent in vain, as long as it is.
+    with front(database) as served, ThreadPoolExecutor(2) as one, ThreadPoolExecutor(2) as other:
 
-        def send(number: int, shape: Shape) -> tuple[int, str]:
-            key, status = keys[number % len(keys)], 0
-            while not status or status in CROWDED:  # a busy machine has no room in time
-                status, answer, _ = served.ask("POST", "/emails", shape.body(), Authorization=f"Bearer {key}")
+        def send(key: str, body: bytes, path: str = "/emails") -> tuple[int, str]:
+            status, answer = 0, dict[str, Any]()
+            while not status or status in CROWDED:  # a busy machine has no room in time, or reads too slowly
+                with suppress(ConnectionResetError, BrokenPipeError):
+                    status, answer, _ = served.ask("POST", path, body, Authorization=f"Bearer {key}")
             return status, answer["errors"][0]["code"] if "errors" in answer else ""
 
         asked = {**HOSTILE, **LARGE, **HONEST}
-        answers = dict(zip(asked, pool.map(send, range(len(asked)), asked.values()), strict=True))
+        ways = cycle(zip(keys, (one, other), strict=True))
+        told = {
+            name: pool.submit(lambda key, shape: send(key, shape.body()), key, asked[name])
+            for name, (key, pool) in zip(asked, ways, strict=False)
+        }
+        answers = {name: answer.result() for name, answer in told.items()}
         assert {name: answers[name] for name in HOSTILE} == dict.fromkeys(HOSTILE, (400, "too_many"))
         assert {name: answers[name] for name in HONEST} == dict.fromkeys(HONEST, (200, ""))
         assert {answers[name][0] for name in LARGE} <= {200, 400, 413}
-        assert served.ask("POST", "/emails/batch", bulk(), Authorization=f"Bearer {keys[0]}")[0] == 200
+        assert send(keys[0], bulk(), "/emails/batch") == (200, "")
         assert peak_mb(served) < MOST_MB
 
 
