@@ -16,6 +16,7 @@ from tests.upgrade.clients import Door, Http, Smtp
 from tests.upgrade.filling import WORKER, Keys
 from tests.upgrade.hosts import MailHost
 from tests.upgrade.ledger import Ledger, now
+from tests.upgrade.reading import CONSOLE_PORT, unshown_by_console
 from tests.waiting import await_true
 
 A_WHILE = 20
@@ -55,6 +56,8 @@ class Course:
     applied: list[str] = field(default_factory=list)
     unsaid: list[str] = field(default_factory=list)
     """Migrations, which nobody takes back, that the plan did not name."""
+    unshown: list[str] = field(default_factory=list)
+    """Messages that the console does not show while it goes on."""
 
     @property
     def hosts(self) -> tuple[MailHost, MailHost]:
@@ -99,12 +102,14 @@ class Course:
                 self.applied = first.asked("db", "migrate")["applied"]
         with self.step("b: the old program on new tables"):
             self._go_on(second)
-        with self.step("a: install --apply"):
+        with self.step("a: install --apply, the console too"):
+            first.configure(f"console: {{port: {CONSOLE_PORT}}}\n")
             first.ours("install", "--apply")
         with self.step("a new, b old"):
             # Its worker was stopped: what waits is delivered by both versions.
             second.system.systemctl("start", WORKER)
             self._go_on(*self.hosts)
+            self.unshown += unshown_by_console(first, self.database, self.newest())
         with self.step("b: dpkg -i"):
             second.install_package(self.package)
         with self.step("b: install --apply"):
@@ -120,6 +125,11 @@ class Course:
             lambda: all(self.ledger.accepted_of(name) >= before[name] + A_WHILE for name in clients),
             lambda: f"{before} went on to { {name: self.ledger.accepted_of(name) for name in clients} }",
         )
+
+    def newest(self) -> list[str]:
+        """Name the last message of each client."""
+        in_order = sorted(self.ledger.accepted(), key=lambda name: int(name.rpartition("-")[2]))
+        return [*{name.rpartition("-")[0]: name for name in in_order}.values()]
 
     def _killed_halfway(self, pending: list[str]) -> None:
         """Kill it in its last migration, all others of which are applied, while everybody sends."""

@@ -69,6 +69,11 @@ class MailHost:
             await_true(children.read_text, "it runs")
             yield int(children.read_text().split()[0])
 
+    def configure(self, more: str) -> None:
+        """Add something to its configuration; `install --apply` has it done."""
+        path = self.system.root / "etc/opensend-milter/opensend-milter.yaml"
+        path.write_text(path.read_text() + more)
+
     @property
     def _owner_url(self) -> str:
         return f"postgresql://{SUPERUSER}:{PASSWORD}@/{DATABASE}?host={DATABASE_DIR}&port={self.port}"

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import Any
 
+from opensend_milter.adapters.admin.console_users import ConsoleUsers
+from opensend_milter.core.passwords import verifier_of
+from tests.integration.console_browser import Browser
+from tests.integration.private_postgres import Database
 from tests.upgrade.filling import USER, Filled
 from tests.upgrade.hosts import MailHost
 from tests.waiting import patience_s
 
+CONSOLE_PORT = 8026
+CONSOLE_NAME, CONSOLE_PASSWORD = "upgrader", "a password of this test"
 SHOWN = 3
 """Of each kind, by `email show`: each starts a program."""
 _ALL = "1000000"
@@ -47,7 +53,7 @@ def ask(host: MailHost, key: str, filled: Sequence[Filled]) -> Told:
     listed = host.asked("email", "list", "--limit", _ALL)
     wanted = {one.email_id for one in filled}
     answers = {f"email list {row['id']}": row for row in listed if row["id"] in wanted}
-    for one in _some_of_each(filled):
+    for one in some_of_each(filled):
         answers[f"email show {one.email_id}"] = host.asked("email", "show", one.email_id)
     answers["email refusals"] = host.asked("email", "refusals", "--limit", _ALL)
     for group in ("key", "suppression", "domain"):
@@ -57,7 +63,19 @@ def ask(host: MailHost, key: str, filled: Sequence[Filled]) -> Told:
     return Told(answers={**answers, **dict(_by_http(host, key, filled))})
 
 
-def _some_of_each(filled: Sequence[Filled]) -> Iterator[Filled]:
+def unshown_by_console(host: MailHost, database: Database, names: Iterable[str]) -> list[str]:
+    """Look for each of these subjects in the console's pages, as somebody of that host; name what is not shown."""
+    with database.connect() as connection:
+        ConsoleUsers(connection).put(CONSOLE_NAME, verifier_of(CONSOLE_PASSWORD, b"salt"))
+    with host.network():
+        browser = Browser(CONSOLE_PORT)
+        browser.log_in(name=CONSOLE_NAME, password=CONSOLE_PASSWORD)
+        pages = {name: browser.get(f"/messages?q={name}") for name in names}
+    return [f"console of {host.name}: {name}: {page.words}" for name, page in pages.items() if name not in page.words]
+
+
+def some_of_each(filled: Sequence[Filled]) -> Iterator[Filled]:
+    """Return the first few of each kind."""
     for kind in sorted({one.kind for one in filled}):
         yield from [one for one in filled if one.kind == kind][:SHOWN]
 

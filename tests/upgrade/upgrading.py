@@ -16,7 +16,7 @@ from tests.upgrade.filling import SUPPRESSED, WORKER, Filled, fill, make_due, ma
 from tests.upgrade.hosts import DATABASE, MailHost, booted_host
 from tests.upgrade.ledger import Span, settle, token
 from tests.upgrade.packages import ROOT, build, package_of
-from tests.upgrade.reading import ask
+from tests.upgrade.reading import ask, some_of_each, unshown_by_console
 from tests.waiting import await_true
 
 _STEADY = {"sent", "uncertain"}
@@ -95,6 +95,8 @@ def _upgraded(course: Course, filled: Sequence[Filled]) -> Outcome:
         _deliver_all(course.database)
     with course.step("read back by every door"):
         again = ask(first, key, filled)
+        shown = [*(one.name for one in some_of_each(filled)), *course.newest()]
+        unshown = [*course.unshown, *unshown_by_console(first, course.database, shown)]
     against_rules = list(_taken_against_rules(course))
     with course.step("install --undo and dpkg -P, on both"):
         delivered = {host.name: host.delivered() for host in course.hosts}
@@ -118,7 +120,7 @@ def _upgraded(course: Course, filled: Sequence[Filled]) -> Outcome:
             unasked=account.unasked,
             refused_for_good=course.ledger.wrong(),
             given_up=sorted(course.ledger.given_up()),
-            told_otherwise=[*told.missing_in(again), *again.untold(filled)],
+            told_otherwise=[*told.missing_in(again), *again.untold(filled), *unshown],
             taken_against_rules=against_rules,
             not_said_before=course.unsaid,
             left_behind=left,
