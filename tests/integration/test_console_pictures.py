@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from opensend_milter.adapters.admin.console_users import ConsoleUsers
@@ -46,11 +47,20 @@ FRIENDLY = f"""
     UPDATE opensend_milter.submissions SET from_address = 'app@shop.example', sender = 'app@shop.example';
     UPDATE opensend_milter.jobs SET last_error = '{REPLY}', not_before = now() + interval '20 minutes'
         WHERE attempts > 0;
+    UPDATE opensend_milter.jobs SET last_error = NULL WHERE attempts = 0;
+    UPDATE opensend_milter.jobs SET not_before = now() - interval '2 seconds' WHERE attempts = 0 AND not_before <= now();
+    UPDATE emails SET created_at = created_at + interval '59 minutes' WHERE created_at > now() - interval '70 minutes'
+        AND created_at < now() - interval '59 minutes';
+    UPDATE emails SET sent_at = created_at + interval '1 second' * (0.4 + mod(extract(minute FROM created_at), 3))
+        WHERE status IN ('sent', 'delivered', 'bounced', 'complained');
     UPDATE opensend_milter.refusals SET sender = 'app@shop.example', recipients = '{{customer@example.net}}',
         text = 'the domain of From is not verified: shop.example';
     UPDATE email_events SET payload = payload || jsonb_build_object('reason', '{REPLY}') WHERE type = 'delayed';
     UPDATE email_events SET payload = payload || jsonb_build_object('reply', '250 2.0.0 ok')
         WHERE type NOT IN ('delayed', 'failed');
+    INSERT INTO opensend_milter.findings (host, name, result, seen, mend) VALUES
+        ('mail.example.org', 'tls.certificate', 'warning', 'valid for another 9 days', 'certbot renew'),
+        ('mail.example.org', 'milter.answers', 'good', 'answers within 2 ms', '');
     INSERT INTO email_suppressions (user_id, email, reason, source_email_id)
         SELECT '{USER}', 'customer' || ltrim(right(subject, 3)) || '@example.net', status, id FROM emails
         WHERE status IN ('bounced', 'complained') ORDER BY created_at DESC LIMIT 15 ON CONFLICT DO NOTHING;
@@ -89,7 +99,8 @@ def test_pictures_are_made(database: Database, tmp_path: Path) -> None:
     with database.connect() as connection:
         connection.execute(FRIENDLY.encode())
     zone = Zone({"shop.example": [["v=spf1 mx -all"]], "k1._domainkey.shop.example": [["v=DKIM1; k=rsa; p=MIIB"]]})
-    with running(zone) as server, console(database, nameserver=server) as port, browsing(tmp_path) as browser:
+    worker = psycopg.connect(database.url_for("opensend_worker"), application_name="opensend-worker")
+    with worker, running(zone) as server, console(database, nameserver=server) as port, browsing(tmp_path) as browser:
         visitor = console_browser.Browser(port)
         visitor.log_in(name=NAME, password=PASSWORD)
         browser.look_as("light", WIDTH)
