@@ -140,7 +140,9 @@ def test_the_host_name_of_the_machine_stands_in() -> None:
 
 
 def test_without_a_log_file_postfix_logs_to_syslog() -> None:
-    assert not {"maillog_file", "maillog_file_prefixes"} & set(main_cf(Config(), replace(SITE, log_file=None)))
+    of_a_file = {"maillog_file", "maillog_file_prefixes", "postlogd_watchdog_timeout"}
+    assert not of_a_file & set(main_cf(Config(), replace(SITE, log_file=None)))
+    assert of_a_file <= set(main_cf(Config(), SITE))
 
 
 def test_each_port_can_be_off() -> None:

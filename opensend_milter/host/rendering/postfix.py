@@ -62,6 +62,7 @@ def _main_values(config: Config, site: PostfixSite) -> Mapping[str, templates.Va
         "SYSLOG_NAME": site.syslog_name,
         "LOG_FILE": site.log_file,
         "LOG_DIR": site.log_file.parent if site.log_file else None,
+        "LOG_PATIENCE": "1h" if site.log_file else None,
         "HOSTNAME": config.smtp.hostname or site.hostname,
         "INET_PROTOCOLS": _protocols(config.smtp.host),
         "TLS_LEVEL": "may" if pair else "none",
