@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from opensend_milter.adapters.admin.console_users import ConsoleUsers
+from opensend_milter.adapters.schema import migrations
 from opensend_milter.core.passwords import verifier_of
 from tests.browser import browsing, is_there
 from tests.integration import console_browser, many_messages
@@ -48,7 +49,8 @@ FRIENDLY = f"""
     UPDATE opensend_milter.jobs SET last_error = '{REPLY}', not_before = now() + interval '20 minutes'
         WHERE attempts > 0;
     UPDATE opensend_milter.jobs SET last_error = NULL WHERE attempts = 0;
-    UPDATE opensend_milter.jobs SET not_before = now() - interval '2 seconds' WHERE attempts = 0 AND not_before <= now();
+    UPDATE opensend_milter.jobs SET not_before = now() - interval '2 seconds'
+        WHERE attempts = 0 AND not_before <= now();
     UPDATE emails SET created_at = created_at + interval '59 minutes' WHERE created_at > now() - interval '70 minutes'
         AND created_at < now() - interval '59 minutes';
     UPDATE emails SET sent_at = created_at + interval '1 second' * (0.4 + mod(extract(minute FROM created_at), 3))
@@ -77,6 +79,7 @@ def pages(database: Database) -> Mapping[str, str]:
         "volume": "/volume?span=7d",
         "messages": "/messages",
         "message": f"/messages/{one}",
+        "action": f"/messages/{one}/retry",
         "contents": f"/messages/{one}/text",
         "refusals": "/messages?status=refused",
         "refusal": f"/messages/{refused}",
@@ -91,6 +94,7 @@ def pages(database: Database) -> Mapping[str, str]:
 @pytest.mark.skipif(not os.environ.get("UPDATE_PICTURES"), reason="only on demand: UPDATE_PICTURES=1")
 @pytest.mark.skipif(not is_there(), reason="there is no Chromium: tools/setup tests")
 def test_pictures_are_made(database: Database, tmp_path: Path) -> None:
+    migrations.init(database.url, database.password_dir, actions=True)
     with database.connect() as connection:
         ConsoleUsers(connection).put(NAME, verifier_of(PASSWORD, b"salt"))
         connection.execute(FILL.encode())
@@ -100,7 +104,12 @@ def test_pictures_are_made(database: Database, tmp_path: Path) -> None:
         connection.execute(FRIENDLY.encode())
     zone = Zone({"shop.example": [["v=spf1 mx -all"]], "k1._domainkey.shop.example": [["v=DKIM1; k=rsa; p=MIIB"]]})
     worker = psycopg.connect(database.url_for("opensend_worker"), application_name="opensend-worker")
-    with worker, running(zone) as server, console(database, nameserver=server) as port, browsing(tmp_path) as browser:
+    with (
+        worker,
+        running(zone) as server,
+        console(database, nameserver=server, actions=True) as port,
+        browsing(tmp_path) as browser,
+    ):
         visitor = console_browser.Browser(port)
         visitor.log_in(name=NAME, password=PASSWORD)
         browser.look_as("light", WIDTH)
