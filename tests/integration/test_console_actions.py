@@ -59,8 +59,8 @@ def acting(_shared_cluster: Cluster, _template: Path) -> Iterator[Databases]:
 
 @pytest.fixture
 def seeded(_shared_cluster: Cluster, _template: Path, acting: Databases) -> Iterator[Database]:
-    name = acting.take()
-    database = seed(Database(name, _shared_cluster, _template))
+    name, way_in = acting.take()
+    database = seed(Database(name, _shared_cluster, _template, way_in))
     rows(
         database,
         """UPDATE opensend_milter.submissions s SET size_bytes = length(c.whole), sha256 = sha256(c.whole) FROM (
