@@ -24,6 +24,7 @@ REACH = 20 * 5
 def connection(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
     """A minute apart, every third another user's; looked at in pages of four."""
     monkeypatch.setattr(search, "PAGE", 4)
+    monkeypatch.setattr(search, "MORE", 4)
     with database.connect() as opened:
         opened.execute(
             """INSERT INTO emails (id, "from", "to", subject, status, user_id, created_at)

@@ -141,6 +141,13 @@ LEFT JOIN LATERAL (
     ) k ON true
 ORDER BY p.created_at DESC, p.id DESC;
 
+-- listed -- the next messages, where it is {whose}; each bound is one that an index knows
+SELECT id::text, created_at FROM public.emails
+WHERE {whose}
+    AND (created_at, id) < (coalesce(%(before)s::timestamptz, 'infinity'), %(before_id)s::uuid)
+    AND created_at >= coalesce(%(since)s::timestamptz, '-infinity')
+ORDER BY created_at DESC, id DESC LIMIT %(limit)s;
+
 -- newest_refused -- the next refusals, where it is {whose}; each bound of time is one that an index knows
 SELECT id, refused_at, sender, recipients, message_id FROM opensend_milter.refusals
 WHERE {whose}

@@ -19,8 +19,11 @@ SQL = statements("search")
 REACH = 100_000
 """Messages and their addresses that are looked at for one answer, of those that are not noted, and of those that are
 noted under what is asked; and as many of refusals. How far that was is said."""
-PAGE = 100
+PAGE, MORE = 100, 500
+"""Rows that are read at once: of the first page, and of those after it, where few are what is asked for."""
 _NOTED = "noted"
+_OF_REFUSALS = frozenset({"address", "domain", "message-id"})
+"""Kinds of names that a refusal has; it has no subject."""
 _MOST_NAMED = 1_000
 LEAST_ID = "00000000-0000-0000-0000-000000000000"
 _GREATEST_NUMBER = 2**63 - 1
@@ -89,23 +92,24 @@ class _Search:
             rows = self.connection.execute(SQL[self.page], {**self.values, **place, "limit": size}).fetchall()
             ids: list[object] = []
             for row in rows:
-                known = self.known(row)
+                known = self.known(row) if self.meant else None
                 # Each address costs as much as all the rest.
-                reach -= 1 + len(known.addresses)
-                ids += [row[0]] if self._is_meant(known) else []
+                reach -= 1 + len(known.addresses) if known else 1
+                ids += [row[0]] if known is None or self._is_meant(known) else []
             if ids:
                 answer = self.connection.execute(SQL[self.shown], {**self.values, "ids": ids})
                 found += map(self.hit, answer.fetchall())
             if len(rows) < size or len(found) > limit:
                 return found, None
-            size = PAGE
+            size = max(size, MORE)
             last, at = rows[-1][:2]
             if reach <= 0:
                 return found, at
             place = {"before": at, "before_id": last, "before_no": last}
 
     def _is_meant(self, known: Known) -> bool:
-        return not self.meant or any(way <= names(known) for way in self.meant)
+        its_names = names(known)
+        return any(way <= its_names for way in self.meant)
 
 
 def _searches(
@@ -117,7 +121,9 @@ def _searches(
         yield from _searches_of_messages(connection, values, meant, whose)
     if not values["courier"] and values["status"] in (None, REFUSED):
         page = "newest_refusals" if values["of_user"] is None else "newest_refusals_of_user"
-        yield _Search(connection, values, page, "these_refusals", _known_refusal, _refusal, meant)
+        of_refusals = [way for way in meant if {name.kind for name in way} <= _OF_REFUSALS]
+        if of_refusals or not meant:
+            yield _Search(connection, values, page, "these_refusals", _known_refusal, _refusal, of_refusals)
 
 
 def _whose(connection: Connection, values: Mapping[str, object]) -> tuple[dict[str, object], set[Name]]:
@@ -142,7 +148,8 @@ def _searches_of_messages(
 
     # The list of all is read by index; and what was committed late is in it at once.
     ((noted_at, noted_id),) = connection.execute(SQL["noted_to"]) if meant else ((None, None),)
-    page = "newest_of_user" if values["of_user"] is not None else "newest"
+    page = "newest" if meant else "listed"
+    page += "_of_user" if values["of_user"] is not None else ""
     yield search(page, {"noted_at": noted_at, "noted_id": noted_id}, meant, noted_at)
     for way in meant if noted_at else ():
         yield search(_NOTED, {"terms": [*map(term_of, way | whose)]}, [way], None)

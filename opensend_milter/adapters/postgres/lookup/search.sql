@@ -31,7 +31,13 @@ SELECT nullif(noted_at, 'epoch'), noted_id FROM opensend_milter.search_progress;
 -- newest_of_user -- the same of one user
 -- include: newest, whose = user_id = %(of_user)s
 
--- noted -- the same of those that are noted under all of these terms
+-- listed -- the next messages, newest first
+-- include: listed, whose = true
+
+-- listed_of_user -- the same of one user
+-- include: listed, whose = user_id = %(of_user)s
+
+-- noted -- the next messages that are noted under all of these terms
 WITH found AS MATERIALIZED (
     SELECT n.email_id, n.created_at
     FROM (
