@@ -93,8 +93,8 @@ class _Search:
             ids: list[object] = []
             for row in rows:
                 known = self.known(row) if self.meant else None
-                # Each address costs as much as all the rest.
-                reach -= 1 + len(known.addresses) if known else 1
+                # Each address costs as much as all the rest; and as much as two cost the tables that filters look at.
+                reach -= 1 + (len(known.addresses) if known else 2)
                 ids += [row[0]] if known is None or self._is_meant(known) else []
             if ids:
                 answer = self.connection.execute(SQL[self.shown], {**self.values, "ids": ids})
