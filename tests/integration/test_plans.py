@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, LiteralString
@@ -18,7 +18,6 @@ from tests.integration.private_postgres import Cluster, Database
 
 ROWS = 20_000
 USER = "many"
-OF_MESSAGES = ["emails", "submissions", "fingerprints"]
 HOT_JOBS: Mapping[str, Mapping[str, Any]] = {
     "due_announcements": {"limit": 10, "hand_over": False},
     "end_moved_on": {"limit": 10},
@@ -74,14 +73,12 @@ def filled(cluster: Cluster, _full: str, _template: Path) -> Iterator[Connection
     cluster.drop_database(copy.name)
 
 
-def read_in_sequence(connection: Connection, tables: Sequence[str] | None = None) -> int:
-    """Return how many rows were read so since they were filled, of these tables or of all."""
+def read_in_sequence(connection: Connection) -> int:
+    """Return how many rows were read so, of all tables, since they were filled."""
     connection.execute("SELECT pg_stat_force_next_flush()")
     connection.execute("SELECT pg_stat_clear_snapshot()")
     ((read,),) = connection.execute(
         "SELECT sum(seq_tup_read)::bigint FROM pg_stat_user_tables WHERE schemaname IN ('public', 'opensend_milter')"
-        " AND (%(tables)s::text[] IS NULL OR relname = ANY (%(tables)s))",
-        {"tables": tables},
     )
     return int(read)
 
@@ -110,24 +107,6 @@ def test_the_facts_of_a_batch_are_found_by_index(filled: Connection, count: int)
     assert read_in_sequence(filled) == before
     assert [row[4] for row in rows] == [True] * count
     assert [row[5][0][1] for row in rows] == ["bounce"] * count
-
-
-def test_what_messages_leave_is_found_by_index_though_the_plan_is_older(database: Database) -> None:
-    """A connection keeps the plan that it made in an empty database until somebody counts the rows."""
-    facts_for = statements("intake")["facts_for"]
-    with database.connect() as connection:
-        connection.execute("SET plan_cache_mode = force_generic_plan")
-        connection.execute(
-            "INSERT INTO api_keys (user_id, name, token_hash) VALUES ('many', 'a', 'a'), ('many', 'b', 'b')"
-        )
-        asked = questions(connection, 2)
-        connection.execute(facts_for, asked, prepare=True)
-        connection.execute(FILL)
-        ((known,),) = connection.execute("SELECT fingerprint FROM opensend_milter.fingerprints LIMIT 1")
-        asked = {**asked, "fingerprints": [known, known]}
-        before = read_in_sequence(connection, OF_MESSAGES)
-        connection.execute(facts_for, asked, prepare=True)
-        assert read_in_sequence(connection, OF_MESSAGES) == before
 
 
 def test_a_key_restricted_to_a_domain_costs_no_more(filled: Connection) -> None:

@@ -15,24 +15,20 @@ WITH asked AS (
         LEFT JOIN opensend_milter.key_settings c ON c.key_id = k.id
 ), earlier AS (
     -- What was given up, has bounced before anybody had it, or is not there any more, is not ours: sent again, it is a new message.
-    -- One each, so that it is found by the index even by a plan that was made when the tables were empty.
-    SELECT k.ordinal, one.* FROM keyed k CROSS JOIN LATERAL (
-        SELECT e.id AS email_id, e.created_at, e.scheduled_at,
-            e.created_at < now() - interval '24 hours' OR e.status IN ('failed', 'canceled', 'cancelled', 'suppressed')
-                OR e.status = 'bounced' AND e.sent_at IS NULL AS expired,
-            CASE WHEN s.email_id IS NULL THEN 'rest' WHEN s.key_id = k.key_id THEN 'key' ELSE 'account' END AS holder
-        FROM public.emails e LEFT JOIN opensend_milter.submissions s ON s.email_id = e.id
-        WHERE e.user_id = k.user_id AND e.idempotency_key = k.idempotency_key LIMIT 1
-    ) one
+    SELECT k.ordinal, e.id AS email_id, e.created_at, e.scheduled_at,
+        e.created_at < now() - interval '24 hours' OR e.status IN ('failed', 'canceled', 'cancelled', 'suppressed')
+            OR e.status = 'bounced' AND e.sent_at IS NULL AS expired,
+        CASE WHEN s.email_id IS NULL THEN 'rest' WHEN s.key_id = k.key_id THEN 'key' ELSE 'account' END AS holder
+    FROM keyed k JOIN public.emails e ON e.user_id = k.user_id AND e.idempotency_key = k.idempotency_key
+        LEFT JOIN opensend_milter.submissions s ON s.email_id = e.id
     UNION ALL
-    SELECT k.ordinal, one.* FROM keyed k CROSS JOIN LATERAL (
-        SELECT f.email_id, f.received_at, e.scheduled_at,
-            f.received_at < now() - %(window)s::interval OR coalesce(e.status IN ('failed', 'canceled', 'cancelled', 'suppressed')
-                OR e.status = 'bounced' AND e.sent_at IS NULL, true),
-            'key'
-        FROM opensend_milter.fingerprints f LEFT JOIN public.emails e ON e.id = f.email_id
-        WHERE f.key_id = k.key_id AND f.fingerprint = k.fingerprint LIMIT 1
-    ) one
+    SELECT k.ordinal, f.email_id, f.received_at, e.scheduled_at,
+        f.received_at < now() - %(window)s::interval OR coalesce(e.status IN ('failed', 'canceled', 'cancelled', 'suppressed')
+            OR e.status = 'bounced' AND e.sent_at IS NULL, true),
+        'key'
+    FROM keyed k
+        JOIN opensend_milter.fingerprints f ON f.key_id = k.key_id AND f.fingerprint = k.fingerprint
+        LEFT JOIN public.emails e ON e.id = f.email_id
 ), listed AS (
     SELECT r.ordinal, jsonb_agg(DISTINCT jsonb_build_array(r.recipient, s.reason)) AS suppressed
     FROM unnest(%(ordinals)s::bigint[], %(recipients)s::text[], %(spellings)s::text[])
