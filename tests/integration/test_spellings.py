@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -112,3 +113,15 @@ def test_what_is_on_the_list_no_more_holds_nobody_back(database: Database, notin
     assert suppressed(database, *ODD.values()) == {"four@example.net"}
     noting.step()
     assert noted(database) == {"FOUR@Example.net": "four@example.net"}
+
+
+def test_a_short_list_is_gone_through_soon_again_however_long_it_took(
+    database: Database, noting: PostgresSpellings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long one takes long each time; a short one was kept waiting."""
+    times = iter((0, 60, 100, 160))
+    monkeypatch.setattr(spellings, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    put(database, *PLAIN)
+    assert noting.step() == spellings.EVERY_S
+    monkeypatch.setattr(spellings, "AT_ONCE", 2)
+    assert noting.step() == 60 * spellings.SHARE
