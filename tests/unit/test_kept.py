@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
-from anyio import create_task_group, run
+from anyio import create_task_group, move_on_after, run
 
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.servers.console.kept import GOOD_FOR_S, SHARE, Kept
@@ -23,7 +23,7 @@ class Counting:
     kept: Kept[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.kept = Kept(self.ask, lambda: self.now, alike=lambda: self.alike)
+        self.kept = Kept(self.ask, lambda: self.now, share=lambda: SHARE * self.alike)
 
     def ask(self) -> int:
         self.asked += 1
@@ -80,3 +80,40 @@ def test_an_outage_is_not_kept() -> None:
     with pytest.raises(StoreUnavailable):
         run(kept.get)
     assert run(kept.get) == 7
+
+
+def test_who_waits_while_another_asks_has_that_answer() -> None:
+    """Even whoever wants it as it is now; and if it is an outage: else as many waited for it one after the other."""
+    asked: list[int] = []
+    failed: list[int] = []
+
+    def ask() -> int:
+        asked.append(1)
+        raise StoreUnavailable
+
+    kept = Kept(ask)
+
+    async def get() -> None:
+        try:
+            await kept.get(anew=True)
+        except StoreUnavailable:
+            failed.append(1)
+
+    async def all_of_them() -> None:
+        async with create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(get)
+
+    run(all_of_them)
+    assert (len(asked), len(failed)) == (1, 20)
+
+
+def test_who_goes_away_while_asking_leaves_it_to_the_next() -> None:
+    counting = Counting()
+
+    async def one_goes() -> int:
+        with move_on_after(0):
+            await counting.kept.get()
+        return await counting.kept.get()
+
+    assert run(one_goes) == counting.asked

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, to_thread
 from starlette.exceptions import HTTPException
@@ -23,6 +24,7 @@ from opensend_milter.core.policy import is_within
 from opensend_milter.core.rates import Allowance
 from opensend_milter.core.visitors import SESSION_LASTS, Visitor
 from opensend_milter.servers.console.forms import sent, token_of
+from opensend_milter.servers.console.kept import Kept
 from opensend_milter.servers.pages.answering import HEADERS, Pages, Tab, root_of
 from opensend_milter.servers.web.server import believed
 
@@ -30,6 +32,7 @@ T = TypeVar("T")
 LOGINS_AT_ONCE = 2
 """Each takes 32 MB."""
 _ANSWERS_AT_ONCE = 16
+_WATCHER_GOOD_FOR_S = 1.0
 _LONGEST_NAME = 200
 _LONGEST_PATH = 2_000
 _HOW = "console"
@@ -76,6 +79,8 @@ class Entrance:
     threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_ANSWERS_AT_ONCE))
     by_client: Allowance = field(init=False)
     by_name: Allowance = field(init=False)
+    _watchers: WeakValueDictionary[str, Kept[Visitor | None]] = field(init=False, default_factory=WeakValueDictionary)
+    """By session; its live pages hold it."""
 
     def __post_init__(self) -> None:
         self.by_client = Allowance(self.failed_per_minute, time.monotonic)
@@ -127,10 +132,22 @@ class Entrance:
 
     async def visitor(self, request: Request) -> Visitor | None:
         """Return who asks, as it stands now; None: nobody who may look."""
+        return await self._who(request, lambda token: self.in_thread(lambda: self.store.visitor(token)))
+
+    def watching(self, request: Request) -> Callable[[], Awaitable[Visitor | None]]:
+        """Return what says so again and again, for a live page: all that one session has open asks once together."""
+        token = self.session_of(request)
+        asked = Kept(
+            lambda: self.store.visitor(token), good_for_s=_WATCHER_GOOD_FOR_S, share=lambda: 0, threads=self.threads
+        )
+        kept = self._watchers.setdefault(token, asked)
+        return lambda: self._who(request, lambda _: kept.get())
+
+    async def _who(self, request: Request, ask: Callable[[str], Awaitable[Visitor | None]]) -> Visitor | None:
         if vouched := self._vouched_for(request):
             return Visitor(name=vouched)
         token = request.cookies.get(self._cookie)
-        visitor = await self.in_thread(lambda: self.store.visitor(token)) if token else None
+        visitor = await ask(token) if token else None
         return visitor if visitor and _may_come_from(visitor, client_of(request)) else None
 
     def session_of(self, request: Request) -> str:

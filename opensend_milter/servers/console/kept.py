@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
 T = TypeVar("T")
-GOOD_FOR_S = 5.0
+GOOD_FOR_S = 4.0
+"""Less than the time after which a live page looks again."""
 SHARE = 20
 """Counting millions takes its time: never more than this part of the database's."""
 
@@ -21,18 +24,33 @@ class Kept(Generic[T]):
 
     ask: Callable[[], T]
     clock: Callable[[], float] = time.monotonic
-    alike: Callable[[], int] = lambda: 1
-    """How many of its kind there are, who share its part of the database's time."""
+    good_for_s: float = GOOD_FOR_S
+    share: Callable[[], int] = lambda: SHARE
+    """More where there are others of its kind, who have that part of the database's time together."""
     threads: CapacityLimiter | None = None
     _turn: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
-    _found: tuple[float, T] | None = None
+    _answers: int = 0
+    _last: Future[T] = field(default_factory=Future)
+    _good_until: float = -math.inf
 
     async def get(self, *, anew: bool = False) -> T:
         """Return it; `anew`: as it is now, which others have from then on."""
+        before = self._answers
         async with self._turn:
-            if anew or self._found is None or self.clock() >= self._found[0]:
-                began = self.clock()
-                found = await to_thread.run_sync(self.ask, limiter=self.threads)
-                ended = self.clock()
-                self._found = ended + max(GOOD_FOR_S, (ended - began) * SHARE * self.alike()), found
-            return self._found[1]
+            # Whoever waited while another asked has what that one found, if it is an error.
+            if self._answers == before and (anew or self.clock() >= self._good_until):
+                await self._ask()
+            return self._last.result()
+
+    async def _ask(self) -> None:
+        last: Future[T] = Future()
+        began = self.clock()
+        try:
+            last.set_result(await to_thread.run_sync(self.ask, limiter=self.threads))
+            ended = self.clock()
+            self._good_until = ended + max(self.good_for_s, (ended - began) * self.share())
+        except Exception as error:  # noqa: BLE001  # whoever waits is told
+            last.set_exception(error)
+            self._good_until = -math.inf
+        self._last = last
+        self._answers += 1

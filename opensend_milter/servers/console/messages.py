@@ -18,7 +18,7 @@ from opensend_milter.core.lookup import EVERYTHING, REFUSED, Hits, Scope
 from opensend_milter.core.visitors import Visitor
 from opensend_milter.servers.console.actions import ActionPages
 from opensend_milter.servers.console.entrance import Entrance
-from opensend_milter.servers.console.kept import Kept
+from opensend_milter.servers.console.kept import SHARE, Kept
 from opensend_milter.servers.console.live import Places, live
 from opensend_milter.servers.pages.answering import HEADERS, root_of
 from opensend_milter.servers.pages.shown import moment
@@ -105,10 +105,10 @@ class MessagePages:
     async def _live(self, request: Request, visitor: Visitor) -> Response:
         only(request, *set(FILTERS) - _STILL)
         scope, kept = _scope_of(visitor), _kept(request.query_params)
-        tail = self._tail(scope, kept)
+        tail, watching = self._tail(scope, kept), self.entrance.watching(request)
 
         async def told() -> str | None:
-            looks = await self.entrance.visitor(request)
+            looks = await watching()
             return await tail.get() if looks and _scope_of(looks) == scope else None
 
         return live(request, self.places, self.entrance.session_of(request), "messages", told)
@@ -119,7 +119,7 @@ class MessagePages:
         def ask() -> str:
             return self._part(kept, self._found(scope, kept))
 
-        tail = Kept(ask, alike=lambda: len(self._tails), threads=self.turns)
+        tail = Kept(ask, share=lambda: SHARE * len(self._tails), threads=self.turns)
         return self._tails.setdefault((scope, frozenset(kept.items())), tail)
 
     def _found(self, scope: Scope, query: Mapping[str, str]) -> Hits:

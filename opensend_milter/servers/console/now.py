@@ -183,8 +183,10 @@ class NowPage:
         return self.entrance.answer(request, visitor, "now.html", here="now", part=part, refresh_s=REFRESH_S)
 
     async def _live(self, request: Request, _: Visitor) -> Response:
+        watching = self.entrance.watching(request)
+
         async def told() -> str | None:
-            looks = await self.entrance.visitor(request)
+            looks = await watching()
             return await self._part.get() if looks and looks.sees_everything else None
 
         return live(request, self.places, self.entrance.session_of(request), "now", told)
