@@ -8,6 +8,7 @@ from base64 import b32encode
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from opensend_milter.adapters.admin.console_users import ConsoleUsers
 from opensend_milter.adapters.admin.findings import keep
 from opensend_milter.adapters.admin.store import AdminStore
 from opensend_milter.adapters.postgres.link import connect
+from opensend_milter.adapters.postgres.lookup import messages as looked_up, search
 from opensend_milter.app.showing import shown
 from opensend_milter.config import Config, Console, Database as DatabaseSettings
 from opensend_milter.core.errors import ConfigError
@@ -402,6 +404,24 @@ def test_what_is_looked_for_is_not_live(ann: Browser) -> None:
     for query in ("q=nothing", "before=1-1"):
         assert "messages/live" not in ann.get(f"/messages?{query}").text
         assert ann.get(f"/messages/live?{query}").status == 400
+
+
+def test_what_was_not_looked_at_is_a_step_further(
+    ann: Browser, seeded: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step by step all is found, each message once: what is looked at for one answer is bounded."""
+    monkeypatch.setattr(looked_up, "REACH", 1)
+    monkeypatch.setattr(search, "PAGE", 1)
+    monkeypatch.setattr(search, "MORE", 1)
+    key_id, user, _ = KEYS["own"]
+    add_message(seeded, NOWHERE, key_id, user, "the last one")
+    seen: list[str] = []
+    page = ann.get("/messages?status=sent")
+    while further := re.search(r'<a href="([^"]*)">Search further back', page.text):
+        seen += re.findall(r'data-row="([^"]+)"', page.text)
+        page = ann.get(f"/messages{unescape(further[1])}")
+    seen += re.findall(r'data-row="([^"]+)"', page.text)
+    assert sorted(seen) == sorted([NOWHERE, *MESSAGES.values()])
 
 
 def test_live_pages_have_places_of_their_own(ann: Browser) -> None:

@@ -77,6 +77,14 @@ def test_what_is_too_far_back_is_said_and_found_by_its_id(connection: Connection
     assert numbers(ahead) == [10]
 
 
+def test_no_refusal_is_looked_at_for_a_mere_word(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no subject, and a Message-ID has a domain."""
+    monkeypatch.setattr(search, "PAGE", 1)
+    refused = Filters(status="refused")
+    assert find(connection, "number", refused, reach=1).searched_back_to is None
+    assert find(connection, "m1@example.org", refused, reach=1).searched_back_to == BEGAN + timedelta(minutes=3)
+
+
 def test_others_do_not_count_for_a_user(connection: Connection) -> None:
     shop = Scope(user_id=UserId("shop"))
     assert numbers(find(connection, "to2@example.net", scope=shop)) == [2]

@@ -167,6 +167,23 @@ def test_what_is_noted_is_found_however_far_back_it_is(reader: Connection, table
         assert answer.searched_back_to is None
 
 
+def test_a_domain_that_sent_little_is_found_however_far_back_that_is(
+    owner: Connection, reader: Connection, table: SearchTable
+) -> None:
+    """Whichever way it is written; one that only got something is let through by nothing."""
+    owner.execute("""UPDATE emails SET "from" = 'App <app@Bücher.example>' WHERE subject LIKE 'every % number 6 %'""")
+    here = Filters(domain="bücher.example")
+    assert find(reader, None, here, reach=5).rows == []
+    fill(table)
+    for domain in ("bücher.example", "xn--bcher-kva.example", "@BÜCHER.example"):
+        answer = find(reader, None, Filters(domain=domain), reach=5)
+        assert [one.id for one in answer.rows] == [id_of(6)], domain
+        assert answer.searched_back_to is None
+    assert [one.id for one in find(reader, "letter", here, reach=5).rows] == [id_of(6)]
+    assert find(reader, "parcel", here, reach=5).rows == []
+    assert find(reader, None, Filters(domain="example.net")).rows == []
+
+
 def test_a_word_of_all_messages_is_looked_for_in_the_newest_only(
     owner: Connection, reader: Connection, table: SearchTable
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from opensend_milter.core.terms import MOST_ASKED, Known, names, readable, ways
+from opensend_milter.core.terms import MOST_ASKED, Known, Meant, names, readable, ways
 from tests.linear import assert_linear
 
 ID = "01a22a0c-f6a0-4d1e-9651-279c9f1ee060"
@@ -24,7 +24,7 @@ MESSAGE = Known(
 
 
 def finds(asked: str, known: Known = MESSAGE) -> bool:
-    return any(way <= names(known) for way in ways(asked))
+    return Meant(ways(asked)).is_known_by(known)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,25 @@ def test_each_address_message_id_and_subject_finds_its_own(text: str) -> None:
         assert all(name.text.encode() for way in ways(asked) for name in way)
     if readable(text) == text and ways(text):
         assert finds(text, known)
+
+
+LETTERS = 'aB1.@<>"\\ -_(),:;[]%+\tİßﬁΣ‑注ä'
+
+
+@given(st.lists(st.text(LETTERS, max_size=30), max_size=3), st.text(LETTERS, max_size=30))
+def test_what_is_looked_at_in_short_is_known_by_all_its_names(addresses: list[str], text: str) -> None:
+    known = Known(id=None, addresses=addresses, message_id=text, subject=text)
+    for name in names(known):
+        assert Meant([frozenset({name})]).is_known_by(known), name
+
+
+@pytest.mark.parametrize(
+    "address", ["x@XN--BCHER-KVA.example", "x@Bücher.Example", '"a\\b"@example.net', "<a@b.example>"]
+)
+def test_an_address_is_known_by_all_its_names_however_it_is_spelled(address: str) -> None:
+    known = Known(id=None, addresses=["other@example.org", address], message_id=None, subject="")
+    for name in names(known):
+        assert Meant([frozenset({name})]).is_known_by(known), name
 
 
 def test_what_is_asked_is_bounded() -> None:

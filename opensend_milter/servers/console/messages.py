@@ -134,6 +134,7 @@ class MessagePages:
             "refused": query.get("status") == REFUSED,
             "rows": found.rows,
             "searched_back_to": found.searched_back_to,
+            "further": _href(kept | {"before": spelled(found.further)}) if found.further else "",
             "newest": _href(kept) if "before" in query else "",
             "older": older,
         }

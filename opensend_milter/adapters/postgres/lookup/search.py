@@ -13,7 +13,7 @@ from opensend_milter.core.ids import range_of
 from opensend_milter.core.lookup import EVERYTHING, REFUSED, Filters, Hit, Hits, Place, Scope
 from opensend_milter.core.refs import read_ref
 from opensend_milter.core.submission import email_of_request
-from opensend_milter.core.terms import Known, Name, names, readable, term_of, ways
+from opensend_milter.core.terms import Known, Meant, Name, readable, term_of, ways
 
 SQL = statements("search")
 REACH = 100_000
@@ -22,8 +22,6 @@ noted under what is asked; and as many of refusals. How far that was is said."""
 PAGE, MORE = 100, 500
 """Rows that are read at once: of the first page, and of those after it, where few are what is asked for."""
 _NOTED = "noted"
-_OF_REFUSALS = frozenset({"address", "domain", "message-id"})
-"""Kinds of names that a refusal has; it has no subject."""
 _MOST_NAMED = 1_000
 LEAST_ID = "00000000-0000-0000-0000-000000000000"
 _GREATEST_NUMBER = 2**63 - 1
@@ -44,9 +42,10 @@ def find(
     `asked` is an id or either end of it (the first 13 characters or more, or the last 12), a queue id, a request's id,
     a Message-ID, what a provider calls a message, an address, `@domain`, or words of a subject, all of them.
     """
-    values = _values(filters or Filters(), scope, limit, before)
+    filters = filters or Filters()
+    values = _values(filters, scope, limit, before)
     text = readable(asked or "")
-    meant = ways(text)
+    meant = _meant(text, filters)
     hits = {(hit.kind, hit.id): hit for hit in _named(connection, text, values)}
     ends: list[datetime] = []
     noted_to = None
@@ -78,7 +77,8 @@ class _Search:
     """Statement that returns what filters and scope let through."""
     known: Callable[[Sequence[Any]], Known]
     hit: Callable[[Sequence[Any]], Hit]
-    meant: Sequence[frozenset[Name]]
+    meant: Meant | None
+    """None: all of them."""
     noted_to: datetime | None = None
     """Those up to then are not among them, because they are noted."""
 
@@ -92,10 +92,16 @@ class _Search:
             rows = self.connection.execute(SQL[self.page], {**self.values, **place, "limit": size}).fetchall()
             ids: list[object] = []
             for row in rows:
-                known = self.known(row) if self.meant else None
-                # Each address costs as much as all the rest; and as much as two cost the tables that filters look at.
-                reach -= 1 + (len(known.addresses) if known else 2)
-                ids += [row[0]] if known is None or self._is_meant(known) else []
+                if self.meant:
+                    known = self.known(row)
+                    # Each address costs as much as all the rest.
+                    reach -= 1 + len(known.addresses)
+                    if not self.meant.is_known_by(known):
+                        continue
+                else:
+                    # As much as two cost the tables that filters look at.
+                    reach -= 3
+                ids.append(row[0])
             if ids:
                 answer = self.connection.execute(SQL[self.shown], {**self.values, "ids": ids})
                 found += map(self.hit, answer.fetchall())
@@ -107,10 +113,6 @@ class _Search:
                 return found, at
             place = {"before": at, "before_id": last, "before_no": last}
 
-    def _is_meant(self, known: Known) -> bool:
-        its_names = names(known)
-        return any(way <= its_names for way in self.meant)
-
 
 def _searches(
     connection: Connection, values: Mapping[str, object], meant: Sequence[frozenset[Name]]
@@ -121,9 +123,29 @@ def _searches(
         yield from _searches_of_messages(connection, values, meant, whose)
     if not values["courier"] and values["status"] in (None, REFUSED):
         page = "newest_refusals" if values["of_user"] is None else "newest_refusals_of_user"
-        of_refusals = [way for way in meant if {name.kind for name in way} <= _OF_REFUSALS]
+        of_refusals = [way for way in meant if all(map(_has_refusal, way))]
         if of_refusals or not meant:
-            yield _Search(connection, values, page, "these_refusals", _known_refusal, _refusal, of_refusals)
+            yield _Search(
+                connection, values, page, "these_refusals", _known_refusal, _refusal, _looked_for(of_refusals)
+            )
+
+
+def _meant(text: str, filters: Filters) -> Sequence[frozenset[Name]]:
+    """Return under which names is looked: those that are meant, and the domain that the filter lets through."""
+    meant = ways(text)
+    if not filters.domain or (text and not meant):
+        return meant
+    domain = Name("domain", _spellings(filters.domain)[0])
+    return [way | {domain} for way in meant or (frozenset[Name](),)]
+
+
+def _looked_for(ways: Sequence[frozenset[Name]]) -> Meant | None:
+    return Meant(ways) if ways else None
+
+
+def _has_refusal(name: Name) -> bool:
+    """Tell whether a refusal can be known by this: it has no subject, and a mere word is nobody's Message-ID."""
+    return name.kind in {"address", "domain"} or (name.kind == "message-id" and "@" in name.text)
 
 
 def _whose(connection: Connection, values: Mapping[str, object]) -> tuple[dict[str, object], set[Name]]:
@@ -144,7 +166,7 @@ def _searches_of_messages(
     """Return those that are not noted yet, then those that are noted under all the names of one way."""
 
     def search(page: str, more: Mapping[str, object], ways: Sequence[frozenset[Name]], at: datetime | None) -> _Search:
-        return _Search(connection, {**values, **more}, page, "these", known_by, _message, ways, at)
+        return _Search(connection, {**values, **more}, page, "these", known_by, _message, _looked_for(ways), at)
 
     # The list of all is read by index; and what was committed late is in it at once.
     ((noted_at, noted_id),) = connection.execute(SQL["noted_to"]) if meant else ((None, None),)
@@ -166,7 +188,7 @@ def _values(filters: Filters, scope: Scope, limit: int, before: Place | None) ->
         "reads_by": scope.reads_by,
         "since": filters.since,
         "key_id": filters.key_id,
-        "domains": _domains(filters.domain),
+        "domains": _spellings(filters.domain) if filters.domain else None,
         "status": filters.status,
         "rule": filters.rule,
         "courier": filters.courier,
@@ -179,10 +201,8 @@ def _values(filters: Filters, scope: Scope, limit: int, before: Place | None) ->
     }
 
 
-def _domains(domain: str | None) -> list[str] | None:
-    """Return both spellings of a domain."""
-    if domain is None:
-        return None
+def _spellings(domain: str) -> list[str]:
+    """Return both of a domain, the one that we have for it first."""
     name = normal_domain(domain.removeprefix("@")) or domain.lower()
     return [name, unicode_domain(name)]
 
