@@ -85,6 +85,22 @@ def test_no_refusal_is_looked_at_for_a_mere_word(connection: Connection, monkeyp
     assert find(connection, "m1@example.org", refused, reach=1).searched_back_to == BEGAN + timedelta(minutes=3)
 
 
+def test_refusals_of_a_user_are_found_however_many_others_have(connection: Connection, database: Database) -> None:
+    with database.connect() as owner:
+        owner.execute(
+            """INSERT INTO opensend_milter.refusals (rule, code, enhanced, text, front_door, queue_id, client_address,
+                key_id, user_id, sender, recipients, size_bytes, refused_at)
+            SELECT 'too-large', 552, '5.3.4', '', 'smtp', '', '', '', 'bank', 'app@example.org', '{}', 1, now()
+            FROM generate_series(1, 20000)"""
+        )
+        owner.execute("ANALYZE opensend_milter.refusals")
+        values = {"of_user": "shop", "before": None, "before_no": 2**63 - 1, "since": None, "limit": 51}
+        query = b"EXPLAIN (ANALYZE, FORMAT TEXT) " + search.SQL["newest_refusals_of_user"].rstrip(";").encode()
+        plan = "\n".join(line for (line,) in owner.execute(query, values))
+    assert "refusals_user_id_idx" in plan
+    assert "Rows Removed by Filter" not in plan
+
+
 def test_others_do_not_count_for_a_user(connection: Connection) -> None:
     shop = Scope(user_id=UserId("shop"))
     assert numbers(find(connection, "to2@example.net", scope=shop)) == [2]
