@@ -13,7 +13,7 @@ from opensend_milter.core.lookup import Filters, Hit, Hits, Place, Scope
 from opensend_milter.core.story import Say, Story
 from opensend_milter.core.submission import email_of_request
 
-REACH = 3_500
+REACH = 3_000
 """Nobody else's request is answered while Python reads what is looked at: a thirtieth of a second of it."""
 
 

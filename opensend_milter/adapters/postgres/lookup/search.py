@@ -45,12 +45,12 @@ def find(
     filters = filters or Filters()
     values = _values(filters, scope, limit, before)
     text = readable(asked or "")
-    meant = _meant(text, filters)
+    meant = ways(text)
     hits = {(hit.kind, hit.id): hit for hit in _named(connection, text, values)}
     ends: list[datetime] = []
     noted_to = None
     if (meant or not text) and not email_of_request(text):
-        for search in _searches(connection, values, meant):
+        for search in _searches(connection, values, meant, filters):
             known, end = search.newest(limit, reach)
             hits |= {(hit.kind, hit.id): hit for hit in known}
             ends += [end] if end else []
@@ -115,12 +115,12 @@ class _Search:
 
 
 def _searches(
-    connection: Connection, values: Mapping[str, object], meant: Sequence[frozenset[Name]]
+    connection: Connection, values: Mapping[str, object], meant: Sequence[frozenset[Name]], filters: Filters
 ) -> Iterator[_Search]:
     """Return where it is looked for: where the filters can let anything through."""
     values, whose = _whose(connection, values)
     if not values["rule"] and values["status"] != REFUSED:
-        yield from _searches_of_messages(connection, values, meant, whose)
+        yield from _searches_of_messages(connection, values, _within(meant, filters), whose)
     if not values["courier"] and values["status"] in (None, REFUSED):
         page = "newest_refusals" if values["of_user"] is None else "newest_refusals_of_user"
         of_refusals = [way for way in meant if all(map(_has_refusal, way))]
@@ -130,10 +130,9 @@ def _searches(
             )
 
 
-def _meant(text: str, filters: Filters) -> Sequence[frozenset[Name]]:
-    """Return under which names is looked: those that are meant, and the domain that the filter lets through."""
-    meant = ways(text)
-    if not filters.domain or (text and not meant):
+def _within(meant: Sequence[frozenset[Name]], filters: Filters) -> Sequence[frozenset[Name]]:
+    """Return the names that are meant with that of the domain which the filter lets through."""
+    if not filters.domain:
         return meant
     domain = Name("domain", _spellings(filters.domain)[0])
     return [way | {domain} for way in meant or (frozenset[Name](),)]
