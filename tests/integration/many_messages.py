@@ -42,7 +42,7 @@ PLAIN = ("Your parcel has left",)
 _MADE = """
     SELECT n, (lpad(to_hex(n), 8, '0') || '-0000-4000-8000-' || substr(md5(n::text), 1, 12))::uuid AS id,
         now() - interval '10 minutes' - mod(n, 30) * interval '1 minute'
-            - floor(700 * (n::float / %(count)s) ^ 2) * interval '1 hour' AS at,
+            - floor(700 * (n::float / %(count)s) ^ 2) * interval '1 hour' + n * interval '1 microsecond' AS at,
         (%(words)s::text[])[mod(n / cardinality(%(statuses)s::text[]), cardinality(%(words)s::text[])) + 1] AS words,
         mod(n, cardinality(%(statuses)s::text[])) + 1 AS fate
     FROM generate_series(1, %(count)s) n"""

@@ -176,8 +176,9 @@ def test_an_attachment_is_compressed_the_fast_way(database: Database) -> None:
         ((used,),) = connection.execute("SHOW default_toast_compression")
         ((planned,),) = connection.execute("SHOW plan_cache_mode")
         ((compiled,),) = connection.execute("SHOW jit")
+        ((processes,),) = connection.execute("SHOW max_parallel_workers_per_gather")
     assert used == ("lz4" if "lz4" in known else "pglz")
-    assert (planned, compiled) == ("force_generic_plan", "off")
+    assert (planned, compiled, processes) == ("force_generic_plan", "off", "0")
 
 
 def rows_read(connection: Connection) -> int:

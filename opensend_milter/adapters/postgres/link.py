@@ -49,11 +49,13 @@ _FOLDERS = {
     **dict.fromkeys(("search", "filling", "story", "contents"), "postgres/lookup"),
 }
 """Of statement files that are not beside us."""
-# Planned once: our values never change the best plan. Never compiled: beside millions of rows a plan seems dear, and to
-# compile it takes 80 ms of a look-up that takes four. Compressed by lz4 where the server knows it: of an attachment,
-# Postgres' own way costs more CPU than everything else together.
+# Planned once: our values never change the best plan. Never compiled, and never by several processes: beside millions of
+# rows a plan seems dear, and to compile it takes 80 ms, to start a second process 9, of a look-up that takes four.
+# Compressed by lz4 where the server knows it: of an attachment, Postgres' own way costs more CPU than everything else
+# together.
 _SETTINGS: LiteralString = """
-    SELECT set_config('plan_cache_mode', 'force_generic_plan', false), set_config('jit', 'off', false), (
+    SELECT set_config('plan_cache_mode', 'force_generic_plan', false), set_config('jit', 'off', false),
+        set_config('max_parallel_workers_per_gather', '0', false), (
         SELECT set_config('default_toast_compression', 'lz4', false) FROM pg_settings
         WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals))"""
 CONNECT_TIMEOUT_S = 5
