@@ -11,6 +11,7 @@ from tests.integration.console_browser import Browser
 from tests.integration.console_site import HOSTILE, KEYS, MESSAGES, NAME, PASSWORD, console, seed
 from tests.integration.outbox import rows
 from tests.integration.private_postgres import Database
+from tests.integration.test_domain_verify import Zone, running
 
 DOMAIN = "01a22a0c-aaaa-4d1e-9651-279c9f1ee06f"
 COUNT, REFUSED = 10_000, 1_000
@@ -41,7 +42,7 @@ def walked(database: Database) -> Iterator[tuple[str, Mapping[str, str], Mapping
     """Serve it; yield where, and the cookies of somebody of this host and of the holder of a key."""
     migrations.init(database.url, database.password_dir, actions=True)
     fill(seed(database))
-    with console(database, actions=True) as port:
+    with running(Zone()) as server, console(database, nameserver=server, actions=True) as port:
         ours, holder = Browser(port), Browser(port)
         ours.log_in(name=NAME, password=PASSWORD)
         holder.log_in(key="os_own")
