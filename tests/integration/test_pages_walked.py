@@ -67,7 +67,10 @@ EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 SHOWN = "document.querySelector('[data-part] ul')"
 
-pytestmark = pytest.mark.skipif(not is_there(), reason="there is no Chromium: tools/setup tests")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not is_there(), reason="there is no Chromium: tools/setup tests"),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +145,25 @@ def opened(browser: Browser, sites: Mapping[str, Site], page: Page) -> None:
     browser.open(site.url + page.path, site.cookies)
 
 
+def viewed(browser: Browser, sites: Mapping[str, Site], page: Page) -> Iterator[tuple[Scheme, int]]:
+    """Open it, and turn it to each view: nothing of a page asks how it is looked at but its style."""
+    browser.look_as(*VIEWS[0])
+    opened(browser, sites, page)
+    for view in VIEWS:
+        browser.look_as(*view)
+        yield view
+
+
 @EVERY_PAGE
 def test_a_page_is_whole_asks_for_nothing_elsewhere_and_fits(
     browser: Browser, sites: Mapping[str, Site], page: Page
 ) -> None:
-    for view in VIEWS:
+    for view in viewed(browser, sites, page):
         is_whole(browser, sites, page, *view)
 
 
 def is_whole(browser: Browser, sites: Mapping[str, Site], page: Page, scheme: Scheme, width: int) -> None:
-    """Open it, keep what it looks like, and see that nothing is wrong with it."""
-    browser.look_as(scheme, width)
-    opened(browser, sites, page)
+    """Keep what the open page looks like, and see that nothing was wrong with it so far."""
     browser.picture(PICTURES / f"{page.name}-{scheme}-{width}.png")
     wide = browser.evaluate("document.documentElement.scrollWidth")
     said = [one for one in browser.complaints() if not is_of_the_page_itself(one, sites, page)]
@@ -171,15 +181,14 @@ def is_of_the_page_itself(complaint: str, sites: Mapping[str, Site], page: Page)
 @pytest.mark.skipif(not AXE.is_file(), reason="there is no package `axe-core` of Node.js: tools/setup tests")
 def test_a_page_is_for_everybody(browser: Browser, sites: Mapping[str, Site], page: Page) -> None:
     """By all rules of axe-core, its best practices included."""
-    for scheme, width in VIEWS:
-        browser.look_as(scheme, width)
-        opened(browser, sites, page)
+    for _ in viewed(browser, sites, page):
         is_for_everybody(browser, page)
 
 
 def is_for_everybody(browser: Browser, page: Page) -> None:
     """Have axe-core look at what is open."""
-    browser.evaluate(AXE.read_text())
+    if not browser.evaluate("'axe' in window"):
+        browser.evaluate(AXE.read_text())
     found = browser.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
     told = [(one["id"], one["help"], [node["html"][:200] for node in one["nodes"]][:3]) for one in found]
     assert told == [], (page, json.dumps(told, indent=1))
@@ -191,6 +200,8 @@ def test_the_page_of_a_message_of_any_fate_is_whole_and_for_everybody(
     """In one view each, with another hostile word each: it is one page."""
     for number, fate in enumerate(many_messages.FATES, start=1):
         page = Page(f"console-fate-{fate}", "ours", f"/messages/{many_messages.id_of(fate, number)}")
+        browser.look_as("light", 360)
+        opened(browser, sites, page)
         is_whole(browser, sites, page, "light", 360)
         assert browser.evaluate("document.querySelector('.verdict').innerText")
         if AXE.is_file():
