@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import pytest
+
 from opensend_milter.adapters.admin.console_users import ConsoleUsers
 from opensend_milter.app.showing import shown
 from opensend_milter.config import Config, Console, Database as DatabaseSettings, Rates
-from opensend_milter.core.passwords import verifier_of
+from opensend_milter.core import passwords
 from opensend_milter.servers.console.forms import MOST_BYTES
 from opensend_milter.servers.console.site import refuse
 from opensend_milter.servers.web.server import application, believed
@@ -19,6 +22,8 @@ from tests.integration.outbox import rows
 from tests.integration.private_postgres import Database
 
 NAME, PASSWORD = "ann", "correct horse battery"
+verifier_of = functools.cache(passwords.verifier_of)
+"""What is made of the few passwords here, made once each: a guess is to cost a fifth of a second."""
 KEYS: Mapping[str, tuple[str, str, str]] = {
     "own": ("11111111-1111-4111-8111-111111111111", "shop", "sending_access"),
     "chief": ("33333333-3333-4333-8333-333333333333", "shop", "full_access"),
@@ -57,7 +62,8 @@ def console(
         profile=profile,
         limits=Rates(failed_per_minute=failed_per_minute),
     )
-    with shown(config, nameserver) as routes:
+    with pytest.MonkeyPatch.context() as patched, shown(config, nameserver) as routes:
+        patched.setattr(passwords, "verifier_of", verifier_of)
         app = application(routes, max_body_bytes=MOST_BYTES, proxies=believed(chosen), refuse=refuse)
         with served(app) as port:
             yield port

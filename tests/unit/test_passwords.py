@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from opensend_milter.core.errors import UsageError
@@ -10,6 +12,18 @@ from opensend_milter.core.passwords import MOST_CHARACTERS, NOBODYS, check, is_r
 PASSWORD = "correct horse é"
 
 
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a guess cost nothing."""
+    monkeypatch.setattr("opensend_milter.core.passwords._COST", 2)
+
+
+def test_a_guess_costs_32_mb_and_two_goes() -> None:
+    made = hashlib.scrypt(PASSWORD.encode(), salt=b"salt", n=32_768, r=8, p=2, maxmem=67_108_864, dklen=32)
+    assert verifier_of(PASSWORD, b"salt").digest == made
+
+
+@pytest.mark.usefixtures("cheap")
 def test_it_is_known_again_and_no_other_is() -> None:
     """From a keyboard that writes é in two, too."""
     verifier = verifier_of(PASSWORD, b"salt")
@@ -20,6 +34,7 @@ def test_it_is_known_again_and_no_other_is() -> None:
         assert not is_right(other, NOBODYS)
 
 
+@pytest.mark.usefixtures("cheap")
 def test_what_is_longer_than_any_is_not_taken_for_its_beginning() -> None:
     verifier = verifier_of("x" * MOST_CHARACTERS, b"salt")
     assert is_right("x" * MOST_CHARACTERS, verifier)
