@@ -24,8 +24,8 @@ from tests.integration.private_postgres import Database
 from tests.log_scan import Forbidden, assert_clean, look_through
 from tests.waiting import await_of, patience_s, scaled_s
 
-TIMEOUT_S, LONGEST_S = 3.0, 9.0
-"""Above the two seconds that Dovecot lets a wrong key wait; and the most that may be configured."""
+TIMEOUT_S, LEAST_S, LONGEST_S = 3.0, 1.0, 9.0
+"""Above the two seconds that Dovecot lets a wrong key wait; and the least and the most that may be configured."""
 HANG_UP = ""
 needs_dovecot = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("dovecot", path="/usr/sbin:/usr/bin"), reason="Dovecot and root are needed"
@@ -110,6 +110,7 @@ class Gate:
         self.dovecot_socket = directory / "dovecot-auth.sock"
         self.config = directory / "opensend-milter.yaml"
         self.process: subprocess.Popen[bytes] | None = None
+        self.timeout_s = min(scaled_s(TIMEOUT_S), LONGEST_S)
 
     def write_config(self, protocol: str = "dovecot", **more: dict[str, object]) -> None:
         auth = {
@@ -117,7 +118,7 @@ class Gate:
             "socket": str(self.socket),
             "socket_group": "postfix",
             "dovecot_socket": str(self.dovecot_socket),
-            "timeout_s": min(scaled_s(TIMEOUT_S), LONGEST_S),
+            "timeout_s": self.timeout_s,
         }
         self.config.write_text(yaml.safe_dump({"auth": auth, "log": {"level": "debug"}, **more}))
 
