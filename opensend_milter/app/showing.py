@@ -20,8 +20,8 @@ from opensend_milter.adapters.postgres.link import Role, conninfo_for
 from opensend_milter.adapters.postgres.lookup.contents import PostgresContents
 from opensend_milter.adapters.postgres.lookup.messages import PostgresMessages
 from opensend_milter.adapters.postgres.pool import Pool
+from opensend_milter.app.certificates import pair_of
 from opensend_milter.app.sender_records import token_for, wanted_for
-from opensend_milter.app.web import pair_of
 from opensend_milter.config import Config, load
 from opensend_milter.config.changes import Reads
 from opensend_milter.core.actions import Act

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from ssl import SSLContext
-from typing import Literal
 
 from anyio import CapacityLimiter
 from starlette.routing import Route
@@ -24,6 +21,7 @@ from opensend_milter.adapters.postgres.link import conninfo_for
 from opensend_milter.adapters.postgres.lookup.messages import PostgresMessages
 from opensend_milter.adapters.postgres.pool import Pool
 from opensend_milter.adapters.postgres.submissions import PostgresSubmissions
+from opensend_milter.app.certificates import pair_of
 from opensend_milter.app.fitting import needs_of, watched
 from opensend_milter.app.lanes import open_lanes
 from opensend_milter.app.limiting import limits_of, open_throttle
@@ -31,14 +29,12 @@ from opensend_milter.app.succession import Deciding, Succession
 from opensend_milter.config import Config, load
 from opensend_milter.config.changes import Reads
 from opensend_milter.core import counting
-from opensend_milter.core.errors import ConfigError
 from opensend_milter.core.feedback import of_link
 from opensend_milter.core.links import Links, SignedLink
 from opensend_milter.core.model import EmailId, Message, Outcome
 from opensend_milter.core.rates import Allowance
 from opensend_milter.core.request import RequestLimits
 from opensend_milter.core.signing import derived
-from opensend_milter.host.rendering.certificates import find_certificate
 from opensend_milter.servers import metrics_page
 from opensend_milter.servers.pages import files
 from opensend_milter.servers.reloading import Reloading
@@ -59,7 +55,6 @@ from opensend_milter.servers.web.records import Records
 from opensend_milter.servers.web.room import MOST_REQUESTS
 from opensend_milter.servers.web.server import Site, show_certificate, tls_context
 
-log = logging.getLogger(__name__)
 CONNECTIONS = 8
 """For what is no message: keys and submissions."""
 TIMEOUT_S = 5.0
@@ -182,16 +177,6 @@ class Answering:
             ),
             threads=self._threads,
         )
-
-
-def pair_of(config: Config, door: Literal["http", "console"]) -> tuple[Path, Path]:
-    """Return the certificate that a door shows, and its key; raise ConfigError."""
-    # What comes out of acme.json is root's, and Postfix's.
-    pair = find_certificate(dataclasses.replace(config.tls, acme_json=None))
-    if pair is None:
-        raise ConfigError(f"{door}.tls: expected false, or a certificate in tls.certificate or tls.folder, got true")
-    log.info("the certificate is good until %s", f"{pair.expires_at:%Y-%m-%d %H:%M} UTC")
-    return pair.certificate, pair.key
 
 
 def _report_routes(config: Config, box: PostgresFeedbackBox, check: Callable[[], None]) -> Sequence[Route]:

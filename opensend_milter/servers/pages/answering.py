@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -42,8 +43,14 @@ class Pages:
 
     def __init__(self, package: str, *, site: str) -> None:
         """`site`: what the pages are of, as every page says at its head and in its title."""
-        self._environment = Environment(
-            loader=ChoiceLoader([PackageLoader(package), PackageLoader(__package__)]),
+        self._package = package
+        self._site = site
+
+    @cached_property
+    def _environment(self) -> Environment:
+        """Made for the first page: to read the parts takes a tenth of a start, and most doors show no page."""
+        environment = Environment(
+            loader=ChoiceLoader([PackageLoader(self._package), PackageLoader(__package__)]),
             autoescape=True,
             undefined=StrictUndefined,
             finalize=lambda value: "" if value is None else value,
@@ -51,7 +58,7 @@ class Pages:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._environment.filters |= {
+        environment.filters |= {
             "instant": instant,
             "lasted": lasted,
             "moment": moment,
@@ -59,13 +66,14 @@ class Pages:
             "shown": shown,
             "typed": typed,
         }
-        self._environment.globals |= {
-            "site": site,
+        environment.globals |= {
+            "site": self._site,
             "files": {name: PATH + file.name for name, file in FILES.items()},
             "mark_of": mark_of,
             "stacked_bars": stacked_bars,
         }
-        self._environment.globals["parts"] = self._environment.get_template("parts.html").module
+        environment.globals["parts"] = environment.get_template("parts.html").module
+        return environment
 
     def answer(
         self,
