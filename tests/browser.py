@@ -80,6 +80,21 @@ class Browser:
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
 
+    def settle(self) -> None:
+        """Wait until the page is drawn as it is to be looked at, and all that it asked for is there."""
+        self.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+        while self._awaited():
+            self.events.append(self._heard())
+
+    def _awaited(self) -> set[str]:
+        """Return what it has asked for, and has no answer to so far; what is live never ends."""
+
+        def known(*methods: str) -> set[str]:
+            told = [event["params"] for event in self.events if event.get("method") in methods]
+            return {one["requestId"] for one in told if one.get("type") != "EventSource"}
+
+        return known("Network.requestWillBeSent") - known("Network.loadingFinished", "Network.loadingFailed")
+
     def run_scripts(self, *, does: bool) -> None:
         """Say whether pages may run scripts."""
         self.ask("Emulation.setScriptExecutionDisabled", value=not does)

@@ -1,8 +1,12 @@
-"""Chromium walks every page in light and dark, on a telephone and on a screen. What it saw lies in build/pictures/."""
+"""Chromium walks every page in light and dark, on a telephone and on a screen.
+
+With `UPDATE_PICTURES=1 .venv/bin/pytest tests/integration/test_pages_walked.py` what it saw lies in build/pictures/.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -151,6 +155,7 @@ def viewed(browser: Browser, sites: Mapping[str, Site], page: Page) -> Iterator[
     opened(browser, sites, page)
     for view in VIEWS:
         browser.look_as(*view)
+        browser.settle()
         yield view
 
 
@@ -163,8 +168,9 @@ def test_a_page_is_whole_asks_for_nothing_elsewhere_and_fits(
 
 
 def is_whole(browser: Browser, sites: Mapping[str, Site], page: Page, scheme: Scheme, width: int) -> None:
-    """Keep what the open page looks like, and see that nothing was wrong with it so far."""
-    browser.picture(PICTURES / f"{page.name}-{scheme}-{width}.png")
+    """See that nothing was wrong with the open page so far."""
+    if os.environ.get("UPDATE_PICTURES"):
+        browser.picture(PICTURES / f"{page.name}-{scheme}-{width}.png")
     wide = browser.evaluate("document.documentElement.scrollWidth")
     said = [one for one in browser.complaints() if not is_of_the_page_itself(one, sites, page)]
     assert said == [], (page, scheme, width)
