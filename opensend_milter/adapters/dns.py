@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import math
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -22,8 +24,15 @@ T = TypeVar("T")
 class DnsResolver:
     """Asks the servers of /etc/resolv.conf, or the one that is named."""
 
-    def __init__(self, nameserver: str = "", *, timeout_s: float = TIMEOUT_S, lifetime_s: float = LIFETIME_S) -> None:
-        """`nameserver`: address, or address:port; empty: the system's."""
+    def __init__(
+        self,
+        nameserver: str = "",
+        *,
+        timeout_s: float = TIMEOUT_S,
+        lifetime_s: float = LIFETIME_S,
+        in_all_s: float = math.inf,
+    ) -> None:
+        """`nameserver`: address, or address:port; empty: the system's. `in_all_s`: for all questions together."""
         try:
             self._resolver = dns.resolver.Resolver(configure=not nameserver)
         except dns.resolver.NoResolverConfiguration as error:
@@ -31,30 +40,37 @@ class DnsResolver:
         if nameserver:
             self._resolver.nameservers, self._resolver.port = _server(nameserver)
         self._resolver.timeout = timeout_s
-        self._resolver.lifetime = lifetime_s
+        self._lifetime_s = lifetime_s
+        self._until = time.monotonic() + in_all_s
         # A negative answer of a moment ago must not hide the record that was added since.
         self._resolver.cache = None
 
     def texts(self, name: str) -> list[str]:
         """Return the TXT records of a name, each with its strings joined; none where the name does not exist."""
-        answer = self._ask(name, lambda: self._resolver.resolve(name, "TXT", search=False), None)
+        answer = self._ask(name, lambda: self._resolve(name, "TXT"), None)
         if answer is None:
             return []
         return [b"".join(record.strings).decode("utf-8", errors="replace") for record in answer]
 
     def alias(self, name: str) -> str:
         """Return what a name is another name of (CNAME); empty: of none."""
-        answer = self._ask(name, lambda: self._resolver.resolve(name, "CNAME", search=False), None)
+        answer = self._ask(name, lambda: self._resolve(name, "CNAME"), None)
         return "" if answer is None else str(answer[0].target.to_text(omit_final_dot=True)).lower()
 
     def exists(self, name: str) -> bool:
         """Tell whether a name exists, or one below it."""
 
         def ask() -> bool:
-            self._resolver.resolve(name, "TXT", search=False, raise_on_no_answer=False)
+            self._resolve(name, "TXT", raise_on_no_answer=False)
             return True
 
         return self._ask(name, ask, default=False)
+
+    def _resolve(self, name: str, kind: str, *, raise_on_no_answer: bool = True) -> dns.resolver.Answer:
+        left_s = max(0.0, self._until - time.monotonic())
+        return self._resolver.resolve(
+            name, kind, search=False, raise_on_no_answer=raise_on_no_answer, lifetime=min(self._lifetime_s, left_s)
+        )
 
     def _ask(self, name: str, ask: Callable[[], T], default: T) -> T:
         try:

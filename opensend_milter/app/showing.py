@@ -37,7 +37,7 @@ from opensend_milter.servers.web.server import show_certificate, tls_context
 CONNECTIONS = 4
 TIMEOUT_S = 30.0
 """A call to the database; as `why`, somebody waits for it."""
-DNS_TIMEOUT_S, DNS_LIFETIME_S = 2.0, 4.0
+DNS_TIMEOUT_S, DNS_IN_ALL_S = 2.0, 4.0
 READS = Reads(live=frozenset(), at_start=frozenset({"console", "database", "profile", "limits.failed_per_minute"}))
 CERTIFICATE = frozenset({"tls", "smtp.hostname"})
 
@@ -105,7 +105,7 @@ def _looked_up(config: Config, pool: Pool, domain_id: str, nameserver: str) -> L
                 break
         else:
             return None
-    found = records(DnsResolver(nameserver, timeout_s=DNS_TIMEOUT_S, lifetime_s=DNS_LIFETIME_S), wanted)
+    found = records(DnsResolver(nameserver, timeout_s=DNS_TIMEOUT_S, in_all_s=DNS_IN_ALL_S), wanted)
     return LookedUp(name=domain.name, status=domain.status, user_id=domain.user_id, records=found)
 
 

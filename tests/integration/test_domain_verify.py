@@ -191,6 +191,17 @@ def test_a_server_that_fails_is_no_answer(zone: Zone, server: str, failure: str)
         hasty(server).exists(DOMAIN)
 
 
+def test_all_questions_together_wait_no_longer_than_they_may(zone: Zone, server: str) -> None:
+    """Whoever looks at a page of four records does not wait four times."""
+    zone.failing["*"] = "silence"
+    resolver = DnsResolver(server, timeout_s=scaled_s(ANSWER_S), in_all_s=scaled_s(2 * ANSWER_S))
+    with pytest.raises(Unanswered):
+        resolver.texts(DOMAIN)
+    with pytest.raises(Unanswered):
+        resolver.texts("other.example.org")
+    assert {name for name, _ in zone.asked} == {DOMAIN}
+
+
 def test_a_server_that_is_not_there_is_no_answer() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))

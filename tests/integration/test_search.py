@@ -85,7 +85,8 @@ def test_no_refusal_is_looked_at_for_a_mere_word(connection: Connection, monkeyp
     assert find(connection, "m1@example.org", refused, reach=1).searched_back_to == BEGAN + timedelta(minutes=3)
 
 
-def test_refusals_of_a_user_are_found_however_many_others_have(connection: Connection, database: Database) -> None:
+@pytest.mark.usefixtures("connection")
+def test_refusals_of_a_user_are_found_however_many_others_have(database: Database) -> None:
     with database.connect() as owner:
         owner.execute(
             """INSERT INTO opensend_milter.refusals (rule, code, enhanced, text, front_door, queue_id, client_address,

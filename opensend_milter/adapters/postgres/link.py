@@ -49,8 +49,8 @@ _FOLDERS = {
     **dict.fromkeys(("search", "filling", "story", "contents"), "postgres/lookup"),
 }
 """Of statement files that are not beside us."""
-# Planned once: our values never change the best plan. Never compiled, and never by several processes: beside millions of
-# rows a plan seems dear, and to compile it takes 80 ms, to start a second process 9, of a look-up that takes four.
+# Planned once: our values never change the best plan. Never compiled, and never by several processes: beside millions
+# of rows a plan seems dear, and to compile it takes 80 ms, to start a second process 9, of a look-up that takes four.
 # Compressed by lz4 where the server knows it: of an attachment, Postgres' own way costs more CPU than everything else
 # together.
 _SETTINGS: LiteralString = """
