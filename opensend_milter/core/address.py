@@ -78,6 +78,15 @@ class _Token:
     """All that stands before it in brackets."""
 
 
+def usual_mailbox(value: str, budget: Budget) -> Mailbox | None:
+    """Read a field that is one mailbox of plain words, as almost each is; of others nothing is said."""
+    found = _USUAL.fullmatch(value)
+    if not found:
+        return None
+    budget.spend(1, "addresses")
+    return Mailbox(found[1] or "", Address(found[2] or found[3]))
+
+
 def parse_addresses(
     value: str, *, at_most: int, plain: bool = False, budget: Budget | None = None
 ) -> tuple[Mailbox, ...]:
@@ -88,6 +97,8 @@ def parse_addresses(
     Raise NotAnAddressListError where anything in it is not an address, a comment or a group.
     """
     budget = budget or Budget.of(len(value))
+    if at_most and (one := usual_mailbox(value, budget)):
+        return (one,)
     pieces = value.split(",", at_most)
     usual = [*takewhile(bool, map(_USUAL.fullmatch, pieces))] if len(pieces) <= at_most else []
     budget.spend(len(usual), "addresses")

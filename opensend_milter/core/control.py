@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 
 PREFIX = "x-opensend-"
 IDEMPOTENCY_KEY = ("idempotency-key", "resend-idempotency-key", "x-idempotency-key")
+BEGINNINGS = (PREFIX, *IDEMPOTENCY_KEY)
+"""No control field begins otherwise, which is soon seen of all fields of a message."""
 TAG, SEND_AT, METADATA = "x-opensend-tag", "x-opensend-send-at", "x-opensend-metadata-"
 
 MOST_TAGS = 75

@@ -83,7 +83,7 @@ def _header(raw: bytes, budget: Budget) -> tuple[PartHeader, int]:
         fields, body = header_fields(raw, 0, len(raw), at_most=_MOST_HEADER_BYTES, budget=budget)
     except HeaderTooLongError:
         fields, body = [], len(raw)
-    return part_header(((name, text_of(value.decode("latin-1"))) for name, value in fields), budget), body
+    return part_header(((name, text_of(value)) for name, value in fields), budget), body
 
 
 def _parts(body: bytes, boundary: str) -> Iterator[bytes]:
@@ -108,7 +108,7 @@ def _groups(part: bytes, start: int, encoding: str, budget: Budget) -> Iterator[
     for group in _EMPTY_LINES.split(content, MOST_RECIPIENTS)[: MOST_RECIPIENTS + 1]:
         found: dict[str, str] = {}
         for name, value in header_fields(group, 0, len(group), budget=budget)[0]:
-            found.setdefault(name, text_of(value.decode("utf-8", "replace")))
+            found.setdefault(name, text_of(value.encode("latin-1").decode("utf-8", "replace")))
         yield found
 
 

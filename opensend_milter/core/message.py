@@ -8,7 +8,7 @@ claims of itself (charset, encoding, boundary) is taken as mail clients take it,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,10 +18,11 @@ from opensend_milter.core.address import (
     parse_addresses,
     parse_some_addresses,
     quoted,
+    usual_mailbox,
 )
 from opensend_milter.core.budget import OCTETS_A_STEP, Budget, OverBudgetError
 from opensend_milter.core.charsets import codec_of, decode, decode_pieces
-from opensend_milter.core.control import METADATA, ControlFieldError, Wishes, is_control, wishes
+from opensend_milter.core.control import BEGINNINGS, METADATA, ControlFieldError, Wishes, is_control, wishes
 from opensend_milter.core.doubts import Doubts
 from opensend_milter.core.early_end import early_end
 from opensend_milter.core.mime import PartHeader, ending, part_header
@@ -37,7 +38,7 @@ _FIELD_END = re.compile(rb"\n(?![ \t])")
 _HEADER_END = re.compile(rb"\n\r?\n")
 _EMPTY_LINE = re.compile(rb"\r?\n")
 _AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]*+(?:\r?\n|\Z)")
-_FIELD = re.compile(rb"^([!-9;-~]++)[ \t]*+:([^\n]*+)", re.MULTILINE)
+_FIELD = re.compile(r"^([!-9;-~]++)[ \t]*+:([^\n]*+)", re.MULTILINE)
 _NO_FIELD = re.compile(rb"(?![!-9;-~]++[ \t]*+:)[^ \t\r\n]")
 _THEN_NO_FIELD = re.compile(rb"\n" + _NO_FIELD.pattern)
 _KEPT_PARAMETERS = ("method", "smime-type", "charset")
@@ -53,6 +54,8 @@ MOST_HEADER_BYTES = 1_048_576
 """Of one header section, unless it is said otherwise."""
 _LONGEST_FLOWED = 1_048_576
 """In letters; each of its lines is in memory by itself."""
+_NO_VALUE = (None,)
+"""Of a field that is not there."""
 _STEPS_A_PART = 40
 """With a small header section."""
 _SMALL_HEADER = 2_048
@@ -86,10 +89,10 @@ def read(raw: Buffer, limits: Limits, budget: Budget | None = None) -> Reading |
 
 def header_fields(
     raw: Buffer, start: int, end: int, *, at_most: int = MOST_HEADER_BYTES, budget: Budget | None = None
-) -> tuple[list[tuple[str, bytes]], int]:
+) -> tuple[list[tuple[str, str]], int]:
     """Return the fields of a header section (lower-case name, value unfolded) and where the body begins.
 
-    Raise HeaderTooLongError where it has more octets than that.
+    Each octet of a value is one letter, as in Latin-1. Raise HeaderTooLongError where it has more octets than that.
     """
     match = _EMPTY_LINE.match(raw, start, end) or _HEADER_END.search(raw, start, min(end, start + at_most + 3))
     if match is None and end - start > at_most:
@@ -100,8 +103,9 @@ def header_fields(
         budget.spend(head.count(b"\n"), "fields")
     for fold in _FOLDS:  # ten times as fast as one expression
         head = head.replace(fold, fold[-1:])
-    found = _FIELD.findall(head)
-    return [(name.decode("ascii").lower(), value.strip(b" \t\r\n")) for name, value in found], body
+    # Of one text, not each by itself.
+    found = _FIELD.findall(head.decode("latin-1"))
+    return [(name.lower(), value.strip(" \t\r\n")) for name, value in found], body
 
 
 def has_longer_line(raw: Buffer, octets: int) -> bool:
@@ -142,14 +146,17 @@ def _read(raw: Buffer, limits: Limits, budget: Budget) -> Reading:
             text.append(_unflowed(taken, part.header, budget, doubts=doubts))
         if label and codec_of(label) is None:
             unknown[_one_line(label[:_SHOWN_LABEL])] = None
-    unfolded = tuple([(name, _text(value)) for name, value in fields])
+    unfolded = tuple([(name, value if value.isascii() else _text(value)) for name, value in fields])
+    named: dict[str, list[str]] = {}
+    for name, value in unfolded:
+        named.setdefault(name, []).append(value)
     return Reading(
-        sender=_only_sender(raw, unfolded, body, limits, budget),
-        to=_mailboxes(unfolded, "to", limits, budget),
-        cc=_mailboxes(unfolded, "cc", limits, budget),
-        reply_to=_mailboxes(unfolded, "reply-to", limits, budget),
-        subject=_words(_first(unfolded, "subject") or "", budget),
-        message_id=_first(unfolded, "message-id"),
+        sender=_only_sender(raw, named.get("from", ()), body, limits, budget),
+        to=_mailboxes(named, "to", limits, budget),
+        cc=_mailboxes(named, "cc", limits, budget),
+        reply_to=_mailboxes(named, "reply-to", limits, budget),
+        subject=_words(named.get("subject", _NO_VALUE)[0] or "", budget),
+        message_id=named.get("message-id", _NO_VALUE)[0],
         fields=unfolded,
         wishes=_wishes(unfolded, budget),
         text="\r\n".join(text),
@@ -160,7 +167,7 @@ def _read(raw: Buffer, limits: Limits, budget: Budget) -> Reading:
     )
 
 
-def _header(raw: Buffer, start: int, end: int, limits: Limits, budget: Budget) -> tuple[list[tuple[str, bytes]], int]:
+def _header(raw: Buffer, start: int, end: int, limits: Limits, budget: Budget) -> tuple[list[tuple[str, str]], int]:
     """Read a header section, that of the message or of a part in it."""
     try:
         fields, body = header_fields(raw, start, end, at_most=limits.max_header_bytes, budget=budget)
@@ -188,11 +195,10 @@ def _unflowed(text: str, header: PartHeader, budget: Budget, *, doubts: Doubts) 
     return unflowed(text, without_last_blank=header.parameters.get("delsp", "").lower() == "yes")
 
 
-def _only_sender(
-    raw: Buffer, fields: tuple[tuple[str, str], ...], body: int, limits: Limits, budget: Budget
-) -> Mailbox:
+def _only_sender(raw: Buffer, values: Sequence[str], body: int, limits: Limits, budget: Budget) -> Mailbox:
     """Return the one address of the one From field: all that a reader of this mail can be shown."""
-    values = [value for name, value in fields if name == "from"]
+    if len(values) == 1 and (usual := usual_mailbox(values[0], budget)):
+        return usual  # nothing of what follows can be said of it
     if not values and (why := early_end(raw, body, at_most=limits.max_header_bytes)):
         raise _no(Rule.FROM_MISSING, f"{why}; the From header field behind it counts as text")
     if not values:
@@ -219,26 +225,20 @@ def _only_sender(
 
 
 def _wishes(fields: tuple[tuple[str, str], ...], budget: Budget) -> Wishes:
-    ours = [(name, value) for name, value in fields if is_control(name)]
+    ours = [(name, value) for name, value in fields if name.startswith(BEGINNINGS) and is_control(name)]
     try:
         return wishes([(name, _words(value, budget) if name.startswith(METADATA) else value) for name, value in ours])
     except ControlFieldError as error:
         raise _RefusedError(refuse(Rule.CONTROL_FIELD, str(error))) from None
 
 
-def _mailboxes(fields: tuple[tuple[str, str], ...], name: str, limits: Limits, budget: Budget) -> tuple[Mailbox, ...]:
+def _mailboxes(named: Mapping[str, Sequence[str]], name: str, limits: Limits, budget: Budget) -> tuple[Mailbox, ...]:
     found: list[Mailbox] = []
-    for field, value in fields:
-        if field != name:
-            continue
+    for value in named.get(name, ()):
         if value.count(",") >= limits.max_addresses:
             raise _beyond(f"more than {limits.max_addresses} addresses in the header field {name.title()}")
         found += parse_some_addresses(value, at_most=limits.max_addresses, budget=budget)
     return tuple(found)
-
-
-def _first(fields: tuple[tuple[str, str], ...], name: str) -> str | None:
-    return next((value for field, value in fields if field == name), None)
 
 
 def _words(value: str, budget: Budget) -> str:
@@ -251,12 +251,13 @@ def _pay_for_words(value: str, budget: Budget) -> None:
         budget.spend(_STEPS_A_WORD * value.count("=?") + value.count("=") // 3, "words")
 
 
-def _text(value: bytes) -> str:
+def _text(value: str) -> str:
     """Raw UTF-8 in a header is legal mail (RFC 6532); what is not UTF-8 has no label either."""
+    octets = value.encode("latin-1")
     try:
-        return value.decode("utf-8")
+        return octets.decode("utf-8")
     except UnicodeDecodeError:
-        return decode(value, "")
+        return decode(octets, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +303,7 @@ def _one_line(text: str) -> str:
 
 
 def _leaves(
-    raw: Buffer, fields: list[tuple[str, bytes]], body: int, limits: Limits, budget: Budget, *, doubts: Doubts
+    raw: Buffer, fields: list[tuple[str, str]], body: int, limits: Limits, budget: Budget, *, doubts: Doubts
 ) -> Iterator[_Part]:
     """Walk the MIME tree in order, without recursion."""
     seen = 0
@@ -322,7 +323,7 @@ def _leaves(
             doubts.note("a header that begins with a blank")
         if _THEN_NO_FIELD.search(raw, max(begin - 1, 0), body):
             doubts.note(_LINE_IN_HEADER)
-        of_content = ((name, _text(value)) for name, value in fields if name.startswith("content-"))
+        of_content = [(name, _text(value)) for name, value in fields if name.startswith("content-")]
         header = part_header(of_content, budget, without_type=without_type)
         budget.spend(_STEPS_A_PART + _PASSES * (end - body) // OCTETS_A_STEP, "parts")
         kind = header.kind

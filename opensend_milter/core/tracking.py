@@ -39,11 +39,11 @@ _SIGNED_NAMES = (".p7m", ".p7s")
 _PGP = b"-----BEGIN PGP"
 _SIGNATURES = ("dkim-signature", "arc-message-signature")
 _LIST_FIELDS = ("list-unsubscribe", "list-unsubscribe-post")
-_SIGNED_FIELDS = re.compile(rb"(?:\A|;)\s*h\s*=([^;]*)")
+_SIGNED_FIELDS = re.compile(r"(?:\A|;)\s*h\s*=([^;]*)", re.ASCII)
 _FIELD_START = re.compile(rb"[!-9;-~]+[ \t]*:")
 _ENCODING = re.compile(rb"^content-transfer-encoding[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*", re.IGNORECASE | re.MULTILINE)
 
-_Fields = list[tuple[str, bytes]]
+_Fields = list[tuple[str, str]]
 
 
 class _LeaveAloneError(Exception):
@@ -117,7 +117,7 @@ def _signs_list_fields(fields: _Fields) -> bool:
     for name, value in fields:
         if name in _SIGNATURES:
             found = _SIGNED_FIELDS.search(value)
-            signed = b"".join(found[1].split()).decode("latin-1").lower().split(":") if found else _LIST_FIELDS
+            signed = "".join(found[1].split()).lower().split(":") if found else _LIST_FIELDS
             if set(signed).intersection(_LIST_FIELDS):
                 return True
     return False
@@ -159,8 +159,7 @@ def _parts(content: bytes, budget: Budget) -> Iterator[_Part]:
         names = [name for name, _ in fields]
         if any(names.count(name) > 1 for name in _ONCE):
             raise _LeaveAloneError
-        of_content = ((name, value.decode("latin-1")) for name, value in fields if name.startswith("content-"))
-        header = part_header(of_content, budget)
+        header = part_header(fields, budget)
         yield _Part(start=start, body=body, end=end, fields=fields, header=header, around=around)
         if header.kind.startswith("multipart/"):
             boundary = _boundary(header)

@@ -24,6 +24,8 @@ class _Word:
 
 def decode_words(value: str) -> str:
     """Decode encoded words; what cannot be decoded stays as it is. No control character and no surrogate survives."""
+    if value.isascii() and value.isprintable() and "=?" not in value:
+        return value.strip()
     return without_surrogates(_CONTROL.sub(" ", undone(value))).strip()
 
 
