@@ -227,7 +227,12 @@ class _Cutter:
 @cache
 def statements(name: StatementFile) -> Mapping[str, LiteralString]:
     """Load NAME.sql: `-- name -- description`, then the statement, up to the next name."""
-    return {key: _whole(text) for key, text in _parts(_FOLDERS.get(name, "postgres"), name).items()}
+    return {key: _bare(_whole(text)) for key, text in _parts(_FOLDERS.get(name, "postgres"), name).items()}
+
+
+def _bare(text: LiteralString) -> LiteralString:
+    """Leave out what only people read: psycopg looks for parameters anew each time in what has over 4,096 octets."""
+    return re.sub(r"^ *(?:-- .*\n)?", "", text, flags=re.MULTILINE)
 
 
 def _whole(text: str) -> LiteralString:
