@@ -58,6 +58,8 @@ _SETTINGS: LiteralString = """
         set_config('max_parallel_workers_per_gather', '0', false), (
         SELECT set_config('default_toast_compression', 'lz4', false) FROM pg_settings
         WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals))"""
+_JUST_NOW_S = 0.1
+"""No server ends and begins again in less."""
 CONNECT_TIMEOUT_S = 5
 """Also how long a host that does not answer may keep a message waiting."""
 
@@ -137,6 +139,7 @@ class Link:
         self._tables = tables
         self._connection: Connection | None = None
         self._opened_at = 0.0
+        self._answered_at = 0.0
         self._cutter = _Cutter(name)
 
     def close(self) -> None:
@@ -148,7 +151,7 @@ class Link:
     @contextmanager
     def lend(self) -> Iterator[Connection]:
         """Lend the connection for as long as `timeout_s`, and drop it when it fails."""
-        if self._connection is not None and (self._opened_at < Link._lost_at or _was_ended(self._connection)):
+        if self._connection is not None and (self._opened_at < Link._lost_at or self._was_ended(self._connection)):
             self._connection.close()
         if self._connection is None or self._connection.closed:
             self._connection = connect(self._info, application_name=self._name)
@@ -159,6 +162,7 @@ class Link:
                 if self._tables:
                     self._tables.check(connection)
                 yield connection
+            self._answered_at = time.monotonic()
         except TablesDiffer:
             raise
         except RowRefused:
@@ -173,21 +177,21 @@ class Link:
                 connection.close()
             raise
 
+    def _was_ended(self, connection: Connection) -> bool:
+        """Tell whether the server said something unasked, as it does last when it is stopped.
+
+        One message less that pays for a restart in which nobody had asked anything.
+        """
+        # To look, a thread lets go of the interpreter, and waits for it behind all others.
+        if connection.closed or time.monotonic() - self._answered_at < _JUST_NOW_S:
+            return False
+        waiting = select.poll()
+        waiting.register(connection.fileno(), select.POLLIN)
+        return bool(waiting.poll(0))
+
     def _doubt(self) -> None:
         if self._tables:
             self._tables.doubt()
-
-
-def _was_ended(connection: Connection) -> bool:
-    """Tell whether the server said something unasked, as it does last when it is stopped.
-
-    One message less that pays for a restart in which nobody had asked anything.
-    """
-    if connection.closed:
-        return False
-    waiting = select.poll()
-    waiting.register(connection.fileno(), select.POLLIN)
-    return bool(waiting.poll(0))
 
 
 class _Cutter:
