@@ -15,7 +15,6 @@ from opensend_milter.core.budget import Budget, OutOfTimeError
 from opensend_milter.core.errors import AlreadyStored, TemporaryError
 from opensend_milter.core.fair_queue import FairQueue
 from opensend_milter.core.identity import identify
-from opensend_milter.core.logline import together
 from opensend_milter.core.message import read
 from opensend_milter.core.model import (
     Accept,
@@ -301,13 +300,11 @@ class Gatherer:
         lots = [waiting.lot or self._read(waiting.messages) for waiting in batch]
         for waiting, outcomes in zip(batch, self._outcomes(lots), strict=True):
             waiting.outcomes = outcomes
-        # All at once, and before the log: it says what is done, and no client waits for it.
+            if not waiting.given_up:
+                self._note(waiting)
+        # All at the end: those who wait and this thread take turns at the interpreter.
         for waiting in batch:
             waiting.done.release()
-        with together():
-            for waiting in batch:
-                if not waiting.given_up:
-                    self._note(waiting)
 
     @staticmethod
     def _note(waiting: _Waiting) -> None:

@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-import select
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, TextIO
+from typing import Literal
 
 Plain = str | int | float
 _TEXT = "%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"
@@ -40,10 +36,7 @@ class Pairs:
 
     def __str__(self) -> str:
         pairs = " ".join(
-            [
-                f'{name}="{value}"' if isinstance(value, Said) else f"{name}={value}"
-                for name, value in self.values.items()
-            ]
+            f'{name}="{value}"' if isinstance(value, Said) else f"{name}={value}" for name, value in self.values.items()
         )
         return f"{self.queue_id}: {pairs}" if self.queue_id else pairs
 
@@ -65,16 +58,6 @@ class TextLines(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__(_TEXT)
-        self._second = 0, ""
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # its name there
-        """Write a time as logging does; a second is written once for all its lines."""
-        second, written = self._second
-        if int(record.created) != second or not written:
-            second = int(record.created)
-            written = time.strftime(datefmt or self.default_time_format, self.converter(second))
-            self._second = second, written
-        return f"{written},{record.msecs:03.0f}"
 
     def format(self, record: logging.LogRecord) -> str:
         return masked(super().format(record))
@@ -105,55 +88,3 @@ class JsonLines(logging.Formatter):
 def formatter(form: Literal["text", "json"]) -> logging.Formatter:
     """Return what the configuration asks for."""
     return JsonLines() if form == "json" else TextLines()
-
-
-class _Pace(threading.local):
-    is_together = False
-
-
-_pace = _Pace()
-
-
-class Lines(logging.StreamHandler[TextIO]):
-    """Writes each line by a call of its own; those of `together` by one, as many as are not torn apart by others'."""
-
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        self._waiting = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = f"{self.format(record)}\n"
-            if self._waiting and len(self._waiting) + len(line) > select.PIPE_BUF:
-                self._write()
-            self._waiting += line
-            if not _pace.is_together:
-                self._write()
-        except Exception:  # noqa: BLE001  # as logging does: what goes on is more than its log
-            self.handleError(record)
-
-    def flush(self) -> None:
-        self.acquire()
-        try:
-            self._write()
-        finally:
-            self.release()
-
-    def _write(self) -> None:
-        lines, self._waiting = self._waiting, ""
-        if lines:
-            self.stream.write(lines)
-            self.stream.flush()
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """Write the lines of this thread by one call: at each, another thread may take the interpreter."""
-    _pace.is_together = True
-    try:
-        yield
-    finally:
-        _pace.is_together = False
-        for handler in logging.getLogger().handlers:
-            with suppress(OSError):  # where a line cannot be written, logging itself goes on
-                handler.flush()

@@ -571,13 +571,3 @@ def fingerprint(mail: Message) -> bytes:
     known = Intake(Store(), POLICY).read(mail, Budget.of(mail.size))
     assert isinstance(known, Known)
     return known.identity.fingerprint or b""
-
-
-def test_no_client_waits_for_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    answered = threading.Event()
-    noted: list[bool] = []
-    monkeypatch.setattr(maillog, "accepted", lambda *_: noted.append(answered.wait(patience_s())))
-    with begun(made(Store())) as opened:
-        opened.accept(message())
-        answered.set()
-    assert noted == [True]

@@ -13,7 +13,6 @@ from opensend_milter import app
 from opensend_milter.cli.exits import exits
 from opensend_milter.config import Log, is_configured, load, path_in_force
 from opensend_milter.core.errors import ConfigError
-from opensend_milter.core.logline import Lines
 from opensend_milter.servers.reloading import write_log_as
 from opensend_milter.servers.supervisor import notify
 
@@ -70,12 +69,10 @@ def _begin(path: Path | None) -> None:
 
 
 def _log(settings: Log) -> None:
-    logging.basicConfig(handlers=[Lines(sys.stderr)])
+    logging.basicConfig(handlers=[logging.StreamHandler(sys.stderr)])
     write_log_as(settings)
     # libmilter's threads are not Python's: asking each for a name makes an object that is never freed.
     logging.logThreads = False
-    # Nor does a line say where in the code it was made, which takes a fifth of the time to find out.
-    logging._srcfile = None  # noqa: SLF001  # named so in Python's manual ("Optimization")
     for noisy in ("botocore", "boto3", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Whatever else Python would write there has the same shape.
