@@ -17,7 +17,7 @@ sandbox: setup ## Start the whole product privately and send a first message (ro
 
 test: ## Run all tests; pass pytest's arguments as ARGS="..."
 	@tools/setup tests
-	@$(BIN)/pytest -n 6 --dist worksteal $(ARGS)
+	@$(BIN)/pytest -n 5 --dist worksteal $(ARGS)
 
 fuzz: setup ## Give each reader what strangers might send, a minute each; ARGS="--minutes 10 --target mime" (root)
 	@$(BIN)/python -m tests.fuzz $(ARGS)

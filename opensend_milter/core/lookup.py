@@ -47,10 +47,6 @@ class Place(NamedTuple):
     id: str
 
 
-_LAST = "ffffffff-ffff-ffff-ffff-ffffffffffff"
-"""At one instant no id comes after it."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
     """A message, or a refusal."""
@@ -86,12 +82,12 @@ class Hits:
     rows: list[Hit] = field(default_factory=list)
     more: bool = False
     """There are more than were asked for."""
-    searched_back_to: datetime | None = None
-    """What is older was not looked at, because there was too much; None: all was. A whole id finds what is older."""
+    further: Place | None = None
+    """What comes before it was not looked at, because there was too much; None: all was. A whole id finds it."""
     noted_to: datetime | None = None
     """But of what is older, that was looked at which came up to this time: the worker has noted no more yet."""
 
     @property
-    def further(self) -> Place | None:
-        """Return where to look on for what was not looked at; what was found beyond that place comes again."""
-        return Place(self.searched_back_to, _LAST) if self.searched_back_to else None
+    def searched_back_to(self) -> datetime | None:
+        """Return the time beyond which nobody looked."""
+        return self.further.at if self.further else None

@@ -178,7 +178,7 @@ class _Asked:
                 found = self.find(FOUND_AT_ONCE, rows[-1].place if rows else None)
                 rows += found.rows
                 if not found.more:
-                    return Hits(rows=rows, searched_back_to=found.searched_back_to)
+                    return Hits(rows=rows, further=found.further)
                 say(f"found: {len(rows):,}, back to {plain(rows[-1].at)}")
 
     def story(self, hit: Hit) -> Story | None:

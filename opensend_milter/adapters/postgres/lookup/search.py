@@ -47,7 +47,7 @@ def find(
     text = readable(asked or "")
     meant = ways(text)
     hits = {(hit.kind, hit.id): hit for hit in _named(connection, text, values)}
-    ends: list[datetime] = []
+    ends: list[Place] = []
     noted_to = None
     if (meant or not text) and not email_of_request(text):
         for search in _searches(connection, values, meant, filters):
@@ -56,8 +56,8 @@ def find(
             ends += [end] if end else []
             noted_to = search.noted_to if end and search.noted_to else noted_to
     found = sorted(hits.values(), key=_order, reverse=True)
-    back_to = max(ends, default=None)
-    return Hits(rows=found[:limit], more=len(found) > limit, searched_back_to=back_to, noted_to=noted_to)
+    further = max(ends, default=None, key=_standing)
+    return Hits(rows=found[:limit], more=len(found) > limit, further=further, noted_to=noted_to)
 
 
 def named(connection: Connection, asked: str, scope: Scope) -> list[Hit]:
@@ -82,8 +82,8 @@ class _Search:
     noted_to: datetime | None = None
     """Those up to then are not among them, because they are noted."""
 
-    def newest(self, limit: int, reach: int) -> tuple[list[Hit], datetime | None]:
-        """Return more than `limit` where there are so many; and the time beyond which nobody looked, if there is."""
+    def newest(self, limit: int, reach: int) -> tuple[list[Hit], Place | None]:
+        """Return more than `limit` where there are so many; and the last that was looked at, if there are more."""
         found: list[Hit] = []
         # Where nearly all that comes is meant, more would be read for nothing.
         size = min(limit + 1, PAGE) if self.page == _NOTED or not self.meant else PAGE
@@ -110,7 +110,7 @@ class _Search:
             size = max(size, MORE)
             last, at = rows[-1][:2]
             if reach <= 0:
-                return found, at
+                return found, Place(at, str(last))
             place = {"before": at, "before_id": last, "before_no": last}
 
 
@@ -177,8 +177,12 @@ def _searches_of_messages(
 
 
 def _order(hit: Hit) -> tuple[datetime, bool, str]:
+    return _standing(hit.place)
+
+
+def _standing(place: Place) -> tuple[datetime, bool, str]:
     """As the statements have it: at one instant messages come before refusals."""
-    return hit.at, hit.kind == "message", hit.id.zfill(len(LEAST_ID))
+    return place.at, not place.id.isdigit(), place.id.zfill(len(LEAST_ID))
 
 
 def _values(filters: Filters, scope: Scope, limit: int, before: Place | None) -> dict[str, object]:
