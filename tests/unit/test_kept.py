@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
-from anyio import create_task_group, move_on_after, run
+from anyio import create_task_group, move_on_after, run, to_thread, wait_all_tasks_blocked
 
 from opensend_milter.core.errors import StoreUnavailable
 from opensend_milter.servers.console.kept import GOOD_FOR_S, SHARE, Kept
+from tests.waiting import patience_s
 
 
 @dataclass
@@ -83,7 +85,7 @@ def test_an_outage_is_not_kept() -> None:
 
 
 def test_who_waits_while_another_asks_has_that_answer() -> None:
-    """Even whoever wants it as it is now; and if it is an outage: else as many waited for it one after the other."""
+    """If it was begun after one came, and an outage too: else as many waited for it one after the other."""
     asked: list[int] = []
     failed: list[int] = []
 
@@ -117,3 +119,31 @@ def test_who_goes_away_while_asking_leaves_it_to_the_next() -> None:
         return await counting.kept.get()
 
     assert run(one_goes) == counting.asked
+
+
+def test_what_was_begun_before_one_came_is_not_as_it_is_now() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    asked: list[int] = []
+
+    def ask() -> int:
+        asked.append(1)
+        begun.set()
+        assert go_on.wait(patience_s())
+        return len(asked)
+
+    kept = Kept(ask)
+    answers: list[int] = []
+
+    async def two() -> None:
+        async def one() -> None:
+            answers.append(await kept.get(anew=True))
+
+        async with create_task_group() as group:
+            group.start_soon(one)
+            await to_thread.run_sync(begun.wait, patience_s())
+            group.start_soon(one)
+            await wait_all_tasks_blocked()
+            go_on.set()
+
+    run(two)
+    assert answers == [1, 2]

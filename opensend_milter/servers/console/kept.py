@@ -29,21 +29,24 @@ class Kept(Generic[T]):
     """More where there are others of its kind, who have that part of the database's time together."""
     threads: CapacityLimiter | None = None
     _turn: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
-    _answers: int = 0
+    _begun: int = 0
+    _answered: int = 0
+    """Which of those that were begun the last answer is of."""
     _last: Future[T] = field(default_factory=Future)
     _good_until: float = -math.inf
 
     async def get(self, *, anew: bool = False) -> T:
         """Return it; `anew`: as it is now, which others have from then on."""
-        before = self._answers
+        before = self._begun
         async with self._turn:
-            # Whoever waited while another asked has what that one found, if it is an error.
-            if self._answers == before and (anew or self.clock() >= self._good_until):
+            # What was begun after one came is new enough, and an outage is not waited for again.
+            if self._answered <= before and (anew or self.clock() >= self._good_until):
                 await self._ask()
             return self._last.result()
 
     async def _ask(self) -> None:
-        last: Future[T] = Future()
+        self._begun += 1
+        number, last = self._begun, Future[T]()
         began = self.clock()
         try:
             last.set_result(await to_thread.run_sync(self.ask, limiter=self.threads))
@@ -52,5 +55,4 @@ class Kept(Generic[T]):
         except Exception as error:  # noqa: BLE001  # whoever waits is told
             last.set_exception(error)
             self._good_until = -math.inf
-        self._last = last
-        self._answers += 1
+        self._answered, self._last = number, last
