@@ -410,8 +410,10 @@ def spellings(address: Address) -> tuple[str, ...]:
 
 
 def _spellings(address: Address) -> tuple[str, ...]:
+    lowered = address.lower()
+    if address.isascii() and "xn--" not in lowered:
+        return (lowered,)
     local, _, domain = address.rpartition("@")
-    lowered = f"{local}@{domain}".lower()
     ascii_domain = normal_domain(domain)
     if ascii_domain is None or (domain.isascii() and "xn--" not in ascii_domain):
         return (lowered,)

@@ -55,6 +55,9 @@ class Headers:
 
 def recipients(envelope: Iterable[Address], reading: Reading) -> Recipients:
     """Sort the envelope by the header; an address that only the header names is not sent to."""
+    envelope = tuple(envelope)
+    if {shown.address for shown in reading.to}.issuperset(envelope):  # as almost each message has it
+        return Recipients(to=tuple(map(ascii_domain, envelope)), cc=(), bcc=())
     in_to = {same_recipient(shown.address) for shown in reading.to}
     in_cc = {same_recipient(shown.address) for shown in reading.cc}
     to: list[Address] = []
@@ -77,6 +80,8 @@ def sender(mailbox: Mailbox) -> str:
 
 def ascii_domain(address: Address) -> Address:
     """Spell the domain as Amazon SES takes it, which knows no SMTPUTF8."""
+    if address.isascii():
+        return address
     local, _, domain = address.rpartition("@")
     return address if domain.isascii() else Address(f"{local}@{normal_domain(domain) or domain}")
 

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import mmap
 import os
-import re
 import socket
 import tempfile
 import textwrap
@@ -27,7 +26,7 @@ from typing import IO, Protocol
 import milter
 
 from opensend_milter.core import maillog
-from opensend_milter.core.address import envelope_address, same_recipient
+from opensend_milter.core.address import MAX_ADDRESS_OCTETS, envelope_address, same_recipient
 from opensend_milter.core.errors import ConfigError, OpensendError
 from opensend_milter.core.ids import key_id, new_email_id
 from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcome, Refuse, Session, refuse
@@ -44,6 +43,8 @@ REPLY_LINE = 400
 """Characters; a reply line holds 512 octets with code and line end (RFC 5321, 4.5.3.1.5)."""
 REPLY_LINES = 8
 _LAST_REPLIES_S = 0.3
+_LONGEST_RECIPIENT = 4 * MAX_ADDRESS_OCTETS + 3
+"""Octets that are kept of what RCPT says: what is longer, even in brackets, has more characters than an address may."""
 LATE = refuse(Rule.OURS, "this server is stopping; connect again", COME_AGAIN)
 
 CONTINUE: int = milter.CONTINUE
@@ -100,8 +101,8 @@ class Transaction:
     key: str
     client_address: str
     tls: str
-    recipients: dict[tuple[str, str], Address] = field(default_factory=dict)
-    bad_recipient: str | None = None
+    recipients: list[bytes] = field(default_factory=list)
+    """As RCPT said them; read all together, and only where the message comes to its end."""
     queue_id: str = ""
     header: bytearray = field(default_factory=bytearray)
     body: list[bytes] = field(default_factory=list)
@@ -120,8 +121,8 @@ class Transaction:
     def add_header(self, name: bytes, value: bytes) -> None:
         # Beyond the limit nothing is kept: the size alone refuses it.
         if self.size <= self.door.max_message_bytes:
-            unfolded = b"\n" not in value
-            self.header += b"%b:%b\r\n" % (name, value if unfolded else re.sub(rb"\r?\n", b"\r\n", value))
+            # libmilter says where a line is folded with a bare LF, mostly.
+            self.header += b"%b:%b\r\n" % (name, value.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
         else:
             self.body_size += len(name) + len(value)
 
@@ -260,11 +261,7 @@ class Callbacks:
     def rcpt(self, context: Context, recipient: bytes, *_: bytes) -> int:
         connection = self._connection(context)
         if transaction := connection.transaction:
-            address = envelope_address(_text(recipient))
-            if address is None:
-                transaction.bad_recipient = _text(recipient)
-            else:
-                transaction.recipients.setdefault(same_recipient(address), address)
+            transaction.recipients.append(recipient[:_LONGEST_RECIPIENT])
         return connection.collected
 
     def header(self, context: Context, name: bytes | str, value: bytes) -> int:
@@ -312,7 +309,8 @@ def _decide(transaction: Transaction) -> Outcome:
         return LATE
     if transaction.broken:
         return OURS
-    fault = _fault(transaction)
+    recipients, bad = _recipients(transaction.recipients)
+    fault = _fault(transaction, recipients, bad)
     if not transaction.body_size:
         transaction.end_header()
     try:
@@ -320,22 +318,35 @@ def _decide(transaction: Transaction) -> Outcome:
     except OSError as error:
         transaction.give_up(error)
         return OURS
-    return transaction.door.accept(_message(transaction, raw, fault))
+    return transaction.door.accept(_message(transaction, recipients, raw, fault))
 
 
-def _fault(transaction: Transaction) -> Refuse | None:
+def _recipients(said: list[bytes]) -> tuple[tuple[Address, ...], str | None]:
+    """Read them, each mailbox once in the first of its spellings; and the last that is no address, as it was said."""
+    found: dict[tuple[str, str], Address] = {}
+    bad = None
+    for text in map(_text, said):
+        address = envelope_address(text)
+        if address is None:
+            bad = text
+        else:
+            found.setdefault(same_recipient(address), address)
+    return tuple(found.values()), bad
+
+
+def _fault(transaction: Transaction, recipients: tuple[Address, ...], bad: str | None) -> Refuse | None:
     """Tell what is wrong before anybody looks at the content."""
     if not transaction.key:
         return UNAUTHENTICATED
     if key_id(transaction.key) is None:
         return NOT_A_KEY
-    if transaction.bad_recipient is not None or not transaction.recipients:
-        text = f"recipient {transaction.bad_recipient or ''!a} is not an address; write it as user@domain"
+    if bad is not None or not recipients:
+        text = f"recipient {bad or ''!a} is not an address; write it as user@domain"
         return refuse(Rule.RECIPIENT_MALFORMED, text)
     return None
 
 
-def _message(transaction: Transaction, raw: Buffer, fault: Refuse | None) -> Message:
+def _message(transaction: Transaction, recipients: tuple[Address, ...], raw: Buffer, fault: Refuse | None) -> Message:
     return Message(
         id=new_email_id(),
         session=Session(
@@ -344,7 +355,7 @@ def _message(transaction: Transaction, raw: Buffer, fault: Refuse | None) -> Mes
             client_address=transaction.client_address,
             tls=transaction.tls,
         ),
-        envelope=Envelope(sender=transaction.sender, recipients=tuple(transaction.recipients.values())),
+        envelope=Envelope(sender=transaction.sender, recipients=recipients),
         queue_id=transaction.queue_id,
         received_at=datetime.now(UTC),
         raw=raw,

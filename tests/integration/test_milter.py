@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from opensend_milter.core.address import MAX_ADDRESS_OCTETS
 from opensend_milter.core.errors import ConfigError
 from opensend_milter.host.examining import units
 from opensend_milter.host.sandbox.programs import accepts
@@ -347,6 +348,20 @@ def test_recipients_as_odd_as_they_may_be(served: Serving) -> None:
         assert client.message(served.key, MAIL, "no-domain").code == 550
     ((stored,),) = served.rows("SELECT recipients FROM opensend_milter.submissions ORDER BY received_at DESC LIMIT 1")
     assert stored == ["a@example.net", "A@example.net", '"a b"@example.net', "a%b@example.net", "u@[192.0.2.1]"]
+
+
+def test_a_recipient_may_be_as_long_as_it_is_written(served: Serving) -> None:
+    """Wide letters take three octets, until the domain is mapped."""
+    labels = 3 * ["b" * 62]
+    long = f"{'a' * 64}@{'.'.join(labels)}.example"
+    wide = long.replace("b", "\N{FULLWIDTH LATIN SMALL LETTER B}")
+    assert len(wide.encode()) > MAX_ADDRESS_OCTETS > len(long)
+    with served.client() as client:
+        assert client.message(served.key, MAIL, wide) == TAKEN
+        assert client.message(served.key, MAIL, long, f"{'a' * 5_000}@example.net").code == 550
+        assert client.message(served.key, MAIL, long) == TAKEN
+    found = served.rows("SELECT recipients FROM opensend_milter.submissions ORDER BY received_at DESC LIMIT 2")
+    assert found == [([long],), ([long],)]
 
 
 @pytest.mark.case(31)
