@@ -18,7 +18,7 @@ def identify(message: Message, reading: Reading) -> Identity:
     for attachment in reading.attachments:
         for text in (attachment.filename, attachment.content_type):
             _add_text(content, text)
-        _add(content, attachment.content.pieces())
+        _add(content, attachment.content.views())
     if message.one_of:  # a list that is longer or shorter is another request, though it begins the same
         _add_text(content, f"one of {message.one_of}")
     digest = content.digest()
@@ -80,7 +80,7 @@ def _add_text(digest: hashlib._Hash, text: str) -> None:
     digest.update(b"\x00%d\x00" % len(octets))
 
 
-def _add(digest: hashlib._Hash, pieces: Iterable[bytes]) -> None:
+def _add(digest: hashlib._Hash, pieces: Iterable[bytes | memoryview]) -> None:
     """Add one item so that two items never look like one."""
     size = 0
     for piece in pieces:

@@ -28,9 +28,15 @@ _OCTETS_A_LINE = LINE_LETTERS // 4 * 3
 
 
 def slices(raw: Buffer, start: int, end: int) -> Iterator[bytes]:
+    """Yield copies of a stretch of a message piece by piece."""
+    return map(bytes, views(raw, start, end))
+
+
+def views(raw: Buffer, start: int, end: int) -> Iterator[memoryview]:
     """Yield a stretch of a message piece by piece; what was read of a mapped one does not stay in memory."""
+    whole = memoryview(raw)
     for at in range(start, end, PIECE_BYTES):
-        yield bytes(raw[at : min(at + PIECE_BYTES, end)])
+        yield whole[at : min(at + PIECE_BYTES, end)]
         if isinstance(raw, mmap.mmap):
             raw.madvise(mmap.MADV_DONTNEED)
 
@@ -107,8 +113,12 @@ class Base64:
 
     def pieces(self) -> Iterator[bytes]:
         """Yield it piece by piece."""
+        return map(bytes, self.views())
+
+    def views(self) -> Iterator[bytes | memoryview]:
+        """Yield it piece by piece, without a copy of what is as it was sent."""
         if self.as_sent:
-            yield from slices(self.raw, self.start, self.end)
+            yield from views(self.raw, self.start, self.end)
             yield b"\r\n"
             return
         rest = b""

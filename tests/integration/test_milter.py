@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from opensend_milter.adapters.postgres.intake_rows import CHUNK_BYTES
 from opensend_milter.core.address import MAX_ADDRESS_OCTETS
 from opensend_milter.core.errors import ConfigError
 from opensend_milter.host.examining import units
@@ -72,6 +73,22 @@ def test_a_message_becomes_row_record_raw_bytes_and_job(served: Serving) -> None
     assert record == (
         "4Xabc", "192.0.2.7", "app@example.test", ["to@example.net", "hidden@example.net"], len(MAIL), True
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("octets", "chunks"), [(CHUNK_BYTES, 1), (CHUNK_BYTES + 1, 2), (3 * CHUNK_BYTES, 3)])
+def test_large_messages_are_stored_whole_in_chunks(served: Serving, octets: int, chunks: int) -> None:
+    lines = MAIL + b"line\r\n" * (octets // 6 + 1)
+    raw = lines[: octets - 4] + b"xx\r\n"
+    with served.client() as client:
+        assert client.message(served.key, raw) == TAKEN
+    assert raw_of(served) == raw
+    ((found,),) = served.rows(
+        "SELECT array_agg(octet_length(bytes) ORDER BY chunk_no) FROM opensend_milter.raw_chunks WHERE email_id ="
+        " (SELECT email_id FROM opensend_milter.submissions ORDER BY received_at DESC LIMIT 1)"
+    )
+    assert isinstance(found, list)
+    assert found == [CHUNK_BYTES] * (octets // CHUNK_BYTES) + [octets % CHUNK_BYTES] * (octets % CHUNK_BYTES > 0)
+    assert len(found) == chunks
 
 
 def test_negotiates_white_space_and_silence(served: Serving) -> None:

@@ -187,7 +187,7 @@ class PostgresIntakeStore:
         if staged:
             yield "unstage", {"ids": [message.id for message, _ in staged]}
         for message, _ in accepted:
-            yield from intake_rows.later_chunks(message)
+            yield from intake_rows.chunks(message)
         if touched := {message.session.key_id for message, accept in accepted if accept.touches_key}:
             yield "touch_keys", {"ids": sorted(touched)}
         limits = {message.session.key_id: accept.per_day for message, accept in accepted if accept.per_day is not None}

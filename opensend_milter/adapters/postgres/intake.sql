@@ -141,14 +141,15 @@ WITH mail AS (
     WHERE f.fingerprint IS NOT NULL ORDER BY f.key_id, f.fingerprint
 ), raw AS (
     INSERT INTO opensend_milter.raw_chunks (email_id, chunk_no, bytes)
-    SELECT * FROM unnest(%(ids)s::uuid[], %(chunk_numbers)s::integer[], %(first_chunks)b::bytea[])
+    SELECT r.id, 0, r.bytes FROM unnest(%(ids)s::uuid[], %(only_chunks)b::bytea[]) AS r (id, bytes)
+    WHERE r.bytes IS NOT NULL
 )
 INSERT INTO opensend_milter.jobs (email_id, user_id, not_before, announce_at, courier)
 SELECT j.email_id, j.user_id, coalesce(j.scheduled_at, now()), coalesce(j.scheduled_at, now()), j.courier
 FROM unnest(%(ids)s::uuid[], %(user_ids)s::text[], %(scheduled_ats)s::timestamptz[], %(couriers)s::text[])
     AS j (email_id, user_id, scheduled_at, courier);
 
--- add_chunk -- store the next piece of a large message
+-- add_chunk -- store a piece of a message that is more than one
 INSERT INTO opensend_milter.raw_chunks (email_id, chunk_no, bytes) VALUES (%(id)s, %(chunk_no)s, %(bytes)b);
 
 -- refuse -- record refusals; of a message that was not read to its end, the key says whose it was

@@ -15,7 +15,7 @@ from opensend_milter.core.ids import key_id
 from opensend_milter.core.model import Accept, Attachment, EmailId, Message, Reading, Refuse, Repeat, Settlement
 from opensend_milter.core.refs import token_hash
 from opensend_milter.core.rules import Rule
-from opensend_milter.core.transfer import PIECE_BYTES, slices
+from opensend_milter.core.transfer import PIECE_BYTES, views
 
 CHUNK_BYTES = PIECE_BYTES
 RECORDED_CHARACTERS = 1_000
@@ -26,7 +26,7 @@ Values = dict[str, Any]
 Step = tuple[str, Mapping[str, Any]]
 """Name of a statement, and its parameters."""
 _NUL = "\x00"
-_BYTES = frozenset({"digests", "content_digests", "fingerprints", "first_chunks", "token_hashes"})
+_BYTES = frozenset({"digests", "content_digests", "fingerprints", "only_chunks", "token_hashes"})
 
 
 def columns(rows: Sequence[Values]) -> Mapping[str, list[Any] | str]:
@@ -55,10 +55,11 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
-def later_chunks(message: Message) -> Iterator[Step]:
-    """Yield what of the raw bytes is beyond the first chunk."""
-    for number, piece in enumerate(slices(message.raw, CHUNK_BYTES, message.size), 1):
-        yield "add_chunk", {"id": message.id, "chunk_no": number, "bytes": piece}
+def chunks(message: Message) -> Iterator[Step]:
+    """Yield the raw bytes of a message that is more than one chunk: in an array each would be copied three times."""
+    if message.size > CHUNK_BYTES:
+        for number, piece in enumerate(views(message.raw, 0, message.size)):
+            yield "add_chunk", {"id": message.id, "chunk_no": number, "bytes": piece}
 
 
 def pieces(email_id: EmailId, reading: Reading) -> Iterator[Step]:
@@ -202,8 +203,7 @@ def _record(message: Message, accept: Accept, headers: row.Headers, fingerprint:
         "message_ids": accept.reading.message_id and clean(accept.reading.message_id),
         "sizes": message.size,
         "digests": message.sha256,
-        "chunk_numbers": 0,
-        "first_chunks": bytes(message.raw[:CHUNK_BYTES]),
+        "only_chunks": bytes(message.raw) if message.size <= CHUNK_BYTES else None,
         "fingerprints": fingerprint,
         "content_digests": accept.identity.content_digest,
         "dropped": _json(dropped) if dropped else None,
