@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 
-_M_MMAP_THRESHOLD = -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE_BYTES = 1_048_576
+_KEPT_BYTES = 524_288
+"""Free memory that a heap may keep: with malloc's 128 KB each piece of 64 KB that comes in is asked for anew."""
 
 
 def give_back_large_blocks() -> None:
@@ -13,3 +15,4 @@ def give_back_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:  # glibc's own
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
