@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,6 +22,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from opensend_milter.adapters.postgres.link import Connection, Role
+from tests.ports import free_port
 from tests.waiting import PAUSE_S, await_true, patience_s
 
 SUPERUSER, PASSWORD = "postgres", "only-of-the-tests"
@@ -296,13 +296,6 @@ def _heir(directory: Path) -> Iterator[None]:
         ["sh", "-c", script, "sh", str(directory)], stdin=subprocess.PIPE, start_new_session=True
     ):  # leaving closes the pipe and waits
         yield
-
-
-def free_port() -> int:
-    """Return one that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _children(parent: int) -> Sequence[int]:

@@ -23,7 +23,7 @@ import pytest
 
 from opensend_milter.host.rendering.certificates import make_certificate
 from tests.integration.debian_packages import NotToBeHad, Packages
-from tests.integration.private_postgres import free_port
+from tests.ports import free_port
 from tests.waiting import await_of, patience_s
 
 PAGE = Path(__file__).parents[2] / "docs" / "mtas.md"

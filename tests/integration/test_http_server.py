@@ -38,6 +38,7 @@ from opensend_milter.host.rendering.certificates import make_certificate
 from opensend_milter.servers.web import connections, server
 from opensend_milter.servers.web.room import MOST_REQUESTS
 from tests.integration.private_postgres import Database
+from tests.ports import free_port
 from tests.waiting import await_true, patience_s
 
 _PIDFD_GETFD = 438
@@ -124,12 +125,6 @@ def said(notices: socket.socket, running: Daemon) -> bytes:
         return notices.recv(4096)
     except TimeoutError:
         raise AssertionError(running.log) from None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def add_key(database: Database, domain: str = "example.org") -> str:

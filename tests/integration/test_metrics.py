@@ -41,6 +41,7 @@ from tests.integration.outbox import add_emails, rows
 from tests.integration.private_postgres import Database
 from tests.integration.serving import Serving, serving
 from tests.log_scan import Forbidden, assert_clean, look_through
+from tests.ports import free_port
 from tests.waiting import await_true, patience_s
 
 RAW = b"From: app@example.org\r\nTo: to@example.net\r\nSubject: hi\r\n\r\nhello\r\n"
@@ -54,12 +55,6 @@ Samples = dict[tuple[str, ...], float]
 def _forgotten() -> Iterator[None]:
     yield
     counting.count_in(counting.NOWHERE)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def samples(text: str) -> Samples:

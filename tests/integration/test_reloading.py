@@ -24,10 +24,10 @@ from tests.integration.test_http_server import (
     begin,
     begun,
     daemon,
-    free_port,
     front,
     stored,
 )
+from tests.ports import free_port
 from tests.waiting import await_true, patience_s
 
 DAEMONS = ("serve", "worker", "http", "auth-gate")

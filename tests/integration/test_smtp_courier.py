@@ -30,6 +30,7 @@ from opensend_milter.core.model import Address
 from tests.integration.courier_abort import aborted_once
 from tests.integration.courier_tls import own_certificate, server_context
 from tests.jobs import RAW, parcel
+from tests.ports import free_port
 from tests.smtp_sink import DROP, EXTENSIONS, STALL, Sink
 from tests.waiting import NEVER_S, await_true, scaled_s
 
@@ -468,12 +469,6 @@ def test_wrong_files_stop_the_program_at_start(tmp_path: Path) -> None:
         SmtpCourier(Relay(username="me", password_file=tmp_path / "none"), hostname="h")
     with pytest.raises(ConfigError, match=r"relay\.ca_file"):
         SmtpCourier(Relay(tls="tls", ca_file=tmp_path / "none"), hostname="h")
-
-
-def free_port() -> int:
-    """Aiosmtpd cannot be told to pick one."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 class Inbox:
