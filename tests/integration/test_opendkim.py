@@ -27,6 +27,7 @@ from opensend_milter.adapters.couriers.smtp import SmtpCourier
 from opensend_milter.config import Relay
 from opensend_milter.core.errors import DeliveryDeferred
 from tests.jobs import parcel
+from tests.ports import free_port
 from tests.smtp_sink import EXTENSIONS, Sink
 from tests.waiting import await_found, await_true, patience_s
 
@@ -181,7 +182,7 @@ def relaying(zone: dict[bytes, bytes]) -> Iterator[Relaying]:
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
         sink = stack.enter_context(Sink())
-        relaying = Relaying(directory, sink, _free_port())
+        relaying = Relaying(directory, sink, free_port())
         _make_folders(directory)
         for domain in ("example.org", "example.com"):
             zone |= record_in(relaying.make_key(domain))
@@ -286,11 +287,6 @@ def _greets(port: int) -> bool:
     with suppress(OSError, smtplib.SMTPException), smtplib.SMTP("127.0.0.1", port, timeout=patience_s()) as probe:
         return bool(probe.noop()[0] == 250)
     return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 Lookup = Callable[..., bytes | None]
