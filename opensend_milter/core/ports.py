@@ -58,8 +58,8 @@ class JobStore(Protocol):
         """Claim one email, or None where it is not to be sent now."""
         ...
 
-    def claim_due(self, lane: Lane) -> Job | None:
-        """Claim the email that has waited longest in this lane."""
+    def claim_due(self, lane: Lane, *, waits: bool = False) -> Job | None:
+        """Claim the email that has waited longest in this lane; with `waits` no row is passed over for its lock."""
         ...
 
     def begin(self, job: Job) -> bool:

@@ -96,7 +96,7 @@ class FakeStore:
     def due_lanes(self) -> list[Lane]:
         raise NotImplementedError
 
-    def claim_due(self, lane: Lane) -> Job | None:
+    def claim_due(self, lane: Lane, *, waits: bool = False) -> Job | None:
         raise NotImplementedError
 
     def extend(self, jobs: object) -> None:

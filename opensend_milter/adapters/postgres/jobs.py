@@ -32,6 +32,7 @@ from opensend_milter.core.next_hop import LANE_FOR, LANE_RECIPIENTS, is_unknown
 
 log = logging.getLogger(__name__)
 SQL = statements("jobs")
+TAKE_DUE_WAITING = SQL["take_due"].replace(" SKIP LOCKED", "")
 REFUSALS_FOR = timedelta(days=30)
 REFUSALS_KEPT = 100_000
 VISITS_FOR = timedelta(days=365)
@@ -120,12 +121,16 @@ class PostgresJobStore:
             taken = self._take(connection, SQL["take"], {"id": email_id})
             return self._load(connection, taken) if taken and self._mark(connection, taken) else None
 
-    def claim_due(self, lane: Lane) -> Job | None:
-        """Claim the email that has waited longest in this lane; jobs not to be sent are put away on the way."""
+    def claim_due(self, lane: Lane, *, waits: bool = False) -> Job | None:
+        """Claim the email that has waited longest in this lane; jobs not to be sent are put away on the way.
+
+        What somebody else has a lock on is passed over; with `waits` it is waited for, since he may let go of it.
+        """
+        statement = TAKE_DUE_WAITING if waits else SQL["take_due"]
         where = {"user_id": lane.user_id, "courier": lane.courier or ""}
         while True:
             with self._link.lend() as connection, connection.transaction():
-                taken = self._take(connection, SQL["take_due"], where)
+                taken = self._take(connection, statement, where)
                 if taken is None:
                     return None
                 job = self._load(connection, taken) if self._mark(connection, taken) else None

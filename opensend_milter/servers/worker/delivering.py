@@ -204,17 +204,18 @@ class Delivering:
         if job is None and self._office.breaker.is_open:
             inbox.leave(notice)
         else:
-            self._attempt(job or self._store.claim(notice.email_id))
+            # Who was locked while somebody noted it as announced has no other word: others may have taken up its own.
+            self._attempt(job or self._store.claim(notice.email_id) or self._claim_due(waits=True))
             inbox.done(notice)
         self._notice = None
         return True
 
-    def _claim_due(self) -> Job | None:
+    def _claim_due(self, *, waits: bool = False) -> Job | None:
         turns, tried = self._office.turns, set[Lane]()
         while (lane := turns.next(self._store.due_lanes)) and lane not in tried:
             tried.add(lane)
             if self._office.breaker.allows(lane.courier or self._office.default):
-                if job := self._store.claim_due(lane):
+                if job := self._store.claim_due(lane, waits=waits):
                     return job
                 turns.is_done(lane)
         return None
