@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice, pairwise, takewhile
+from itertools import islice, pairwise
 
 from idna import uts46_remap, valid_contextj
 
@@ -31,8 +31,12 @@ _PIECE = re.compile(r'(?>(?:[^,"]+|"(?>(?:[^"\\]+|\\.?)*)(?:"|\Z))+)', re.DOTALL
 _ATOMS = r"(?>[A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*)"
 _WORDS = r"(?>[A-Za-z0-9]+(?: [A-Za-z0-9]+)*)"
 _USUAL_ADDRESS = re.compile(rf"{_ATOMS}@{_ATOMS}")
-_USUAL = re.compile(rf"[ \t]*+(?:(?:({_WORDS}) )?<({_ATOMS}@{_ATOMS})>|({_ATOMS}@{_ATOMS}))[ \t]*+")
+_USUAL = re.compile(rf"^[ \t]*+(?:(?:({_WORDS}) )?(<))?({_ATOMS}@{_ATOMS})(?(2)>)[ \t]*+$", re.MULTILINE)
 """What almost each mailbox is: plain words. The reader below says the same of it, ten times more slowly."""
+_LOWERED = r"(?>[a-z0-9_+-]+(?:\.[a-z0-9_+-]+)*)"
+_USUAL_RECIPIENT = re.compile(rf"^<({_ATOMS}@{_LOWERED})>$", re.MULTILINE)
+_ODD = ("..", ".@", "\n.", "xn--")
+"""What is in none of ASCII addresses, one a line, that have one spelling."""
 _ATEXT = r"""[^\s()<>@,;:\\".\[\]\x00-\x1f\x7f]"""
 _ATOMS_AND_DOTS = re.compile(rf"(?>(?:{_ATEXT}|\.)+)")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -84,7 +88,7 @@ def usual_mailbox(value: str, budget: Budget) -> Mailbox | None:
     if not found:
         return None
     budget.spend(1, "addresses")
-    return Mailbox(found[1] or "", Address(found[2] or found[3]))
+    return Mailbox(found[1] or "", Address(found[3]))
 
 
 def parse_addresses(
@@ -99,11 +103,12 @@ def parse_addresses(
     budget = budget or Budget.of(len(value))
     if at_most and (one := usual_mailbox(value, budget)):
         return (one,)
-    pieces = value.split(",", at_most)
-    usual = [*takewhile(bool, map(_USUAL.fullmatch, pieces))] if len(pieces) <= at_most else []
-    budget.spend(len(usual), "addresses")
-    if len(usual) == len(pieces):
-        return tuple([Mailbox(one[1] or "", Address(one[2] or one[3])) for one in usual if one])
+    pieces = value.count(",") + 1
+    if pieces <= at_most and "\n" not in value:
+        usual = _USUAL.findall(value.replace(",", "\n"))
+        budget.spend(len(usual), "addresses")
+        if len(usual) == pieces:
+            return tuple([Mailbox(name, Address(address)) for name, _, address in usual])
     try:
         return tuple(_Reader(value, at_most, budget, plain=plain).read())
     except NotAnAddressListError as error:
@@ -454,6 +459,17 @@ def listings(address: Address) -> tuple[str, ...]:
     return found if address.isascii() else tuple({*found, *spellings(Address(folded(address)))})
 
 
+def all_listings(addresses: Sequence[Address]) -> list[str]:
+    """Return the listings of all: those of usual addresses at once."""
+    together = "\n".join(["", *addresses])
+    lowered = together.lower()
+    if together.isascii() and not any(odd in lowered for odd in _ODD):
+        found = lowered.split("\n")[1:]
+        if len(found) == len(addresses):
+            return found  # what follows says the same of each
+    return [spelling for address in addresses for spelling in listings(address)]
+
+
 def same_recipient(address: Address) -> tuple[str, str]:
     """Return a key equal for two spellings of one mailbox: only the domain is without case (RFC 5321, 2.4)."""
     local, _, domain = address.rpartition("@")
@@ -490,3 +506,21 @@ def envelope_address(argument: str) -> Address | None:
         return None
     found = mapped(Address(f"{local}@{domain}"))
     return found if found and len(found.encode()) <= MAX_ADDRESS_OCTETS else None
+
+
+def envelope_addresses(arguments: Sequence[bytes]) -> tuple[tuple[Address, ...], str | None]:
+    """Read RCPT arguments, each mailbox once in the first of its spellings; and the last that is none, as it came."""
+    said = b"\n".join(arguments).decode("utf-8", "replace")
+    usual: list[Address] = _USUAL_RECIPIENT.findall(said)
+    if len(usual) == len(arguments) == said.count("\n") + 1 and max(map(len, usual)) <= MAX_ADDRESS_OCTETS:
+        return tuple(dict.fromkeys(usual)), None  # what follows says the same of them
+    found: dict[tuple[str, str], Address] = {}
+    bad = None
+    for argument in arguments:
+        text = argument.decode("utf-8", "replace")
+        address = envelope_address(text)
+        if address is None:
+            bad = text
+        else:
+            found.setdefault(same_recipient(address), address)
+    return tuple(found.values()), bad

@@ -13,8 +13,9 @@ def identify(message: Message, reading: Reading) -> Identity:
     """Name a message; what a mail library makes anew for every try, such as boundaries and Date, has no part in it."""
     content = hashlib.sha256()
     recipients = sorted(message.envelope.recipients)
-    for text in (reading.sender.address, reading.subject, reading.text, reading.html, *recipients):
+    for text in (reading.sender.address, reading.subject, reading.text, reading.html):
         _add_text(content, text)
+    content.update(b"".join(map(_item, recipients)))
     for attachment in reading.attachments:
         for text in (attachment.filename, attachment.content_type):
             _add_text(content, text)
@@ -78,6 +79,12 @@ def _add_text(digest: hashlib._Hash, text: str) -> None:
     octets = text.encode("utf-8", "surrogatepass")
     digest.update(octets)
     digest.update(b"\x00%d\x00" % len(octets))
+
+
+def _item(text: str) -> bytes:
+    """Write what `_add_text` adds, for many that are short: an update for each takes as long as all the rest."""
+    octets = text.encode("utf-8", "surrogatepass")
+    return b"%b\x00%d\x00" % (octets, len(octets))
 
 
 def _add(digest: hashlib._Hash, pieces: Iterable[bytes | memoryview]) -> None:

@@ -106,7 +106,7 @@ class Policy:
             user_id=UserId(key.user_id),
             reading=reading,
             identity=identity,
-            recipients=tuple(address for address in message.envelope.recipients if address not in left_out),
+            recipients=tuple([address for address in message.envelope.recipients if address not in left_out]),
             dropped=dropped,
             courier=facts.courier,
             scheduled_at=scheduled_at,

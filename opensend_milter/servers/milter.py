@@ -26,7 +26,7 @@ from typing import IO, Protocol
 import milter
 
 from opensend_milter.core import maillog
-from opensend_milter.core.address import MAX_ADDRESS_OCTETS, envelope_address, same_recipient
+from opensend_milter.core.address import MAX_ADDRESS_OCTETS, envelope_addresses
 from opensend_milter.core.errors import ConfigError, OpensendError
 from opensend_milter.core.ids import key_id, new_email_id
 from opensend_milter.core.model import Address, Envelope, KeyId, Message, Outcome, Refuse, Session, refuse
@@ -309,7 +309,7 @@ def _decide(transaction: Transaction) -> Outcome:
         return LATE
     if transaction.broken:
         return OURS
-    recipients, bad = _recipients(transaction.recipients)
+    recipients, bad = envelope_addresses(transaction.recipients)
     fault = _fault(transaction, recipients, bad)
     if not transaction.body_size:
         transaction.end_header()
@@ -319,19 +319,6 @@ def _decide(transaction: Transaction) -> Outcome:
         transaction.give_up(error)
         return OURS
     return transaction.door.accept(_message(transaction, recipients, raw, fault))
-
-
-def _recipients(said: list[bytes]) -> tuple[tuple[Address, ...], str | None]:
-    """Read them, each mailbox once in the first of its spellings; and the last that is no address, as it was said."""
-    found: dict[tuple[str, str], Address] = {}
-    bad = None
-    for text in map(_text, said):
-        address = envelope_address(text)
-        if address is None:
-            bad = text
-        else:
-            found.setdefault(same_recipient(address), address)
-    return tuple(found.values()), bad
 
 
 def _fault(transaction: Transaction, recipients: tuple[Address, ...], bad: str | None) -> Refuse | None:

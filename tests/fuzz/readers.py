@@ -10,7 +10,9 @@ from opensend_milter.core import row
 from opensend_milter.core.address import (
     MAX_ADDRESS_OCTETS,
     NotAnAddressListError,
+    all_listings,
     envelope_address,
+    envelope_addresses,
     folded,
     listings,
     normal_domain,
@@ -87,9 +89,12 @@ def _read_addresses(value: str) -> None:
         assert normal_domain(name) == name
         sound([name, unicode_domain(name)])
     bare = envelope_address(value)
+    together = envelope_addresses([value.encode("utf-8", "replace")])
+    assert together == ((), value) if bare is None else together == ((bare,), None)
     if bare is not None:
         assert len(bare.encode()) <= MAX_ADDRESS_OCTETS
         assert envelope_address(bare) == bare
+        assert all_listings([bare, bare]) == [*listings(bare), *listings(bare)]
     sound([decode_words(value)])
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from opensend_milter.core.address import (
     NotAnAddressListError,
+    all_listings,
     envelope_address,
+    envelope_addresses,
     folded,
     listings,
     normal_domain,
@@ -315,6 +317,22 @@ def test_a_suppressed_address_is_found_in_any_spelling() -> None:
 
 
 @pytest.mark.case(36)
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "Jane@Example.NET", "a..b@example.net", ".a@example.net", "a.@example.net", "a@XN--exmple-cua.org",
+        "a@exämple.org", "\N{KELVIN SIGN}@example.net", "ſ@example.net", '"a b"@example.net', "a\nb@example.net",
+    ],
+)  # fmt: skip
+def test_all_are_listed_as_each_by_itself(odd: str) -> None:
+    usual = Address("Usual@example.net")
+    for addresses in ([Address(odd)], [usual, Address(odd)], [Address(odd), usual, usual], [usual, usual]):
+        expected = [spelling for address in addresses for spelling in listings(address)]
+        assert all_listings(addresses) == expected
+    assert all_listings([]) == []
+
+
+@pytest.mark.case(36)
 def test_another_program_may_write_an_address_in_several_ways() -> None:
     assert spellings(Address("Jane@Example.ORG")) == ("jane@example.org",)
     assert set(spellings(Address("jane@exämple.org"))) == {"jane@exämple.org", "jane@xn--exmple-cua.org"}
@@ -380,6 +398,30 @@ def test_only_the_domain_is_without_case() -> None:
 )
 def test_reads_an_envelope_recipient(argument: str, expected: str | None) -> None:
     assert envelope_address(argument) == expected
+
+
+@pytest.mark.case(22)
+@pytest.mark.parametrize(
+    "said",
+    [
+        [], ["<b@example.org>"], ["<b@example.org>", "<B@example.org>", "<b@example.org>"],
+        ["<b@example.org>", "<b@EXAMPLE.org>"], ["<b@EXAMPLE.org>", "<b@example.org>"],
+        ["<b@example.org>", '<"b"@example.org>'], ["b@example.org"], ["<b@example.org"], ["b@example.org>"],
+        ["<b@example.org>\n<c@example.org>", "<nobody>"], ["<b@example.org>\n<c@example.org>"], ["<b@example.org>\n"],
+        ["<b@x_y.example>", "<b@X_Y.example>"], ["<b@example.org>", "<>"], ["<>", "<nobody>", "<b@example.org>"],
+        ["<" + "b" * 308 + "@example.org>"], ["<" + "b" * 309 + "@example.org>"], ["<jürgen@exämple.org>"],
+        ["<b@example.org.>"], ["<b@xn--exmple-cua.org>", "<b@exämple.org>"], [""],
+    ],
+)  # fmt: skip
+def test_recipients_are_read_together_as_each_by_itself(said: list[str]) -> None:
+    found = [(text, envelope_address(text)) for text in said]
+    kept: dict[tuple[str, str], Address] = {}
+    for _, address in found:
+        if address is not None:
+            kept.setdefault(same_recipient(address), address)
+    bad = [text for text, address in found if address is None]
+    expected = (tuple(kept.values()), bad[-1] if bad else None)
+    assert envelope_addresses([text.encode() for text in said]) == expected
 
 
 @pytest.mark.case(77)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -15,7 +15,7 @@ from psycopg import errors
 from opensend_milter.adapters.postgres import intake_rows
 from opensend_milter.adapters.postgres.intake_rows import Step, array, columns
 from opensend_milter.adapters.postgres.link import Link, Tables, statements
-from opensend_milter.core.address import listings
+from opensend_milter.core.address import all_listings, listings
 from opensend_milter.core.couriers import CourierName
 from opensend_milter.core.errors import AlreadyStored
 from opensend_milter.core.model import (
@@ -62,6 +62,7 @@ class FactsRow(NamedTuple):
     restricted_domain: str | None
     sender_domain_verified: bool
     suppressed: list[tuple[str, str]] | None
+    """Spellings of recipients that are listed, each with its reason."""
     on_suppressed: OnSuppressed | None
     unused_lately: bool
     earlier_id: EmailId | None
@@ -103,18 +104,15 @@ class PostgresIntakeStore:
             if self._habits.billing:
                 user_ids = sorted({row.user_id for row in rows if row.user_id is not None})
                 subscriptions = dict(connection.execute(SQL["subscriptions_of"], {"user_ids": user_ids}))
-            facts = [_facts(row, subscriptions.get(row.user_id or "", "fine")) for row in rows]
+            facts = [
+                _facts(row, question.recipients, subscriptions.get(row.user_id or "", "fine"))
+                for row, question in zip(rows, questions, strict=True)
+            ]
             rest = {earlier.email_id for one in facts if _is_to_compare(earlier := one.earlier)}
             digests = dict(connection.execute(SQL["row_digests"], {"ids": sorted(rest)})) if rest else {}
         return [_with_digest(one, digests) for one in facts] if digests else facts
 
     def _parameters(self, questions: Sequence[Question]) -> dict[str, Any]:
-        spelled = [
-            (ordinal, recipient, spelling)
-            for ordinal, question in enumerate(questions, 1)
-            for recipient in question.recipients
-            for spelling in listings(recipient)
-        ]
         return {
             "key_ids": array([question.key_id for question in questions]),
             "ascii_domains": array([question.sender_domains[0] for question in questions]),
@@ -122,9 +120,7 @@ class PostgresIntakeStore:
             "idempotency_keys": array([question.identity.idempotency_key for question in questions]),
             "fingerprints": [self._fingerprint(question.identity) for question in questions],
             "window": self._habits.duplicate_window,
-            "ordinals": array([ordinal for ordinal, _, _ in spelled]),
-            "recipients": array([intake_rows.clean(recipient) for _, recipient, _ in spelled]),
-            "spellings": array([intake_rows.clean(spelling) for _, _, spelling in spelled]),
+            **intake_rows.spread("spellings", [all_listings(question.recipients) for question in questions]),
         }
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
@@ -175,14 +171,17 @@ class PostgresIntakeStore:
             yield from intake_rows.pieces(message.id, accept.reading)
         yield (
             "settle",
-            columns(
-                [
-                    intake_rows.accept_values(
-                        message, accept, self._fingerprint(accept.identity), whole_rows=whole_rows
-                    )
-                    for message, accept in accepted
-                ]
-            ),
+            {
+                **columns(
+                    [
+                        intake_rows.accept_values(
+                            message, accept, self._fingerprint(accept.identity), whole_rows=whole_rows
+                        )
+                        for message, accept in accepted
+                    ]
+                ),
+                **intake_rows.spread("recipients", [accept.recipients for _, accept in accepted]),
+            },
         )
         if staged:
             yield "unstage", {"ids": [message.id for message, _ in staged]}
@@ -234,7 +233,7 @@ def _names_taken() -> Iterator[None]:
         raise
 
 
-def _facts(row: FactsRow, subscription: Subscription) -> Facts:
+def _facts(row: FactsRow, recipients: Sequence[Address], subscription: Subscription) -> Facts:
     earlier = None
     if row.earlier_id:
         earlier = Earlier(
@@ -257,11 +256,21 @@ def _facts(row: FactsRow, subscription: Subscription) -> Facts:
         now=row.now,
         key=key if row.known else None,
         sender_domain_verified=row.sender_domain_verified,
-        # One that is listed in two spellings is still one recipient.
-        suppressed=tuple({Address(address): reason for address, reason in row.suppressed or ()}.items()),
+        suppressed=_suppressed(recipients, row.suppressed) if row.suppressed else (),
         earlier=earlier,
         courier=row.courier,
         subscription=subscription,
+    )
+
+
+def _suppressed(recipients: Sequence[Address], listed: Iterable[tuple[str, str]]) -> tuple[tuple[Address, str], ...]:
+    """Tell who is meant by the spellings that are listed; one that is listed in two is still one recipient."""
+    reasons = dict(sorted(listed))
+    found = {address: [intake_rows.clean(spelling) for spelling in listings(address)] for address in recipients}
+    return tuple(
+        (address, max(reasons[spelling] for spelling in spelled if spelling in reasons))
+        for address, spelled in found.items()
+        if not reasons.keys().isdisjoint(spelled)
     )
 
 

@@ -1,9 +1,9 @@
 -- facts_for -- what judging a batch of messages needs: one row per message, in order
 WITH asked AS (
-    SELECT ordinal, key_id, ascii_domain, unicode_domain, idempotency_key, fingerprint
+    SELECT *
     FROM unnest(%(key_ids)s::uuid[], %(ascii_domains)s::text[], %(unicode_domains)s::text[],
-            %(idempotency_keys)s::text[], %(fingerprints)b::bytea[])
-        WITH ORDINALITY AS a (key_id, ascii_domain, unicode_domain, idempotency_key, fingerprint, ordinal)
+            %(idempotency_keys)s::text[], %(fingerprints)b::bytea[], %(firsts)s::integer[], %(lasts)s::integer[])
+        WITH ORDINALITY AS a (key_id, ascii_domain, unicode_domain, idempotency_key, fingerprint, first, last, ordinal)
 ), keyed AS (
     SELECT a.*, k.id IS NOT NULL AS known, k.user_id, nullif(lower(btrim(k.domain)), '') AS restriction,
         c.on_suppressed, coalesce(k.last_used_at < now() - interval '1 minute', true) AS unused_lately,
@@ -27,21 +27,10 @@ WITH asked AS (
             OR e.status = 'bounced' AND e.sent_at IS NULL, true),
         'key'
     FROM keyed k
-        JOIN opensend_milter.fingerprints f ON f.key_id = k.key_id AND f.fingerprint = k.fingerprint
+        -- Each by itself: joined, by a plan made while the table was empty, it is read from end to end long after.
+        CROSS JOIN LATERAL (SELECT * FROM opensend_milter.fingerprints
+            WHERE key_id = k.key_id AND fingerprint = k.fingerprint OFFSET 0) f
         LEFT JOIN public.emails e ON e.id = f.email_id
-), listed AS (
-    SELECT r.ordinal, jsonb_agg(DISTINCT jsonb_build_array(r.recipient, s.reason)) AS suppressed
-    FROM unnest(%(ordinals)s::bigint[], %(recipients)s::text[], %(spellings)s::text[])
-            AS r (ordinal, recipient, spelling)
-        JOIN keyed k ON k.ordinal = r.ordinal
-        CROSS JOIN LATERAL (
-            SELECT reason FROM public.email_suppressions WHERE user_id = k.user_id AND email = r.spelling
-            UNION ALL
-            SELECT l.reason FROM opensend_milter.odd_spellings o
-                JOIN public.email_suppressions l ON l.user_id = o.user_id AND l.email = o.email
-            WHERE o.user_id = k.user_id AND o.folded = r.spelling
-        ) s
-    GROUP BY r.ordinal
 )
 SELECT k.known,
     k.user_id,
@@ -50,7 +39,15 @@ SELECT k.known,
         THEN (SELECT lower(d.name) FROM public.domains d WHERE d.id = k.restriction::uuid AND d.user_id = k.user_id)
         ELSE k.restriction END AS restricted_domain,
     coalesce(d.verified, false) AS sender_domain_verified,
-    l.suppressed,
+    (SELECT jsonb_agg(jsonb_build_array(s.spelling, s.reason)) FROM (
+        SELECT r.spelling, l.reason
+        FROM unnest((%(spellings)s::text[])[k.first:k.last]) AS r (spelling)
+            CROSS JOIN LATERAL (
+                SELECT reason FROM public.email_suppressions WHERE user_id = k.user_id AND email = r.spelling OFFSET 0) l
+        UNION ALL
+        SELECT o.folded, l.reason FROM opensend_milter.odd_spellings o
+            JOIN public.email_suppressions l ON l.user_id = o.user_id AND l.email = o.email
+        WHERE o.user_id = k.user_id AND o.folded = ANY ((%(spellings)s::text[])[k.first:k.last])) s) AS suppressed,
     k.on_suppressed,
     k.unused_lately,
     r.email_id::text AS earlier_id,
@@ -70,7 +67,7 @@ SELECT k.known,
     CASE WHEN k.per_day IS NOT NULL THEN (SELECT u.messages FROM opensend_milter.key_usage u
         WHERE u.key_id = k.key_id AND u.day = (now() AT TIME ZONE 'UTC')::date) END AS sent_today,
     now() AS now
-FROM keyed k LEFT JOIN listed l USING (ordinal) LEFT JOIN earlier r USING (ordinal)
+FROM keyed k LEFT JOIN earlier r USING (ordinal)
     LEFT JOIN LATERAL (
         SELECT * FROM (
             -- By the index; only where that finds none, by reading all domains of the user: one may be stored in capitals.
@@ -123,16 +120,15 @@ WITH mail AS (
         client_address, tls, sender, from_address, recipients, message_id, size_bytes, sha256, content_digest,
         dropped, left_out, bulk_id)
     SELECT s.id, now(), s.user_id, s.key_id, s.front_door, s.queue_id, s.client_address, s.tls, s.sender,
-        s.from_address, (SELECT array_agg(value ORDER BY place)
-            FROM jsonb_array_elements_text(s.recipients) WITH ORDINALITY AS r (value, place)),
+        s.from_address, (%(recipients)s::text[])[s.first:s.last],
         s.message_id, s.size_bytes, s.sha256, s.content_digest, s.dropped, s.left_out, s.bulk_id
     FROM unnest(%(ids)s::uuid[], %(user_ids)s::text[], %(key_ids)s::uuid[],
         %(front_doors)s::text[], %(queue_ids)s::text[], %(client_addresses)s::text[], %(tls)s::text[],
-        %(envelope_senders)s::text[], %(from_addresses)s::text[], %(recipients)s::jsonb[], %(message_ids)s::text[],
-        %(sizes)s::bigint[], %(digests)b::bytea[], %(content_digests)b::bytea[], %(dropped)s::jsonb[],
+        %(envelope_senders)s::text[], %(from_addresses)s::text[], %(firsts)s::integer[], %(lasts)s::integer[],
+        %(message_ids)s::text[], %(sizes)s::bigint[], %(digests)b::bytea[], %(content_digests)b::bytea[], %(dropped)s::jsonb[],
         %(left_out)s::jsonb[], %(bulk_ids)s::uuid[])
         AS s (id, user_id, key_id, front_door, queue_id, client_address, tls, sender, from_address,
-            recipients, message_id, size_bytes, sha256, content_digest, dropped, left_out, bulk_id)
+            first, last, message_id, size_bytes, sha256, content_digest, dropped, left_out, bulk_id)
 ), fingerprint AS (
     INSERT INTO opensend_milter.fingerprints (key_id, fingerprint, email_id, received_at)
     SELECT f.key_id, f.fingerprint, f.email_id, now()

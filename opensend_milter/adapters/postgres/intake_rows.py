@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC
 from http import HTTPStatus
 from typing import Any
@@ -36,6 +36,18 @@ def columns(rows: Sequence[Values]) -> Mapping[str, list[Any] | str]:
 
 def _column(name: str, values: list[Any]) -> list[Any] | str:
     return values if name in _BYTES else array(values)
+
+
+def spread(name: str, lists: Iterable[Sequence[str]]) -> Mapping[str, str]:
+    """Write the texts of all rows as one array, and of each row where its own begin and end in it."""
+    texts: list[str] = []
+    firsts: list[int] = []
+    lasts: list[int] = []
+    for each in lists:
+        firsts.append(len(texts) + 1)
+        texts += each
+        lasts.append(len(texts))
+    return {name: array(list(map(clean, texts))), "firsts": array(firsts), "lasts": array(lasts)}
 
 
 def array(values: Sequence[object]) -> str:
@@ -199,7 +211,6 @@ def _record(message: Message, accept: Accept, headers: row.Headers, fingerprint:
         "tls": message.session.tls,
         "envelope_senders": clean(message.envelope.sender),
         "from_addresses": clean(accept.reading.sender.address),
-        "recipients": _json(accept.recipients),
         "message_ids": accept.reading.message_id and clean(accept.reading.message_id),
         "sizes": message.size,
         "digests": message.sha256,
@@ -254,7 +265,7 @@ def _json(value: Sequence[str] | Sequence[dict[str, str]] | dict[str, str]) -> s
         return "{}" if isinstance(value, dict) else "[]"
     if isinstance(value, dict):
         return json.dumps(_clean_object(value))
-    return json.dumps([_clean_object(item) if isinstance(item, dict) else clean(item) for item in value])
+    return json.dumps([clean(item) if isinstance(item, str) else _clean_object(item) for item in value])
 
 
 def _clean_object(fields: dict[str, str]) -> dict[str, str]:
