@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Literal, NewType
+from typing import Literal, NamedTuple, NewType
 
 from opensend_milter.core.control import Wishes
 from opensend_milter.core.couriers import CourierName
@@ -72,8 +72,7 @@ class Message:
     """How many there are under the one name that the request has; 0: they are no matter to each other."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mailbox:
+class Mailbox(NamedTuple):
     """A display name (decoded, may be empty) and an address."""
 
     name: str

@@ -57,7 +57,8 @@ def recipients(envelope: Iterable[Address], reading: Reading) -> Recipients:
     """Sort the envelope by the header; an address that only the header names is not sent to."""
     envelope = tuple(envelope)
     if {shown.address for shown in reading.to}.issuperset(envelope):  # as almost each message has it
-        return Recipients(to=tuple(map(ascii_domain, envelope)), cc=(), bcc=())
+        to_all = envelope if "".join(envelope).isascii() else tuple(map(ascii_domain, envelope))
+        return Recipients(to=to_all, cc=(), bcc=())
     in_to = {same_recipient(shown.address) for shown in reading.to}
     in_cc = {same_recipient(shown.address) for shown in reading.cc}
     to: list[Address] = []

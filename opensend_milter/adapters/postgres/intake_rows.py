@@ -47,7 +47,10 @@ def spread(name: str, lists: Iterable[Sequence[str]]) -> Mapping[str, str]:
         firsts.append(len(texts) + 1)
         texts += each
         lasts.append(len(texts))
-    return {name: array(list(map(clean, texts))), "firsts": array(firsts), "lasts": array(lasts)}
+    together = "".join(texts)
+    if _NUL in together or not together.isascii():
+        texts = list(map(clean, texts))
+    return {name: array(texts), "firsts": array(firsts), "lasts": array(lasts)}
 
 
 def array(values: Sequence[object]) -> str:
@@ -263,6 +266,9 @@ def _attachment(attachment: Attachment, *, with_content: bool) -> dict[str, str]
 def _json(value: Sequence[str] | Sequence[dict[str, str]] | dict[str, str]) -> str:
     if not value:
         return "{}" if isinstance(value, dict) else "[]"
+    written = json.dumps(value)
+    if "\\u" not in written:  # plain ASCII: nothing is to be cleaned
+        return written
     if isinstance(value, dict):
         return json.dumps(_clean_object(value))
     return json.dumps([clean(item) if isinstance(item, str) else _clean_object(item) for item in value])
