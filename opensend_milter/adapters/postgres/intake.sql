@@ -41,13 +41,19 @@ SELECT k.known,
     coalesce(d.verified, false) AS sender_domain_verified,
     (SELECT jsonb_agg(jsonb_build_array(s.spelling, s.reason)) FROM (
         SELECT r.spelling, l.reason
-        FROM unnest((%(spellings)s::text[])[k.first:k.last]) AS r (spelling)
-            CROSS JOIN LATERAL (
-                SELECT reason FROM public.email_suppressions WHERE user_id = k.user_id AND email = r.spelling OFFSET 0) l
+        FROM unnest((%(spellings)s::text[])[k.first:k.last]) AS r (spelling),
+            LATERAL (SELECT reason FROM public.email_suppressions
+                WHERE user_id = k.user_id AND email = r.spelling OFFSET 0) l
         UNION ALL
-        SELECT o.folded, l.reason FROM opensend_milter.odd_spellings o
-            JOIN public.email_suppressions l ON l.user_id = o.user_id AND l.email = o.email
-        WHERE o.user_id = k.user_id AND o.folded = ANY ((%(spellings)s::text[])[k.first:k.last])) s) AS suppressed,
+        SELECT o.folded, l.reason
+        FROM (SELECT email, folded FROM opensend_milter.odd_spellings
+                WHERE user_id = k.user_id AND folded = ANY ((%(spellings)s::text[])[k.first:k.last])
+                    -- Most have none, and then none of fifty is looked for.
+                    AND (SELECT true FROM opensend_milter.odd_spellings WHERE user_id = k.user_id ORDER BY folded LIMIT 1)
+                OFFSET 0) o,
+            LATERAL (SELECT reason FROM public.email_suppressions
+                WHERE user_id = k.user_id AND email = o.email OFFSET 0) l
+        ) s) AS suppressed,
     k.on_suppressed,
     k.unused_lately,
     r.email_id::text AS earlier_id,
