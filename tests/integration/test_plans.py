@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from opensend_milter.adapters.admin import naming
-from opensend_milter.adapters.postgres.intake_rows import array, spread
+from opensend_milter.adapters.postgres.intake_rows import array
 from opensend_milter.adapters.postgres.link import Connection, connect, statements
 from tests.integration.emptied_database import Databases
 from tests.integration.private_postgres import Cluster, Database
@@ -94,7 +94,7 @@ def questions(connection: Connection, count: int) -> Mapping[str, Any]:
         "idempotency_keys": array([f"k{number}" if number % 2 else None for number in range(count)]),
         "fingerprints": [uuid4().bytes * 2 for _ in range(count)],
         "window": timedelta(hours=1),
-        **spread("spellings", [[spelling] for spelling in spelled]),
+        "spellings": array(spelled),
     }
 
 
@@ -117,7 +117,7 @@ def test_a_plan_made_while_nothing_was_stored_finds_what_came_since_by_index(dat
         asked = {
             **questions(beside, 0),
             **{name: array([None]) for name in ("ascii_domains", "unicode_domains", "idempotency_keys")},
-            **spread("spellings", [["a@b.example"]]),
+            "spellings": array(["a@b.example"]),
             "key_ids": array([key_id]),
             "fingerprints": [uuid4().bytes * 2],
         }

@@ -120,7 +120,7 @@ class PostgresIntakeStore:
             "idempotency_keys": array([question.identity.idempotency_key for question in questions]),
             "fingerprints": [self._fingerprint(question.identity) for question in questions],
             "window": self._habits.duplicate_window,
-            **intake_rows.spread("spellings", [all_listings(question.recipients) for question in questions]),
+            "spellings": array([intake_rows.lines(all_listings(question.recipients)) for question in questions]),
         }
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
@@ -171,17 +171,14 @@ class PostgresIntakeStore:
             yield from intake_rows.pieces(message.id, accept.reading)
         yield (
             "settle",
-            {
-                **columns(
-                    [
-                        intake_rows.accept_values(
-                            message, accept, self._fingerprint(accept.identity), whole_rows=whole_rows
-                        )
-                        for message, accept in accepted
-                    ]
-                ),
-                **intake_rows.spread("recipients", [accept.recipients for _, accept in accepted]),
-            },
+            columns(
+                [
+                    intake_rows.accept_values(
+                        message, accept, self._fingerprint(accept.identity), whole_rows=whole_rows
+                    )
+                    for message, accept in accepted
+                ]
+            ),
         )
         if staged:
             yield "unstage", {"ids": [message.id for message, _ in staged]}

@@ -2,8 +2,8 @@
 WITH asked AS (
     SELECT *
     FROM unnest(%(key_ids)s::uuid[], %(ascii_domains)s::text[], %(unicode_domains)s::text[],
-            %(idempotency_keys)s::text[], %(fingerprints)b::bytea[], %(firsts)s::integer[], %(lasts)s::integer[])
-        WITH ORDINALITY AS a (key_id, ascii_domain, unicode_domain, idempotency_key, fingerprint, first, last, ordinal)
+            %(idempotency_keys)s::text[], %(fingerprints)b::bytea[], %(spellings)s::text[])
+        WITH ORDINALITY AS a (key_id, ascii_domain, unicode_domain, idempotency_key, fingerprint, spellings, ordinal)
 ), keyed AS (
     SELECT a.*, k.id IS NOT NULL AS known, k.user_id, nullif(lower(btrim(k.domain)), '') AS restriction,
         c.on_suppressed, coalesce(k.last_used_at < now() - interval '1 minute', true) AS unused_lately,
@@ -41,13 +41,13 @@ SELECT k.known,
     coalesce(d.verified, false) AS sender_domain_verified,
     (SELECT jsonb_agg(jsonb_build_array(s.spelling, s.reason)) FROM (
         SELECT r.spelling, l.reason
-        FROM unnest((%(spellings)s::text[])[k.first:k.last]) AS r (spelling),
+        FROM unnest(string_to_array(k.spellings, chr(10))) AS r (spelling),
             LATERAL (SELECT reason FROM public.email_suppressions
                 WHERE user_id = k.user_id AND email = r.spelling OFFSET 0) l
         UNION ALL
         SELECT o.folded, l.reason
         FROM (SELECT email, folded FROM opensend_milter.odd_spellings
-                WHERE user_id = k.user_id AND folded = ANY ((%(spellings)s::text[])[k.first:k.last])
+                WHERE user_id = k.user_id AND folded = ANY (string_to_array(k.spellings, chr(10)))
                     -- Most have none, and then none of fifty is looked for.
                     AND (SELECT true FROM opensend_milter.odd_spellings WHERE user_id = k.user_id ORDER BY folded LIMIT 1)
                 OFFSET 0) o,
@@ -126,15 +126,15 @@ WITH mail AS (
         client_address, tls, sender, from_address, recipients, message_id, size_bytes, sha256, content_digest,
         dropped, left_out, bulk_id)
     SELECT s.id, now(), s.user_id, s.key_id, s.front_door, s.queue_id, s.client_address, s.tls, s.sender,
-        s.from_address, (%(recipients)s::text[])[s.first:s.last],
+        s.from_address, string_to_array(s.recipients, chr(10)),
         s.message_id, s.size_bytes, s.sha256, s.content_digest, s.dropped, s.left_out, s.bulk_id
     FROM unnest(%(ids)s::uuid[], %(user_ids)s::text[], %(key_ids)s::uuid[],
         %(front_doors)s::text[], %(queue_ids)s::text[], %(client_addresses)s::text[], %(tls)s::text[],
-        %(envelope_senders)s::text[], %(from_addresses)s::text[], %(firsts)s::integer[], %(lasts)s::integer[],
+        %(envelope_senders)s::text[], %(from_addresses)s::text[], %(recipients)s::text[],
         %(message_ids)s::text[], %(sizes)s::bigint[], %(digests)b::bytea[], %(content_digests)b::bytea[], %(dropped)s::jsonb[],
         %(left_out)s::jsonb[], %(bulk_ids)s::uuid[])
         AS s (id, user_id, key_id, front_door, queue_id, client_address, tls, sender, from_address,
-            first, last, message_id, size_bytes, sha256, content_digest, dropped, left_out, bulk_id)
+            recipients, message_id, size_bytes, sha256, content_digest, dropped, left_out, bulk_id)
 ), fingerprint AS (
     INSERT INTO opensend_milter.fingerprints (key_id, fingerprint, email_id, received_at)
     SELECT f.key_id, f.fingerprint, f.email_id, now()

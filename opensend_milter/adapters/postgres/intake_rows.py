@@ -38,19 +38,9 @@ def _column(name: str, values: list[Any]) -> list[Any] | str:
     return values if name in _BYTES else array(values)
 
 
-def spread(name: str, lists: Iterable[Sequence[str]]) -> Mapping[str, str]:
-    """Write the texts of all rows as one array, and of each row where its own begin and end in it."""
-    texts: list[str] = []
-    firsts: list[int] = []
-    lasts: list[int] = []
-    for each in lists:
-        firsts.append(len(texts) + 1)
-        texts += each
-        lasts.append(len(texts))
-    together = "".join(texts)
-    if _NUL in together or not together.isascii():
-        texts = list(map(clean, texts))
-    return {name: array(texts), "firsts": array(firsts), "lasts": array(lasts)}
+def lines(addresses: Iterable[str]) -> str:
+    """Write addresses one a line, as none has a line end: linear, where a slice of one array for all is not."""
+    return clean("\n".join(addresses))
 
 
 def array(values: Sequence[object]) -> str:
@@ -214,6 +204,7 @@ def _record(message: Message, accept: Accept, headers: row.Headers, fingerprint:
         "tls": message.session.tls,
         "envelope_senders": clean(message.envelope.sender),
         "from_addresses": clean(accept.reading.sender.address),
+        "recipients": lines(accept.recipients),
         "message_ids": accept.reading.message_id and clean(accept.reading.message_id),
         "sizes": message.size,
         "digests": message.sha256,
