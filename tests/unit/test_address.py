@@ -400,6 +400,20 @@ def test_reads_an_envelope_recipient(argument: str, expected: str | None) -> Non
     assert envelope_address(argument) == expected
 
 
+@pytest.mark.parametrize("end", ["\n", "\\\n", "\r\n"])
+@pytest.mark.parametrize("address", ["a@b.example", "<a@b.example>", '"a b"@b.example', '<"a b"@b.example>'])
+def test_no_address_holds_a_line_end(address: str, end: str) -> None:
+    """The addresses of a message are stored one a line."""
+    for place in range(len(address) + 1):
+        assert envelope_address(address[:place] + end + address[place:]) is None
+
+
+def test_no_character_becomes_a_line_end() -> None:
+    every = "".join(map(chr, range(0x0B, 0x110000)))
+    assert "\n" not in every.lower()
+    assert "\n" not in folded(Address(f"{every}@example.net"))
+
+
 @pytest.mark.case(22)
 @pytest.mark.parametrize(
     "said",
